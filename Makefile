@@ -1,0 +1,86 @@
+# Needs Python >= 3.11 and make; everything else is installed into .venv by hash.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help dev test check proto .venv
+
+help: ## list the targets
+	@sed -n 's/^\([a-z.]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
+
+.venv: .venv/installed ## the locked environment alone, with authsvc installed editable
+
+.venv/installed: requirements/bootstrap.txt requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than Python 3.11: name another one, make PYTHON=..." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
+	  -r requirements/bootstrap.txt
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes \
+	  requirements/bootstrap.txt requirements/dev.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# authsvc takes the shell's place, so that Ctrl-C reaches it alone and its exit code is make's.
+dev: .venv ## run the service on this machine, ready to call
+	@exec $(BIN)/authsvc dev
+
+# A first installation of the engines takes longer than a test may.
+test: .venv ## the whole test suite, with its coverage
+	@$(BIN)/python -m tests.engines
+	@$(BIN)/python -m pytest --cov --numprocesses=auto --maxprocesses=4 --dist=worksteal
+
+# Needs .venv/bin on the path: protoc looks its plugins up there.
+protoc = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos \
+  --python_out=$(1) --grpc_python_out=$(1) --mypy_out=$(1) --mypy_grpc_out=$(1) \
+  protos/authsvc/v1/*.proto
+
+proto: .venv ## regenerate authsvc/v1 from protos
+	@rm -f authsvc/v1/*_pb2*
+	@$(call protoc,.)
+
+CHECKS := format lint types layers proto-format proto-lint proto-breaking stubs lock dockerfile
+.PHONY: $(CHECKS:%=check-%)
+
+# --keep-going: one run shows everything that is wrong.
+check: .venv ## everything that is checked without running the program
+	@$(MAKE) --no-print-directory --keep-going $(CHECKS:%=check-%)
+
+# $(call step,command): one line when it passes, with the tool's output when it does not.
+step = output=$$( { $(1); } 2>&1 ) && echo "ok      $(@:check-%=%)" || \
+  { echo "FAILED  $(@:check-%=%)"; echo "$$output"; exit 1; }
+
+check-format: .venv
+	@$(call step,$(BIN)/ruff format --check)
+
+check-lint: .venv
+	@$(call step,$(BIN)/ruff check)
+
+check-types: .venv
+	@$(call step,$(BIN)/mypy)
+
+check-layers: .venv
+	@$(call step,$(BIN)/lint-imports --no-logo)
+
+check-proto-format: .venv
+	@$(call step,$(BIN)/buf format --diff --exit-code)
+
+check-proto-lint: .venv
+	@$(call step,$(BIN)/buf lint)
+
+# Against the newest release; before the first one nobody depends on the API.
+check-proto-breaking: .venv
+	@tag=$$(git describe --tags --abbrev=0 2>/dev/null); \
+	if [ -z "$$tag" ]; then echo "ok      proto-breaking (no release to compare with yet)"; exit; fi; \
+	repository=$$(git rev-parse --git-common-dir); \
+	$(call step,$(BIN)/buf breaking --against "$$repository#tag=$$tag")
+
+check-stubs: .venv
+	@$(call step,fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; $(call protoc,"$$fresh"); \
+	  diff -r -x __init__.py -x __pycache__ "$$fresh/authsvc/v1" authsvc/v1)
+
+check-lock: .venv
+	@$(call step,$(BIN)/python requirements/lock.py --check)
+
+check-dockerfile: .venv
+	@$(call step,$(BIN)/hadolint Dockerfile)
