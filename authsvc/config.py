@@ -1,0 +1,307 @@
+"""Settings: read from the environment, checked all at once, so that one start shows every problem."""
+
+import difflib
+import ipaddress
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from authsvc.errors import ConfigError
+from authsvc.models import ACCESS_TOKEN_MAX_LIFETIME
+
+PREFIX = "AUTHSVC_"
+MAX_PORT = 65535
+MAX_DURATION_DAYS = 36_500
+"""Times that far from now can still be told."""
+DEFAULT_HTTP_LISTEN = "127.0.0.1:8080"
+DYNAMODB = "dynamodb"
+SQLITE_SCHEME = "sqlite:"
+
+_ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):(?P<port>[0-9]{1,5})")
+_DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d)")
+_NUMBER = re.compile(r"[0-9]{1,9}")
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_TABLE_PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,200}")
+# What Kubernetes and Docker links put into the environment for a service that is called authsvc.
+_SERVICE_LINK = re.compile(r"AUTHSVC_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\w+)?)")
+_NOT_SETTINGS = ("AUTHSVC_ADMIN_", "AUTHSVC_TEST_")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen. Port 0: any free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        """Return it as gRPC takes it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _store(text: str) -> str:
+    if text == DYNAMODB or text.removeprefix(SQLITE_SCHEME) not in ("", text):
+        return text
+    raise ValueError(f"must be {DYNAMODB} or {SQLITE_SCHEME}PATH")
+
+
+def _table_prefix(text: str) -> str:
+    if _TABLE_PREFIX.fullmatch(text):
+        return text
+    raise ValueError("must have letters, digits, and . _ - alone")
+
+
+def _address(text: str) -> Address:
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match["port"]) > MAX_PORT:
+        raise ValueError("must be HOST:PORT, for instance 127.0.0.1:50051")
+    return Address(match["host"].removeprefix("[").removesuffix("]"), int(match["port"]))
+
+
+def _address_or_off(text: str) -> Address | None:
+    return _address(text) if text else None
+
+
+def _url(text: str) -> str:
+    if re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*(?<!/)", text):
+        return text
+    raise ValueError("must be a URL without query, fragment or a slash at its end (RFC 8414 §2)")
+
+
+def _path(text: str) -> Path | None:
+    return Path(text) if text else None
+
+
+def _duration(text: str) -> timedelta:
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError("must be a number and s, m, h or d, for instance 15m")
+    duration = timedelta(seconds=int(match[1]) * _UNIT_SECONDS[match[2]])
+    if duration.days > MAX_DURATION_DAYS:
+        raise ValueError(f"must be at most {MAX_DURATION_DAYS}d")
+    return duration
+
+
+def _flag(text: str) -> bool:
+    if text in ("true", "false"):
+        return text == "true"
+    raise ValueError("must be true or false")
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if _NUMBER.fullmatch(text) and least <= int(text) <= most:
+            return int(text)
+        raise ValueError(f"must be a whole number from {least} to {most}")
+
+    return parse
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text in choices:
+            return text
+        raise ValueError(f"must be {', '.join(filter(None, choices))}")
+
+    return parse
+
+
+def _setting(parse: Callable[[str], Any], help_text: str, default: str | None = "") -> Any:  # noqa: ANN401
+    """Declare a setting; without a default (None) it must be given."""
+    return field(metadata={"parse": parse, "help": help_text, "default": default})
+
+
+def _secret(help_text: str) -> Any:  # noqa: ANN401
+    return field(repr=False, metadata={"parse": _text, "help": help_text, "default": ""})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every setting; the environment variable is the name in capitals after AUTHSVC_."""
+
+    store: str = _setting(_store, "dynamodb, or sqlite:PATH", None)
+    table_prefix: str = _setting(_table_prefix, "what the DynamoDB tables' names begin with", "auth-")
+    listen: Address = _setting(_address, "address of the gRPC port", "127.0.0.1:50051")
+    http_listen: Address | None = _setting(
+        _address_or_off, "address of the HTTP side port; set to nothing: off", DEFAULT_HTTP_LISTEN
+    )
+    issuer: str = _setting(_url, "URL that names this deployment in tokens (iss)", None)
+    audience: str = _setting(_text, "whom tokens are for (aud)", None)
+    signing_keys: Path = _setting(Path, "file of authsvc keys generate", None)
+    access_token_ttl: timedelta = _setting(_duration, "life of an access token, at most 24h", "15m")
+    session_idle_ttl: timedelta = _setting(_duration, "life of an unused refresh token", "7d")
+    session_max_ttl: timedelta = _setting(_duration, "life of a session, however used", "30d")
+    bcrypt_cost: int = _setting(_number(10, 16), "cost of password hashes, 10 to 16", "12")
+    password_min_length: int = _setting(_number(8, 256), "shortest new password, at least 8", "15")
+    tls_cert: Path | None = _setting(_path, "file of the server's certificate chain (PEM)")
+    tls_key: Path | None = _setting(_path, "file of its private key (PEM)")
+    tls_client_ca: Path | None = _setting(_path, "file of the CA that clients must show (PEM)")
+    allow_plaintext: bool = _setting(_flag, "serve beyond loopback without TLS", "false")
+    allow_open: bool = _setting(_flag, "serve beyond loopback to whoever connects", "false")
+    reflection: bool = _setting(_flag, "serve gRPC reflection, for grpcurl", "true")
+    log_format: str = _setting(_one_of("", "console", "json"), "console or json; console on a terminal, else json")
+    log_level: str = _setting(_one_of("debug", "info", "warning", "error"), "least level", "info")
+    log_digest_key: str = _secret("key of the digests that stand for emails; else random. Secret")
+
+    @property
+    def sqlite_path(self) -> Path | None:
+        """The file of the SQLite store; None where the store is DynamoDB."""
+        return None if self.store == DYNAMODB else Path(self.store.removeprefix(SQLITE_SCHEME))
+
+
+def load(environ: Mapping[str, str], defaults: Mapping[str, str] | None = None) -> Settings:
+    """Read all settings.
+
+    Args:
+        environ: The environment; an empty value counts as absent, but turns off what can be turned off.
+        defaults: Values for settings that it does not name, by environment variable.
+
+    Raises:
+        ConfigError: With every problem there is.
+    """
+    given = what_is_given(environ)
+    values: dict[str, Any] = {}
+    problems = []
+    for declared in fields(Settings):
+        name = _variable(declared.name)
+        text = (defaults or {}).get(name) or declared.metadata["default"]
+        text = given.get(name, text)
+        if text is None:
+            problems.append(f"{name}: must be set: {declared.metadata['help']}")
+            continue
+        try:
+            values[declared.name] = declared.metadata["parse"](text)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    problems += _combination_problems(values)
+    if problems:
+        raise ConfigError(problems)
+    return Settings(**values)
+
+
+def what_is_given(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that count: an empty one only where it turns something off."""
+    can_be_off = {_variable(declared.name) for declared in fields(Settings) if _can_be_off(declared)}
+    return {name: value for name, value in environ.items() if value or name in can_be_off}
+
+
+def _can_be_off(declared: Field[Any]) -> bool:
+    return declared.metadata["parse"] is _address_or_off
+
+
+def load_access_token_ttl(environ: Mapping[str, str]) -> timedelta:
+    """Read the life of access tokens alone: keys are rotated where nothing else need be set.
+
+    Raises:
+        ConfigError: It is not what it must be.
+    """
+    name = "AUTHSVC_ACCESS_TOKEN_TTL"
+    unused = {"AUTHSVC_STORE": "sqlite:-", name: environ.get(name, "")}
+    return load_store(unused).access_token_ttl
+
+
+def load_store(environ: Mapping[str, str]) -> Settings:
+    """Read the settings for work on the store alone: what concerns tokens need not be given.
+
+    Raises:
+        ConfigError: With every problem there is.
+    """
+    unused = {"AUTHSVC_ISSUER": "http://unused", "AUTHSVC_AUDIENCE": "-", "AUTHSVC_SIGNING_KEYS": "-"}
+    return load(environ, unused)
+
+
+def unknown_settings(environ: Mapping[str, str]) -> list[str]:
+    """Return a line for each variable that looks like a setting and is none, with what may have been meant."""
+    known = [_variable(declared.name) for declared in fields(Settings)]
+    lines = []
+    for name in sorted(environ):
+        is_foreign = _SERVICE_LINK.fullmatch(name) or name.startswith(_NOT_SETTINGS)
+        if name.startswith(PREFIX) and name not in known and not is_foreign:
+            close = difflib.get_close_matches(name, known, n=1)
+            lines.append(f"{name} is no setting" + (f"; {close[0]}?" if close else ""))
+    return lines
+
+
+def describe() -> str:
+    """Return a line for each setting: variable, what it is, default."""
+    lines = []
+    for declared in fields(Settings):
+        default = declared.metadata["default"]
+        suffix = "required" if default is None else f"default {default}" if default else "optional"
+        lines.append(f"{_variable(declared.name):28} {declared.metadata['help']} ({suffix})")
+    return "\n".join(lines)
+
+
+def _variable(name: str) -> str:
+    return PREFIX + name.upper()
+
+
+def _combination_problems(values: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with settings that are well-formed each on its own."""
+    checks = (_lifetime_problems, _tls_problems, _exposure_problems)
+    problems = []
+    for check in checks:
+        try:
+            problems += check(values)
+        except KeyError:  # a setting that it needs is a problem already
+            continue
+    return problems
+
+
+def _lifetime_problems(values: Mapping[str, Any]) -> list[str]:
+    access, idle, most = (values[name] for name in ("access_token_ttl", "session_idle_ttl", "session_max_ttl"))
+    problems = []
+    if not timedelta() < access <= ACCESS_TOKEN_MAX_LIFETIME:
+        problems.append("AUTHSVC_ACCESS_TOKEN_TTL: must be from 1s to 24h")
+    if access > idle:
+        problems.append("AUTHSVC_SESSION_IDLE_TTL: must not be under AUTHSVC_ACCESS_TOKEN_TTL")
+    if idle > most:
+        problems.append("AUTHSVC_SESSION_MAX_TTL: must not be under AUTHSVC_SESSION_IDLE_TTL")
+    return problems
+
+
+def _tls_problems(values: Mapping[str, Any]) -> list[str]:
+    problems = []
+    if (values["tls_cert"] is None) != (values["tls_key"] is None):
+        problems.append("AUTHSVC_TLS_CERT, AUTHSVC_TLS_KEY: must be given together")
+    if values["tls_client_ca"] is not None and values["tls_cert"] is None:
+        problems.append("AUTHSVC_TLS_CLIENT_CA: needs AUTHSVC_TLS_CERT and AUTHSVC_TLS_KEY")
+    for name in ("tls_cert", "tls_key", "tls_client_ca"):
+        path = values[name]
+        if path is not None and not os.access(path, os.R_OK):
+            problems.append(f"{_variable(name)}: {path} cannot be read")
+    return problems
+
+
+def _exposure_problems(values: Mapping[str, Any]) -> list[str]:
+    address = values["listen"]
+    if address.is_loopback:
+        return []
+    problems = []
+    if values["tls_client_ca"] is None and not values["allow_open"]:
+        problems.append(
+            f"AUTHSVC_LISTEN: {address} is open to whoever can connect: set AUTHSVC_TLS_CLIENT_CA,"
+            " or AUTHSVC_ALLOW_OPEN=true where the network lets only your backends in"
+        )
+    if values["tls_cert"] is None and not values["allow_plaintext"]:
+        problems.append(
+            f"AUTHSVC_LISTEN: {address} would send passwords in plain text: set AUTHSVC_TLS_CERT and"
+            " AUTHSVC_TLS_KEY, or AUTHSVC_ALLOW_PLAINTEXT=true where something else encrypts"
+        )
+    return problems

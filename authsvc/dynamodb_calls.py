@@ -1,0 +1,198 @@
+"""One DynamoDB call: its retries, its deadline, and what its failures mean."""
+
+import asyncio
+import json
+import os
+import random
+import uuid
+import zlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import aioboto3
+from aiobotocore.config import AioConfig
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
+from botocore.session import Session as BotocoreSession
+
+from authsvc import deadline
+from authsvc.errors import ConfigError, StoreSetupError, StoreUnavailableError
+
+MAX_ATTEMPTS = 6
+BACKOFF_BASE_SECONDS = 0.025  # doubled at each attempt, with full jitter
+CONNECT_TIMEOUT_SECONDS = 0.3
+READ_TIMEOUT_SECONDS = 0.5
+POOL_CONNECTIONS = 100
+
+_TRANSIENT = frozenset(
+    {
+        "InternalServerError",
+        "ProvisionedThroughputExceededException",
+        "RequestLimitExceeded",
+        "ServiceUnavailable",
+        "ThrottlingError",
+        "ThrottlingException",
+        "Throttling",
+        "TransactionConflict",
+        "TransactionConflictException",
+        "TransactionInProgressException",
+        # Credentials that ran out are fetched anew by botocore before the next attempt.
+        "ExpiredTokenException",
+    }
+)
+_OUTAGES = frozenset(
+    {
+        "AccessDeniedException",
+        "IncompleteSignature",
+        "InvalidSignatureException",
+        "MissingAuthenticationTokenException",
+        "ResourceNotFoundException",
+        "UnrecognizedClientException",
+    }
+)
+_jitter = random.SystemRandom()
+
+
+class ConditionFailedError(Exception):
+    """A conditional write or a transaction was refused by one of its conditions, and changed nothing."""
+
+
+class UnreadableResponseError(Exception):
+    """A response is not what DynamoDB sends: its body is cut, altered, or somebody else's."""
+
+
+class DynamoDBCalls:
+    """DynamoDB's operations, each within the request's deadline.
+
+    Args:
+        client: An entered aiobotocore client that makes no retries of its own.
+    """
+
+    def __init__(self, client: Any) -> None:  # noqa: ANN401 - its methods are made at run time
+        self._client = client
+        client.meta.events.register("before-parse.dynamodb", _refuse_unreadable)
+
+    async def __call__(self, operation: str, **request: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Call an operation, trying again after failures that pass.
+
+        Args:
+            operation: Name of the client's method, for instance `get_item`.
+            request: Its arguments.
+
+        Returns:
+            The parsed response.
+
+        Raises:
+            ConditionFailedError: A condition did not hold.
+            StoreUnavailableError: No good answer came by the deadline, or within the attempts.
+            StoreSetupError: DynamoDB refuses the request itself.
+        """
+        method = getattr(self._client, operation)
+        cause = "no answer in time"
+        try:
+            async with asyncio.timeout_at(deadline.at()):
+                for attempt in range(MAX_ATTEMPTS):
+                    try:
+                        return await method(**request)  # type: ignore[no-any-return]
+                    except Exception as error:  # noqa: BLE001 - a garbled answer makes botocore raise anything
+                        cause = _cause_to_retry(error)
+                    ceiling = BACKOFF_BASE_SECONDS * 2**attempt
+                    await asyncio.sleep(_jitter.uniform(0, ceiling))
+        except TimeoutError:
+            pass
+        raise StoreUnavailableError(f"{operation}: {cause}")
+
+    async def get(self, table: str, **key: str) -> Mapping[str, Mapping[str, Any]] | None:
+        """Read an item strongly, by its key; None where there is none."""
+        names = {name: {"S": value} for name, value in key.items()}
+        response = await self("get_item", TableName=table, Key=names, ConsistentRead=True)
+        item: Mapping[str, Mapping[str, Any]] | None = response.get("Item")
+        return item
+
+    async def transact(self, *actions: Mapping[str, Any]) -> None:
+        """Write all or nothing; one token for all tries, so that a repeated one changes nothing more."""
+        await self("transact_write_items", TransactItems=actions, ClientRequestToken=str(uuid.uuid4()))
+
+
+def _cause_to_retry(error: Exception) -> str:
+    """Return why a call failed, where another attempt can help; else raise what it means."""
+    match error:
+        case ParamValidationError():
+            raise error
+        case NoCredentialsError():
+            raise StoreUnavailableError("no AWS credentials are configured") from None
+        case ClientError(response=response):
+            return _cause_in(response, response["ResponseMetadata"].get("HTTPStatusCode", 0))
+    return f"{type(error).__name__}"
+
+
+def _cause_in(response: Mapping[str, Any], status: int) -> str:
+    code = str(response["Error"].get("Code", ""))
+    if code == "ConditionalCheckFailedException":
+        raise ConditionFailedError from None
+    if code == "TransactionCanceledException":
+        return _cause_of_cancellation(response)
+    if code in _OUTAGES:
+        raise StoreUnavailableError(code) from None
+    if code in _TRANSIENT or status >= 500:  # noqa: PLR2004 - HTTP's server errors
+        return code
+    raise StoreSetupError(f"DynamoDB refuses a request: {code}") from None
+
+
+def _cause_of_cancellation(response: Mapping[str, Any]) -> str:
+    codes = [str(r.get("Code", "None")) for r in response.get("CancellationReasons", [])]
+    if "ConditionalCheckFailed" in codes:
+        raise ConditionFailedError from None
+    failures = [code for code in codes if code != "None"]
+    if failures and all(f in _TRANSIENT or f == "ProvisionedThroughputExceeded" for f in failures):
+        return failures[0]
+    raise StoreSetupError(f"DynamoDB refuses a transaction: {', '.join(failures)}") from None
+
+
+def _refuse_unreadable(response_dict: Mapping[str, Any], **_: object) -> None:
+    """Refuse a body that is no JSON object or does not match its checksum.
+
+    botocore reads such a body as an empty response, and an empty response means "no such item".
+    """
+    if response_dict["status_code"] >= 500:  # noqa: PLR2004 - HTTP's server errors, whose body says nothing
+        return
+    body = response_dict["body"]
+    checksum = response_dict["headers"].get("x-amz-crc32")
+    if checksum is not None and checksum != str(zlib.crc32(body)):
+        raise UnreadableResponseError("wrong checksum")
+    try:
+        is_object = isinstance(json.loads(body), dict)
+    except ValueError:
+        is_object = False
+    if not is_object:
+        raise UnreadableResponseError("no JSON object")
+
+
+@asynccontextmanager
+async def open_calls() -> AsyncIterator[DynamoDBCalls]:
+    """Open the process's one client, configured by AWS's own variables and files.
+
+    Raises:
+        ConfigError: No region is configured, or AWS's settings are not what they must be.
+    """
+    config = AioConfig(
+        connect_timeout=CONNECT_TIMEOUT_SECONDS,
+        read_timeout=READ_TIMEOUT_SECONDS,
+        retries={"total_max_attempts": 1},
+        max_pool_connections=POOL_CONNECTIONS,
+    )
+    async with AsyncExitStack() as stack:
+        try:
+            session = aioboto3.Session()
+            client = await stack.enter_async_context(session.client("dynamodb", region_name=_region(), config=config))
+        except (BotoCoreError, ValueError) as error:
+            raise ConfigError([f"AWS's settings: {error}"]) from None
+        yield DynamoDBCalls(client)
+
+
+def _region() -> str:
+    """Return the region: AWS_REGION (which botocore does not read), else as botocore finds it."""
+    region = os.environ.get("AWS_REGION") or BotocoreSession().get_config_variable("region")
+    if not region:
+        raise ConfigError(["AWS_REGION: must be set for the DynamoDB store"])
+    return str(region)

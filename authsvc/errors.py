@@ -1,0 +1,155 @@
+"""Everything that can go wrong, as exceptions.
+
+AuthsvcError
+├── InvalidFieldError            a request field is empty, too long or malformed
+│   └── PasswordRejectedError    a new password is against the policy
+├── MalformedRequestError        request bytes that do not decode
+├── InvalidCredentialsError      address and password do not let anybody in
+├── PasswordChangeRequiredError  the temporary password is right and must be changed first
+├── InvalidRefreshTokenError     the refresh token is unknown, expired, reused, revoked, or of a disabled user
+├── CallerUnauthenticatedError   the caller gave no or wrong credentials
+├── CallerNotPermittedError      the caller lacks the permission
+├── EmailAlreadyExistsError      a user has that address
+├── UserNotFoundError            there is no such user
+├── UserChangedError             a user changed between a read and the write that rested on it
+├── BrokenRowError               a stored row that cannot be read
+├── RetryLaterError              nothing is wrong with the request, only with the moment
+│   ├── OverloadedError          too many passwords wait to be hashed
+│   └── StoreUnavailableError    the store cannot answer in time
+└── OperatorError                what an operator has to mend: shown as it is, on a terminal or in the log
+    ├── ConfigError              settings that are missing, malformed or unsafe together
+    ├── KeyFileError             a signing-key file that cannot be used
+    └── StoreSetupError          a store that exists but is not what it must be
+
+The texts of errors never hold a password, a token, a key or a hash.
+"""
+
+from datetime import timedelta
+
+
+class AuthsvcError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class InvalidFieldError(AuthsvcError):
+    """A request field is empty, too long or malformed.
+
+    Args:
+        field: Name of the field as in the API.
+        problem: What is wrong with it, fixed text, without the value.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class PasswordRejectedError(InvalidFieldError):
+    """A new password is against the policy."""
+
+
+class MalformedRequestError(AuthsvcError):
+    """The bytes of a request do not decode."""
+
+
+class InvalidCredentialsError(AuthsvcError):
+    """The address and the password do not let anybody in; why is for the log alone."""
+
+
+class PasswordChangeRequiredError(AuthsvcError):
+    """The temporary password is right, and must be changed before tokens are issued."""
+
+
+class InvalidRefreshTokenError(AuthsvcError):
+    """The refresh token gives no new tokens; why is for the log alone."""
+
+
+class CallerUnauthenticatedError(AuthsvcError):
+    """The caller gave no or wrong credentials."""
+
+
+class CallerNotPermittedError(AuthsvcError):
+    """The caller lacks the permission."""
+
+
+class EmailAlreadyExistsError(AuthsvcError):
+    """A user has that address."""
+
+
+class UserNotFoundError(AuthsvcError):
+    """There is no such user."""
+
+
+class UserChangedError(AuthsvcError):
+    """A user changed between a read and the write that rested on it; the write was not done."""
+
+
+class BrokenRowError(AuthsvcError):
+    """A stored row cannot be read: an attribute is missing, of a wrong type, or unreadable.
+
+    Args:
+        key: The row's key, a user id for users.
+        attribute: The attribute that is wrong.
+    """
+
+    def __init__(self, key: str, attribute: str) -> None:
+        super().__init__(f"row {key!r}: attribute {attribute} is missing or unreadable")
+        self.key = key
+        self.attribute = attribute
+
+
+class RetryLaterError(AuthsvcError):
+    """Nothing is wrong with the request, only with the moment.
+
+    Args:
+        retry_delay: How long the caller should wait before it tries again.
+    """
+
+    def __init__(self, retry_delay: timedelta = timedelta(seconds=1)) -> None:
+        super().__init__(f"try again in {retry_delay.total_seconds():g} s")
+        self.retry_delay = retry_delay
+
+
+class OverloadedError(RetryLaterError):
+    """Too many passwords wait to be hashed."""
+
+
+class StoreUnavailableError(RetryLaterError):
+    """The store cannot answer in time.
+
+    Args:
+        cause: What the store did, for logs and operators; never sent to a client.
+    """
+
+    def __init__(self, cause: str) -> None:
+        super().__init__()
+        self.cause = cause
+
+    def __str__(self) -> str:
+        """Return what an operator should read."""
+        return f"the store cannot answer: {self.cause}"
+
+
+class OperatorError(AuthsvcError):
+    """What an operator has to mend; its text is made to be shown."""
+
+
+class ConfigError(OperatorError):
+    """Settings are missing, malformed or unsafe together.
+
+    Args:
+        problems: One line for each.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class KeyFileError(OperatorError):
+    """A signing-key file cannot be used."""
+
+
+class StoreSetupError(OperatorError):
+    """The store exists but is not what it must be, or cannot be made so."""

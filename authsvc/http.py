@@ -1,0 +1,93 @@
+"""The HTTP side port: the public keys and the discovery document, for gateways and libraries that verify offline."""
+
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from aiohttp import web
+
+from authsvc.config import DEFAULT_HTTP_LISTEN, Address, Settings
+from authsvc.errors import ConfigError
+from authsvc.keys import ALGORITHMS
+from authsvc.sessions import Sessions
+
+_log = structlog.get_logger(__name__)
+
+JWKS_PATH = "/.well-known/jwks.json"
+DISCOVERY_PATH = "/.well-known/openid-configuration"
+MAX_AGE_SECONDS = 300
+"""How long caches may keep an answer: short beside the hours between the publishing of a key and its first token."""
+
+
+@asynccontextmanager
+async def listening(settings: Settings, sessions: Sessions) -> AsyncIterator[Address | None]:
+    """Serve while the body runs; nothing where the port is off.
+
+    Raises:
+        ConfigError: It cannot listen there.
+    """
+    if settings.http_listen is None:
+        yield None
+        return
+    runner = web.AppRunner(_app(settings, sessions), access_log=None)
+    await runner.setup()
+    try:
+        yield await _bind_or_go_without(runner, settings.http_listen)
+    finally:
+        await runner.cleanup()
+
+
+async def _bind_or_go_without(runner: web.AppRunner, listen: Address) -> Address | None:
+    """Bind the port; where it is the default one and taken, a second service on a host goes without."""
+    try:
+        return await _bind(runner, listen)
+    except ConfigError as error:
+        if str(listen) != DEFAULT_HTTP_LISTEN:
+            raise
+        _log.warning("http_port_off", problem=str(error))
+        return None
+
+
+async def _bind(runner: web.AppRunner, listen: Address) -> Address:
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    try:
+        listener = socket.create_server((listen.host, listen.port), family=family)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]  # some versions tell the address as well
+        problem = f"AUTHSVC_HTTP_LISTEN: cannot listen on {listen}: {reason}; set another address, or nothing: off"
+        raise ConfigError([problem]) from None
+    await web.SockSite(runner, listener).start()
+    return Address(listen.host, runner.addresses[0][1])
+
+
+def _app(settings: Settings, sessions: Sessions) -> web.Application:
+    discovery = json.dumps(
+        {
+            "issuer": settings.issuer,
+            "jwks_uri": settings.issuer + JWKS_PATH,
+            "response_types_supported": ["token"],
+            "subject_types_supported": ["public"],
+            "id_token_signing_alg_values_supported": list(ALGORITHMS),
+        }
+    )
+
+    async def show_jwks(_: web.Request) -> web.Response:
+        return _cacheable(sessions.jwks)
+
+    async def show_discovery(_: web.Request) -> web.Response:
+        return _cacheable(discovery)
+
+    async def hide_versions(_: web.Request, response: web.StreamResponse) -> None:
+        response.headers["Server"] = "authsvc"
+
+    app = web.Application()
+    app.on_response_prepare.append(hide_versions)
+    app.add_routes([web.get(JWKS_PATH, show_jwks), web.get(DISCOVERY_PATH, show_discovery)])
+    return app
+
+
+def _cacheable(body: str) -> web.Response:
+    headers = {"Cache-Control": f"public, max-age={MAX_AGE_SECONDS}"}
+    return web.Response(text=body, content_type="application/json", headers=headers)

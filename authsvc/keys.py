@@ -1,0 +1,276 @@
+"""The key ring: which key signs access tokens, which ones verify them, and the file that holds them.
+
+The file is a private JWK Set (RFC 7517). Each key has, beside the registered members, `status` (`signing`: signs,
+`next`: published and signs after the next rotation, `retired`: verifies until `retire_time`), `create_time` and, where
+retired, `retire_time`, in Unix seconds.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from jwt.algorithms import Algorithm, ECAlgorithm, RSAAlgorithm
+from jwt.exceptions import InvalidKeyError
+
+from authsvc.errors import KeyFileError
+
+RSA_MIN_BITS = 3072
+RSA_NEW_BITS = 3072
+
+_ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
+    {
+        "ES256": ECAlgorithm(ECAlgorithm.SHA256, expected_curve=ec.SECP256R1),
+        "RS256": RSAAlgorithm(RSAAlgorithm.SHA256),
+    }
+)
+ALGORITHMS = tuple(_ALGORITHMS)
+_PUBLIC_MEMBERS = {"ES256": ("crv", "x", "y"), "RS256": ("e", "n")}
+
+
+class KeyStatus(StrEnum):
+    """What a key is used for."""
+
+    SIGNING = "signing"
+    NEXT = "next"
+    RETIRED = "retired"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of the ring, with the one algorithm that it is for.
+
+    Args:
+        kid: Its RFC 7638 thumbprint, where made here.
+        retire_time: Unix second after which it verifies nothing; None while it is not retired.
+        public_jwk: What the world may know of it.
+        private_key: None where the file holds the public part alone.
+    """
+
+    kid: str
+    alg: str
+    status: KeyStatus
+    create_time: int
+    retire_time: int | None
+    public_jwk: Mapping[str, str]
+    public_key: Any = field(repr=False, compare=False)
+    private_key: Any = field(repr=False, compare=False)
+
+    def is_over(self, second: float) -> bool:
+        """Tell whether the retire time has passed at that Unix second."""
+        return self.retire_time is not None and self.retire_time <= second
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the JWS signature (RFC 7518 §3) of a message."""
+        return _ALGORITHMS[self.alg].sign(message, self.private_key)
+
+    def verify(self, message: bytes, signature: bytes) -> bool:
+        """Tell whether a JWS signature is this key's."""
+        return _ALGORITHMS[self.alg].verify(message, self.public_key, signature)
+
+
+class KeyRing:
+    """The keys of one file, as read once.
+
+    Args:
+        keys: With exactly one that signs, which has its private part.
+    """
+
+    def __init__(self, keys: Sequence[Key]) -> None:
+        self._by_kid = {key.kid: key for key in keys}
+        (self.signing_key,) = (key for key in keys if key.status is KeyStatus.SIGNING)
+
+    def jwks(self, second: float) -> str:
+        """Return the public keys that are not over at that Unix second, as a JWK Set (RFC 7517)."""
+        living = (key for key in self._by_kid.values() if not key.is_over(second))
+        return json.dumps({"keys": [dict(key.public_jwk) for key in living]})
+
+    def get(self, kid: str, second: int) -> Key | None:
+        """Return the key with that id, None where its retire time has passed at that Unix second."""
+        key = self._by_kid.get(kid)
+        return None if key is None or key.is_over(second) else key
+
+
+def read_key_ring(path: Path, now: datetime) -> KeyRing:
+    """Read the keys of a file, leaving out those whose retire time has passed.
+
+    Raises:
+        KeyFileError: The file cannot be read, or a key in it cannot be used.
+    """
+    return KeyRing([key for key in read_keys(path) if not key.is_over(now.timestamp())])
+
+
+def read_keys(path: Path) -> list[Key]:
+    """Read all keys of a file.
+
+    Raises:
+        KeyFileError: The file cannot be read, or a key in it cannot be used.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise KeyFileError(f"{path}: no such file; make one: authsvc keys generate {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise KeyFileError(f"{path}: cannot be read: {reason}") from None
+    try:
+        return _parse(text)
+    except KeyFileError as error:
+        raise KeyFileError(f"{path}: {error}") from None
+
+
+def _parse(text: str) -> list[Key]:
+    try:
+        jwks = json.loads(text)["keys"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise KeyFileError('not a JWK Set: {"keys": […]}') from None
+    if not isinstance(jwks, list) or not all(isinstance(jwk, dict) for jwk in jwks):
+        raise KeyFileError('"keys" must be a list of keys')
+    keys = [_key(jwk, f"key {number}") for number, jwk in enumerate(jwks, start=1)]
+    if len({key.kid for key in keys}) != len(keys):
+        raise KeyFileError("two keys have the same kid")
+    if [key.status for key in keys].count(KeyStatus.SIGNING) != 1:
+        raise KeyFileError('exactly one key must have the status "signing"')
+    return keys
+
+
+def _key(jwk: Mapping[str, Any], name: str) -> Key:
+    kid, alg = jwk.get("kid"), jwk.get("alg")
+    if not isinstance(kid, str) or not kid:
+        raise KeyFileError(f"{name}: kid is missing")
+    name = f"key {kid}"
+    if jwk.get("kty") == "oct":
+        raise KeyFileError(f"{name}: symmetric keys are refused")
+    if not isinstance(alg, str) or alg not in _ALGORITHMS:
+        raise KeyFileError(f"{name}: alg must be {' or '.join(ALGORITHMS)}")
+    if jwk.get("use", "sig") != "sig":
+        raise KeyFileError(f"{name}: use must be sig")
+    if jwk.get("status") not in tuple(KeyStatus):
+        raise KeyFileError(f"{name}: status must be {', '.join(KeyStatus)}")
+    private_key, public_key = _load(jwk, name)
+    status = KeyStatus(jwk["status"])
+    if private_key is None and status is not KeyStatus.RETIRED:
+        raise KeyFileError(f"{name}: has no private part, so it cannot sign")
+    retire_time = _seconds(jwk, "retire_time", name)
+    if (retire_time is not None) != (status is KeyStatus.RETIRED):
+        raise KeyFileError(f"{name}: retired keys have a retire_time, others have none")
+    return Key(
+        kid=kid,
+        alg=alg,
+        status=status,
+        create_time=_seconds(jwk, "create_time", name) or 0,
+        retire_time=retire_time,
+        public_jwk=_public_jwk(public_key, alg, kid),
+        public_key=public_key,
+        private_key=private_key,
+    )
+
+
+def _load(jwk: Mapping[str, Any], name: str) -> tuple[Any, Any]:
+    """Return a key's private part, None where there is none, and its public part."""
+    algorithm = _ALGORITHMS[jwk["alg"]]
+    try:
+        key: Any = algorithm.prepare_key(algorithm.from_jwk(dict(jwk)))
+    except (InvalidKeyError, ValueError, KeyError, TypeError):
+        raise KeyFileError(f"{name}: is no key for {jwk['alg']}") from None
+    if isinstance(key, rsa.RSAPrivateKey | rsa.RSAPublicKey) and key.key_size < RSA_MIN_BITS:
+        raise KeyFileError(f"{name}: has {key.key_size} bits; RSA needs {RSA_MIN_BITS}")
+    is_private = isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey)
+    return (key, key.public_key()) if is_private else (None, key)
+
+
+def _seconds(jwk: Mapping[str, Any], member: str, name: str) -> int | None:
+    seconds = jwk.get(member)
+    if seconds is not None and type(seconds) is not int:
+        raise KeyFileError(f"{name}: {member} must be whole Unix seconds")
+    return seconds
+
+
+def _public_jwk(public_key: object, alg: str, kid: str) -> Mapping[str, str]:
+    jwk = _ALGORITHMS[alg].to_jwk(public_key, as_dict=True)
+    numbers = {member: str(jwk[member]) for member in _PUBLIC_MEMBERS[alg]}
+    return {"kty": str(jwk["kty"]), "kid": kid, "use": "sig", "alg": alg, **numbers}
+
+
+def generate_key_file(path: Path, alg: str, now: datetime) -> list[Key]:
+    """Make a file with a key that signs and the one that will sign next.
+
+    Raises:
+        KeyFileError: The file exists, or cannot be written.
+    """
+    jwks = [new_jwk(alg, status, now) for status in (KeyStatus.SIGNING, KeyStatus.NEXT)]
+    _write_new(path, json.dumps({"keys": jwks}, indent=2))
+    return read_keys(path)
+
+
+def new_jwk(alg: str, status: KeyStatus, now: datetime) -> dict[str, Any]:
+    """Return a new key as the file holds it."""
+    private_key = (
+        ec.generate_private_key(ec.SECP256R1())
+        if alg == "ES256"
+        else rsa.generate_private_key(public_exponent=65537, key_size=RSA_NEW_BITS)
+    )
+    algorithm = _ALGORITHMS[alg]
+    public = algorithm.to_jwk(private_key.public_key(), as_dict=True)
+    return {
+        **algorithm.to_jwk(private_key, as_dict=True),
+        "kid": _thumbprint({m: public[m] for m in ("kty", *_PUBLIC_MEMBERS[alg])}),
+        "alg": alg,
+        "use": "sig",
+        "status": status.value,
+        "create_time": int(now.timestamp()),
+    }
+
+
+def _thumbprint(required_members: Mapping[str, str]) -> str:
+    """Return the SHA-256 thumbprint of a public key (RFC 7638 §3)."""
+    text = json.dumps(required_members, sort_keys=True, separators=(",", ":"))
+    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, whole or not at all, over none that is there."""
+    with _written(path, text) as temporary:
+        os.link(temporary, path)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file anew, for the owner that it has alone, whole or not at all.
+
+    Raises:
+        KeyFileError: It cannot be written.
+    """
+    with _written(path, text) as temporary:
+        # Root rotates keys that a service of another name reads.
+        owner = path.stat()
+        os.chown(temporary, owner.st_uid, owner.st_gid)
+        Path(temporary).replace(path.resolve())
+
+
+@contextmanager
+def _written(path: Path, text: str) -> Iterator[str]:
+    """Write a text beside a file, safe on disk before it takes the file's name."""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except FileExistsError:
+        raise KeyFileError(f"{path}: exists; keys are never overwritten") from None
+    except OSError as error:
+        raise KeyFileError(f"{path}: cannot be written: {error.strerror}") from None

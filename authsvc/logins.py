@@ -1,0 +1,188 @@
+"""Use cases on passwords: logging in and changing one. Here the security steps of both are put in order."""
+
+from dataclasses import replace
+
+import structlog
+
+from authsvc import fields, passwords
+from authsvc.accounts import CHANGE_TRIES
+from authsvc.errors import (
+    AuthsvcError,
+    BrokenRowError,
+    InvalidCredentialsError,
+    OverloadedError,
+    PasswordChangeRequiredError,
+    PasswordRejectedError,
+    StoreUnavailableError,
+    UserChangedError,
+    UserNotFoundError,
+)
+from authsvc.hashing import Hashing
+from authsvc.logs import email_digest
+from authsvc.models import Clock, User
+from authsvc.sessions import Sessions, Tokens
+from authsvc.store import EmailOwner, Store
+
+_log = structlog.get_logger(__name__)
+
+
+class Logins:
+    """The use cases, on one store.
+
+    Args:
+        password_min_length: Of new passwords, in code points.
+    """
+
+    def __init__(
+        self, store: Store, hashing: Hashing, sessions: Sessions, clock: Clock, password_min_length: int
+    ) -> None:
+        self._store = store
+        self._hashing = hashing
+        self._sessions = sessions
+        self._clock = clock
+        self._password_min_length = password_min_length
+
+    async def authenticate(
+        self, *, email: str, password: str, client_address: str, client_label: str
+    ) -> tuple[Tokens, User]:
+        """Check an address and a password, and begin a session.
+
+        Args are those of the request, as they arrived.
+
+        Raises:
+            InvalidFieldError: A field is empty, too long or malformed.
+            InvalidCredentialsError: They let nobody in; the log alone says why.
+            PasswordChangeRequiredError: The password is a temporary one.
+            OverloadedError: Too many passwords wait to be checked.
+        """
+        address = fields.normal_email(email)
+        secret = fields.password(password)
+        client_address = fields.client_address(client_address)
+        client_label = fields.client_label(client_label)
+        user = await self._check_password(await self._find(address, email), secret, address)
+        if user.password_change_required:
+            _log.info("login_refused", user_id=user.user_id, reason="password_change_required")
+            raise PasswordChangeRequiredError
+        await self._strengthen_hash(user, secret)
+        tokens = await self._sessions.begin(user, client_address, client_label)
+        session_id = tokens.refresh_token.session_id
+        _log.info("login", user_id=user.user_id, session_id=session_id, source=client_address)
+        return tokens, user
+
+    async def change_password(
+        self, *, email: str, current_password: str, new_password: str, client_address: str, client_label: str
+    ) -> Tokens:
+        """Replace a password, ending every session of the user, and begin a new one.
+
+        Args are those of the request, as they arrived.
+
+        Raises:
+            InvalidFieldError: A field is empty, too long or malformed.
+            PasswordRejectedError: The new password is against the policy.
+            InvalidCredentialsError: Address and current password let nobody in; the log alone says why.
+            OverloadedError: Too many passwords wait to be checked.
+        """
+        address = fields.normal_email(email)
+        secret = fields.password(current_password, "current_password")
+        new_secret = fields.password(new_password, "new_password")
+        client_address = fields.client_address(client_address)
+        client_label = fields.client_label(client_label)
+        passwords.check_policy(new_secret, address, self._password_min_length, "new_password")
+        if new_secret == secret:
+            raise PasswordRejectedError("new_password", "is the current password")
+        user = await self._check_password(await self._find(address, email), secret, address)
+        changed = await self._replace_password(user, await self._hashing.hash(new_secret), address)
+        _log.info("password_changed", user_id=user.user_id)
+        return await self._sessions.begin(changed, client_address, client_label)
+
+    async def _replace_password(self, proved: User, password_hash: str, address: str) -> User:
+        """Write a new hash over the one whose password was proved, and end every session."""
+        user = proved
+        for _ in range(CHANGE_TRIES):
+            changed = replace(
+                user,
+                password_hash=password_hash,
+                token_generation=user.token_generation + 1,
+                revoked_sessions=frozenset(),
+                password_change_required=False,
+                temporary_password_expire_time=None,
+                update_time=self._clock(),
+            )
+            try:
+                await self._store.update_user(user, changed)
+            except UserChangedError:
+                user = await self._read_again(proved, address)
+            else:
+                return changed
+        raise StoreUnavailableError("the user keeps changing")
+
+    async def _read_again(self, proved: User, address: str) -> User:
+        """Return a user who changed meanwhile, but for what was proved: the proof holds for nothing else."""
+        try:
+            user = await self._store.get_user(proved.user_id)
+        except (UserNotFoundError, BrokenRowError):
+            raise _refused(address, "changed_meanwhile", proved) from None
+        if not user.is_active or (user.email, user.password_hash) != (proved.email, proved.password_hash):
+            raise _refused(address, "changed_meanwhile", proved)
+        return user
+
+    async def _find(self, address: str, typed: str) -> EmailOwner | None:
+        """Return who may log in by an address; None costs the same as somebody."""
+        try:
+            return await self._store.get_user_by_email(address, typed)
+        except (UserNotFoundError, BrokenRowError):
+            return None
+
+    async def _check_password(self, owner: EmailOwner | None, secret: str, address: str) -> User:
+        """Return the user whose password it is, who may be due to change it.
+
+        Raises:
+            InvalidCredentialsError: For whatever reason, at the same cost.
+        """
+        user = None if owner is None else owner.user
+        stored = None if user is None else user.password_hash
+        is_right = await self._hashing.verify(secret, stored)
+        if owner is None or user is None:
+            raise _refused(address, "unknown_email")
+        reason = self._reason_to_refuse(user, is_right=is_right)
+        if reason is not None:
+            raise _refused(address, reason, user)
+        if not owner.is_claimed and not await self._store.claim_email(user):
+            raise _refused(address, "email_owned_by_another", user)
+        return user
+
+    def _reason_to_refuse(self, user: User, *, is_right: bool) -> str | None:
+        if user.password_hash is None:
+            return "no_password"
+        if passwords.stored_cost(user.password_hash) is None:
+            _log.error("row_broken", table="users", user_id=user.user_id, attribute="password_hash")
+            return "unreadable_hash"
+        if not is_right:
+            return "wrong_password"
+        if not user.is_active:
+            return "user_disabled"
+        expire_time = user.temporary_password_expire_time
+        if user.password_change_required and expire_time is not None and self._clock() >= expire_time:
+            return "temporary_password_expired"
+        return None
+
+    async def _strengthen_hash(self, user: User, secret: str) -> None:
+        """Replace a hash of lower cost than configured, now that its password is known.
+
+        One that loses a race is dropped, or it would bring an old password back; one for which there is no time, too.
+        """
+        cost = None if user.password_hash is None else passwords.stored_cost(user.password_hash)
+        if cost is None or cost >= self._hashing.cost:
+            return
+        try:
+            stronger = replace(user, password_hash=await self._hashing.hash(secret))
+            await self._store.update_user(user, stronger)
+        except (UserChangedError, OverloadedError):
+            _log.info("rehash_dropped", user_id=user.user_id)
+
+
+def _refused(address: str, reason: str, user: User | None = None) -> AuthsvcError:
+    """Log why a login was refused, which the client must not learn."""
+    user_id = None if user is None else user.user_id
+    _log.info("login_refused", email_digest=email_digest(address), user_id=user_id, reason=reason)
+    return InvalidCredentialsError()

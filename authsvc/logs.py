@@ -1,0 +1,102 @@
+"""Structured logs: one line per event, to stderr, with the trace id of the request that it belongs to.
+
+Events never hold a password, token, key or hash, nor an address in clear: `email_digest` stands for it.
+"""
+
+import hashlib
+import hmac
+import logging
+import secrets
+import sys
+from contextvars import ContextVar
+from typing import TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+trace_id: ContextVar[str] = ContextVar("trace_id")
+"""Identifier of the request being served, in its log lines and in the error that its client gets."""
+
+_LIBRARY_LEVEL = logging.WARNING
+_DIGEST_LENGTH = 16
+_digest_key = secrets.token_bytes(32)
+
+
+def new_trace_id() -> str:
+    """Begin a request: return its identifier, 32 hexadecimal digits, and mark log lines with it from now on."""
+    identifier = secrets.token_hex(16)
+    trace_id.set(identifier)
+    return identifier
+
+
+def email_digest(email: str) -> str:
+    """Return what stands for an address in logs: the same for the same address, of no use without the key."""
+    return hmac.new(_digest_key, email.encode(), hashlib.sha256).hexdigest()[:_DIGEST_LENGTH]
+
+
+def configure(log_format: str, level: str, digest_key: str | None = None, stream: TextIO | None = None) -> None:
+    """Set up logging for the process.
+
+    Args:
+        log_format: `console`, `json`, or empty: console on a terminal, else json.
+        level: Name of the lowest level that is written, for instance `info`.
+        digest_key: Key of email_digest, so that all processes write the same digests; None: random.
+        stream: Where lines go; None: stderr.
+    """
+    global _digest_key  # noqa: PLW0603 - logging is the process's
+    if digest_key is not None:
+        _digest_key = digest_key.encode()
+    stream = stream or sys.stderr
+    shared: list[Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.format_exc_info,
+        _add_trace_id,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    is_console = log_format == "console" or (not log_format and stream.isatty())
+    renderers: list[Processor] = (
+        [_one_line, structlog.dev.ConsoleRenderer(colors=stream.isatty(), repr_native_str=True)]
+        if is_console
+        else [structlog.processors.JSONRenderer()]
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *renderers,
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(_LIBRARY_LEVEL)
+    logging.getLogger("authsvc").setLevel(level.upper())
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
+def _one_line(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Let no text from elsewhere break a line of the console or steer its terminal; values are quoted anyway."""
+    event["event"] = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(event["event"]))
+    if "exception" in event:
+        event["traceback"] = event.pop("exception")  # ConsoleRenderer would begin a line with it
+    return event
+
+
+def _add_trace_id(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    identifier = trace_id.get("")
+    if identifier:
+        event["trace_id"] = identifier
+    return event

@@ -1,0 +1,247 @@
+"""The composition root: builds the service from its settings, serves it, and ends it in order."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from authsvc import http
+from authsvc.accounts import Accounts
+from authsvc.config import Address, Settings
+from authsvc.errors import ConfigError, OperatorError, StoreUnavailableError
+from authsvc.guard import Guard
+from authsvc.hashing import Hashing
+from authsvc.key_files import KeyFile
+from authsvc.logins import Logins
+from authsvc.models import Clock, utc_now
+from authsvc.service import AuthService, UserService
+from authsvc.sessions import SessionLifetimes, Sessions
+from authsvc.sqlite import open_sqlite_store
+from authsvc.store import Store
+from authsvc.tokens import AccessTokens
+from authsvc.v1 import auth_service_pb2, user_service_pb2
+
+DRAIN_WAIT_SECONDS = 2.0
+"""From NOT_SERVING to the end of new calls beyond loopback: balancers need a moment to look elsewhere."""
+GRACE_SECONDS = 10.0
+STORE_POLL_SECONDS = 0.5
+KEYS_POLL_SECONDS = 0.5
+
+_SERVICES: tuple[ServiceDescriptor, ...] = (
+    auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"],
+    user_service_pb2.DESCRIPTOR.services_by_name["UserService"],
+)
+_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+_OPTIONS = (
+    # Two processes on one port would share its connections without knowing of each other.
+    ("grpc.so_reuseport", 0),
+    # Connections end now and then, so that balancers spread them anew.
+    ("grpc.max_connection_age_ms", 30 * 60 * 1000),
+    ("grpc.max_connection_age_grace_ms", 30 * 1000),
+)
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running service.
+
+    Args:
+        address: Where it listens, with the real port.
+        http_address: Where the side port listens; None where it is off.
+    """
+
+    address: str
+    http_address: Address | None
+    logins: Logins
+    sessions: Sessions
+    accounts: Accounts
+    health: health.aio.HealthServicer
+
+
+def open_store(settings: Settings) -> AbstractAsyncContextManager[Store]:
+    """Open the store that the settings name.
+
+    Raises:
+        ConfigError: DynamoDB without a region.
+        StoreSetupError: A SQLite file that cannot be opened.
+    """
+    if settings.sqlite_path is None:
+        # AWS's libraries take a second to import, and SQLite needs none of them.
+        from authsvc.dynamodb import open_dynamodb_store  # noqa: PLC0415
+
+        return open_dynamodb_store(settings.table_prefix)
+    return open_sqlite_store(settings.sqlite_path)
+
+
+@asynccontextmanager
+async def running(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Service]:
+    """Run the service while the body runs; at its end, calls in flight are finished.
+
+    Raises:
+        ConfigError: It cannot listen there, or a TLS file is not what it must be.
+        KeyFileError: The signing keys cannot be used.
+        StoreSetupError: The store cannot be opened.
+    """
+    key_file = KeyFile(settings.signing_keys, clock)
+    tokens = AccessTokens(key_file.ring, settings.issuer, settings.audience, settings.access_token_ttl)
+    lifetimes = SessionLifetimes(settings.session_idle_ttl, settings.session_max_ttl)
+    async with contextlib.AsyncExitStack() as stack:
+        hashing = stack.enter_context(contextlib.closing(Hashing(settings.bcrypt_cost)))
+        store = await stack.enter_async_context(open_store(settings))
+        sessions = Sessions(store, tokens, lifetimes, clock)
+        logins = Logins(store, hashing, sessions, clock, settings.password_min_length)
+        accounts = Accounts(store, hashing, clock, settings.password_min_length)
+        http_address = await stack.enter_async_context(http.listening(settings, sessions))
+        servicers = (AuthService(logins, sessions), UserService(accounts, sessions))
+        server, health_servicer = await _grpc_server(Guard(sessions), servicers, reflects=settings.reflection)
+        port = _bind(server, settings)
+        await server.start()
+        stack.push_async_callback(server.stop, GRACE_SECONDS)
+        for work in (_announce(store, health_servicer), _follow_keys(key_file, tokens)):
+            stack.push_async_callback(_cancel, asyncio.create_task(work))
+        address = str(Address(settings.listen.host, port))
+        yield Service(address, http_address, logins, sessions, accounts, health_servicer)
+
+
+async def serve(settings: Settings, on_start: Callable[[Service], Awaitable[None]] | None = None) -> None:
+    """Run the service until SIGTERM or SIGINT, then end it in order.
+
+    Args:
+        settings: All of them.
+        on_start: Called once the service listens.
+
+    Raises:
+        OperatorError: As `running` does.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with running(settings) as service:
+        http_address = service.http_address and str(service.http_address)
+        _log.info("listening", address=service.address, http_address=http_address)
+        if on_start is not None:
+            await on_start(service)
+        await stop.wait()
+        _log.info("stopping")
+        await service.health.enter_graceful_shutdown()
+        if not settings.listen.is_loopback:
+            await asyncio.sleep(DRAIN_WAIT_SECONDS)
+    _log.info("stopped")
+
+
+async def _grpc_server(
+    guard: Guard, servicers: tuple[AuthService, UserService], *, reflects: bool
+) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+    server = grpc.aio.server(options=_OPTIONS)
+    server.add_generic_rpc_handlers(tuple(guard.methods(d, s) for d, s in zip(_SERVICES, servicers, strict=True)))
+    health_servicer = health.aio.HealthServicer()
+    await _set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    if reflects:
+        _add_reflection(server)
+    return server, health_servicer
+
+
+def _add_reflection(server: grpc.aio.Server) -> None:
+    names = [d.full_name for d in _SERVICES]
+    names += [health.SERVICE_NAME, reflection.SERVICE_NAME, _REFLECTION_V1]
+    reflection.enable_server_reflection(names, server)
+    # v1 differs from v1alpha in its name alone; grpcio-reflection serves the older one only.
+    servicer = reflection.aio.ReflectionServicer(names)
+    server.add_generic_rpc_handlers(
+        (
+            grpc.method_handlers_generic_handler(
+                _REFLECTION_V1,
+                {
+                    "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
+                        servicer.ServerReflectionInfo,
+                        reflection_pb2.ServerReflectionRequest.FromString,
+                        reflection_pb2.ServerReflectionResponse.SerializeToString,
+                    )
+                },
+            ),
+        )
+    )
+
+
+def _bind(server: grpc.aio.Server, settings: Settings) -> int:
+    """Return the port, which is another one than in the settings where that is 0."""
+    address = str(settings.listen)
+    try:
+        if settings.tls_cert is None or settings.tls_key is None:
+            return server.add_insecure_port(address)
+        credentials = grpc.ssl_server_credentials(
+            [(_pem(settings.tls_key), _pem(settings.tls_cert))],
+            None if settings.tls_client_ca is None else _pem(settings.tls_client_ca),
+            require_client_auth=settings.tls_client_ca is not None,
+        )
+        return server.add_secure_port(address, credentials)
+    except RuntimeError:
+        raise ConfigError([_why_not(settings.listen)]) from None
+
+
+def _why_not(address: Address) -> str:
+    """Return why gRPC cannot listen on an address, which it does not tell."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address.host, address.port))
+    except OSError as error:
+        return f"AUTHSVC_LISTEN: cannot listen on {address}: {error.strerror}"
+    return "AUTHSVC_TLS_CERT, _KEY, _CLIENT_CA: are no PEM files that fit together; authsvc doctor says more"
+
+
+def _pem(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+
+
+async def _announce(store: Store, servicer: health.aio.HealthServicer) -> None:
+    """Report SERVING from the store's first answer on; a store that fails later changes nothing.
+
+    A dead store must not take every instance out of rotation.
+    """
+    while True:
+        try:
+            await store.ping()
+        except (StoreUnavailableError, OperatorError) as error:
+            _log.warning("waiting_for_store", cause=str(error))
+            await asyncio.sleep(STORE_POLL_SECONDS)
+        else:
+            break
+    await _set_health(servicer, health_pb2.HealthCheckResponse.SERVING)
+    _log.info("serving")
+
+
+async def _follow_keys(key_file: KeyFile, tokens: AccessTokens) -> None:
+    """Take up changes of the key file within 2 s."""
+    while True:
+        await asyncio.sleep(KEYS_POLL_SECONDS)
+        tokens.ring = await asyncio.to_thread(key_file.refresh)
+
+
+async def _set_health(servicer: health.aio.HealthServicer, status: Any) -> None:  # noqa: ANN401 - its stub has no name
+    for name in ("", *(d.full_name for d in _SERVICES)):
+        await servicer.set(name, status)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

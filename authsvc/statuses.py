@@ -1,0 +1,75 @@
+"""What a client is told of each error: one table."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import grpc
+
+from authsvc import errors
+from authsvc.v1.errors_pb2 import ErrorReason
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a client gets for an error: code, reason and a text that is always the same."""
+
+    code: grpc.StatusCode
+    reason: str
+    text: str
+
+    @property
+    def reason_number(self) -> ErrorReason.ValueType:
+        """The reason as the API's enum."""
+        return ErrorReason.Value(f"ERROR_REASON_{self.reason}")
+
+
+INTERNAL = Status(grpc.StatusCode.INTERNAL, "INTERNAL", "internal error")
+
+STATUS_BY_ERROR: Mapping[type[BaseException], Status] = {
+    errors.InvalidFieldError: Status(
+        grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "a field of the request is invalid"
+    ),
+    errors.PasswordRejectedError: Status(
+        grpc.StatusCode.INVALID_ARGUMENT, "PASSWORD_REJECTED", "the password is against the policy"
+    ),
+    errors.MalformedRequestError: Status(
+        grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST", "the request does not decode"
+    ),
+    errors.InvalidCredentialsError: Status(
+        grpc.StatusCode.UNAUTHENTICATED, "INVALID_CREDENTIALS", "the email or the password is wrong"
+    ),
+    errors.PasswordChangeRequiredError: Status(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "PASSWORD_CHANGE_REQUIRED",
+        "the password must be changed first",
+    ),
+    errors.InvalidRefreshTokenError: Status(
+        grpc.StatusCode.UNAUTHENTICATED, "INVALID_REFRESH_TOKEN", "the refresh token is not good"
+    ),
+    errors.OverloadedError: Status(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", "too many passwords wait to be hashed"
+    ),
+    errors.CallerUnauthenticatedError: Status(
+        grpc.StatusCode.UNAUTHENTICATED,
+        "CALLER_UNAUTHENTICATED",
+        "the caller gave no or wrong credentials",
+    ),
+    errors.CallerNotPermittedError: Status(
+        grpc.StatusCode.PERMISSION_DENIED, "CALLER_NOT_PERMITTED", "the caller lacks the permission"
+    ),
+    errors.EmailAlreadyExistsError: Status(
+        grpc.StatusCode.ALREADY_EXISTS, "EMAIL_ALREADY_EXISTS", "a user has that email"
+    ),
+    errors.UserNotFoundError: Status(grpc.StatusCode.NOT_FOUND, "USER_NOT_FOUND", "there is no such user"),
+    errors.StoreUnavailableError: Status(
+        grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", "the store cannot answer in time"
+    ),
+    errors.BrokenRowError: INTERNAL,
+    # Whatever is not named above is nothing that a client can mend.
+    Exception: INTERNAL,
+}
+
+
+def status_of(error: Exception) -> Status:
+    """Return what a client is told of an error."""
+    return next(STATUS_BY_ERROR[c] for c in type(error).__mro__ if c in STATUS_BY_ERROR)
