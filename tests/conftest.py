@@ -1,0 +1,119 @@
+"""Fixtures of all tests."""
+
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from authsvc import deadline, dynamodb_calls, logs
+from authsvc.config import Settings
+from authsvc.keys import generate_key_file
+from authsvc.models import utc_now
+from tests.engines import CONCURRENT_ENGINES, ENGINES, Engine, require_or_skip
+from tests.support import PASSWORD, WITNESS, Client, FakeClock, make_settings, served
+
+PATIENCE_SECONDS = 30.0
+_TIMEOUTS = (deadline.BUDGET_SECONDS, dynamodb_calls.READ_TIMEOUT_SECONDS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_secret_in_any_log() -> Iterator[None]:
+    """No password and no token is in any log line of the whole run (ASVS-16.2.5)."""
+    WITNESS.hide(PASSWORD)
+    yield
+    leaks = WITNESS.leaks()
+    assert not leaks, f"{len(leaks)} log lines hold a secret, the first: {leaks[0]}"
+
+
+@pytest.fixture(autouse=True)
+def _logs_to_the_witness() -> None:
+    logs.configure("json", "debug", stream=WITNESS.lines)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine is slow, which is no failure unless time is what a test is about."""
+    monkeypatch.setattr(deadline, "BUDGET_SECONDS", PATIENCE_SECONDS)
+    monkeypatch.setattr(dynamodb_calls, "READ_TIMEOUT_SECONDS", PATIENCE_SECONDS)
+
+
+@pytest.fixture
+def production_read_timeout(monkeypatch: pytest.MonkeyPatch, patience: None) -> None:
+    """For stores whose answers get lost."""
+    monkeypatch.setattr(dynamodb_calls, "READ_TIMEOUT_SECONDS", _TIMEOUTS[1])
+
+
+@pytest.fixture
+def production_timeouts(monkeypatch: pytest.MonkeyPatch, production_read_timeout: None) -> None:
+    """For tests whose subject is time."""
+    monkeypatch.setattr(deadline, "BUDGET_SECONDS", _TIMEOUTS[0])
+
+
+@pytest.fixture(scope="session")
+def signing_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("keys") / "keys.json"
+    generate_key_file(path, "ES256", utc_now())
+    return path
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, signing_keys: Path) -> Settings:
+    """A service on SQLite."""
+    return make_settings(signing_keys, f"sqlite:{tmp_path / 'authsvc.db'}")
+
+
+@pytest.fixture
+async def client(settings: Settings, clock: FakeClock) -> AsyncIterator[Client]:
+    """A client of a running service on SQLite."""
+    async with served(settings, clock) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[Engine]:
+    with require_or_skip("moto") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def dynoxide() -> Iterator[Engine]:
+    with require_or_skip("dynoxide") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def ministack() -> Iterator[Engine]:
+    with require_or_skip("ministack") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def external() -> Iterator[Engine]:
+    with require_or_skip("external") as running:
+        yield running
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Every DynamoDB engine in turn."""
+    found: Engine = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(params=CONCURRENT_ENGINES)
+def concurrent_engine(request: pytest.FixtureRequest) -> Engine:
+    """Every DynamoDB engine that keeps what concurrent requests write."""
+    found: Engine = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def table_prefix() -> str:
+    """Tables of a test's own."""
+    return f"t{uuid.uuid4().hex[:12]}-"

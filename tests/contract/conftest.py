@@ -1,0 +1,88 @@
+"""A store on every engine in turn."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import pytest
+
+from authsvc.dynamodb import DynamoDBStore, open_dynamodb_store
+from authsvc.hashing import Hashing
+from authsvc.sqlite import open_sqlite_store
+from authsvc.store import Store
+from tests.contract.use_cases import UseCases, key_ring
+from tests.dynamodb import Tables, tables_of
+from tests.engines import CONCURRENT_ENGINES, ENGINES, Engine
+from tests.support import TEST_COST, FakeClock, use_engine
+
+
+@pytest.fixture(params=["sqlite", *ENGINES])
+async def store(
+    request: pytest.FixtureRequest, tmp_path: Path, table_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Store]:
+    """A store with its tables, on every engine."""
+    async with _opened(request, tmp_path, table_prefix, monkeypatch) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["sqlite", *CONCURRENT_ENGINES])
+async def concurrent_store(
+    request: pytest.FixtureRequest, tmp_path: Path, table_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Store]:
+    """The same, on every engine that keeps what concurrent requests write."""
+    async with _opened(request, tmp_path, table_prefix, monkeypatch) as opened:
+        yield opened
+
+
+@pytest.fixture
+def hashing() -> Iterator[Hashing]:
+    with closing(Hashing(TEST_COST)) as hashing:
+        yield hashing
+
+
+@pytest.fixture
+def use_cases(
+    request: pytest.FixtureRequest,
+    concurrent_store: Store,
+    table_prefix: str,
+    signing_keys: Path,
+    clock: FakeClock,
+    hashing: Hashing,
+) -> UseCases:
+    """The use cases on concurrent_store."""
+    name = request.node.callspec.params["concurrent_store"]
+    tables = None if name == "sqlite" else tables_of(request.getfixturevalue(name), table_prefix)
+    return UseCases(concurrent_store, key_ring(signing_keys, clock), clock, hashing, tables)
+
+
+@asynccontextmanager
+async def _opened(
+    request: pytest.FixtureRequest, folder: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Store]:
+    if request.param == "sqlite":
+        async with open_sqlite_store(folder / "authsvc.db") as store:
+            await store.create_tables()
+            yield store
+    else:
+        use_engine(request.getfixturevalue(request.param), monkeypatch)
+        async with open_dynamodb_store(prefix) as store:
+            await store.create_tables()
+            yield store
+
+
+@pytest.fixture
+def tables(engine: Engine, table_prefix: str) -> Tables:
+    """The tables of dynamodb_store, as another program has them."""
+    return tables_of(engine, table_prefix)
+
+
+@pytest.fixture
+async def dynamodb_store(
+    engine: Engine, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[DynamoDBStore]:
+    """A store on a users table that another program made."""
+    tables.create_users_table()
+    use_engine(engine, monkeypatch)
+    async with open_dynamodb_store(tables.prefix) as store:
+        await store.create_tables()
+        yield store

@@ -1,0 +1,32 @@
+"""Making the tables where an answer is lost, as DynamoDB's slow ones can be: the second try finds them there."""
+
+import pytest
+
+from authsvc.dynamodb import open_dynamodb_store
+from tests.dynamodb import tables_of
+from tests.engines import Engine
+from tests.faults import FaultyProxy, Reset
+from tests.support import use_engine
+
+
+@pytest.mark.parametrize("operation", ["CreateTable", "UpdateTable", "UpdateTimeToLive"])
+async def test_a_lost_answer_is_no_failure(
+    concurrent_engine: Engine, table_prefix: str, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """Not on moto, which breaks down over a second index of one name."""
+    engine = concurrent_engine
+    tables = tables_of(engine, table_prefix)
+    if operation == "UpdateTable":  # which gives the index to a table that has none
+        tables.dynamodb.create_table(
+            TableName=tables.users,
+            AttributeDefinitions=[{"AttributeName": "user_id", "AttributeType": "S"}],
+            KeySchema=[{"AttributeName": "user_id", "KeyType": "HASH"}],
+            BillingMode="PAY_PER_REQUEST",
+        )
+    async with FaultyProxy(engine.endpoint_url) as proxy:
+        use_engine(engine, monkeypatch, proxy.endpoint_url)
+        async with open_dynamodb_store(table_prefix) as store:
+            with proxy.fault(Reset(applied=True), operations={operation}, times=1) as lost:
+                await store.create_tables()
+            assert lost.hits == 1
+            assert await store.create_tables() == []

@@ -1,0 +1,143 @@
+"""Processes of `authsvc` as its users start them."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+from click.testing import CliRunner, Result
+
+from authsvc import logs
+from authsvc.cli import main
+from tests.support import WITNESS
+
+AUTHSVC = str(Path(sys.executable).with_name("authsvc"))
+GIVE_UP_SECONDS = 30.0
+POLL_SECONDS = 0.01
+FREE = {"AUTHSVC_BCRYPT_COST": "10", "AUTHSVC_HTTP_LISTEN": ""}
+"""Settings of tests: hashes that cost little, and no port that another test may have."""
+
+T = TypeVar("T")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return an environment with nothing of the developer's settings, and what measures coverage."""
+    kept = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME"} or "COV" in name}
+    return {**kept, **FREE, "AUTHSVC_LISTEN": "127.0.0.1:0", **more}
+
+
+def poll(look: Callable[[], T], what: str) -> T:
+    """Return the first true answer.
+
+    Raises:
+        AssertionError: There was none within GIVE_UP_SECONDS.
+    """
+    give_up = time.monotonic() + GIVE_UP_SECONDS
+    while not (answer := look()):
+        assert time.monotonic() < give_up, f"never {what}"
+        time.sleep(POLL_SECONDS)
+    return answer
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Call again while the service says that too many passwords wait: the machine may have much else to do."""
+    give_up = time.monotonic() + GIVE_UP_SECONDS
+    while True:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            is_over = time.monotonic() > give_up
+            if is_over or error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                raise
+
+
+class Process:
+    """A running `authsvc`.
+
+    Args:
+        popen: The process.
+        folder: Where its output goes.
+    """
+
+    def __init__(self, popen: "subprocess.Popen[bytes]", folder: Path) -> None:
+        self._popen = popen
+        self._folder = folder
+
+    @property
+    def output(self) -> str:
+        """What it has written to stdout."""
+        return (self._folder / "stdout").read_text()
+
+    @property
+    def log(self) -> str:
+        """What it has written to stderr."""
+        return (self._folder / "stderr").read_text()
+
+    def wait_for(self, look: Callable[[], T], what: str) -> T:
+        """Return the first true answer, while the process runs."""
+
+        def look_again() -> T:
+            answer = look()
+            assert answer or self._popen.poll() is None, f"ended before it {what}:\n{self.log}"
+            return answer
+
+        return poll(look_again, what)
+
+    def send(self, number: signal.Signals) -> None:
+        self._popen.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait for its end and return its exit code."""
+        return self._popen.wait(GIVE_UP_SECONDS)
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.send(number)
+        return self.wait()
+
+
+@contextmanager
+def started(*arguments: str, cwd: Path, environ: Mapping[str, str]) -> Iterator[Process]:
+    """Run `authsvc` with arguments; it is ended on leaving, and its log is searched for secrets."""
+    with tempfile.TemporaryDirectory(prefix="authsvc-") as name:
+        folder = Path(name)
+        with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
+            popen = subprocess.Popen(
+                [AUTHSVC, *arguments], cwd=cwd, env=environ, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
+            )
+        process = Process(popen, folder)
+        try:
+            yield process
+        finally:
+            popen.terminate()
+            try:
+                process.wait()
+            except subprocess.TimeoutExpired:
+                popen.kill()
+                popen.wait()
+            WITNESS.read(process.log)
+
+
+def run(*arguments: str, environ: Mapping[str, str], stdin: bytes = b"") -> "subprocess.CompletedProcess[str]":
+    """Run a program to its end."""
+    done = subprocess.run(
+        arguments, env=environ, input=stdin, capture_output=True, timeout=GIVE_UP_SECONDS, check=False
+    )
+    WITNESS.read(done.stderr.decode())
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def invoke(*arguments: str, stdin: str | bytes = b"", **settings: str) -> Result:
+    """Run a command in this process, for what a process of its own would add nothing to."""
+    without = {name: None for name in os.environ if name.startswith(("AUTHSVC_", "AWS_"))}
+    environ = {**without, **FREE, **settings}
+    result = CliRunner().invoke(main, arguments, input=stdin, env=environ, prog_name="authsvc")
+    logs.configure("json", "debug", stream=WITNESS.lines)
+    WITNESS.read(result.stderr)
+    return result

@@ -1,0 +1,324 @@
+"""`authsvc tables` on DynamoDB engines: what it makes, what it finds, and that each remedy works as told."""
+
+import contextlib
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from click.testing import Result
+
+from tests.e2e.process import invoke
+from tests.engines import Capability, Engine
+from tests.support import PASSWORD
+
+
+@dataclass(frozen=True)
+class Place:
+    """Tables of a test's own on an engine.
+
+    Args:
+        client: boto3's, as other programs have it.
+    """
+
+    engine: Engine
+    prefix: str
+    client: Any
+
+    @property
+    def users(self) -> str:
+        return f"{self.prefix}users"
+
+    @property
+    def unique(self) -> str:
+        return f"{self.prefix}unique"
+
+    def authsvc(self, *arguments: str, stdin: str = "") -> Result:
+        settings = {
+            **self.engine.environ(),
+            "AWS_ENDPOINT_URL_DYNAMODB": self.engine.endpoint_url,
+            "AUTHSVC_STORE": "dynamodb",
+            "AUTHSVC_TABLE_PREFIX": self.prefix,
+        }
+        return invoke(*arguments, stdin=stdin, **settings)
+
+    def create(self) -> Result:
+        created = self.authsvc("tables", "create")
+        assert (created.exit_code, created.stderr) == (0, "")
+        return created
+
+    def wrong(self) -> str:
+        """Return the only line of a check that is not ok."""
+        check = self.authsvc("tables", "check")
+        assert (check.exit_code, check.stderr) == (1, "")
+        lines = [line for line in check.stdout.splitlines() if not line.startswith("ok ")]
+        assert len(lines) == 1, check.stdout
+        return lines[0]
+
+    def is_good(self) -> bool:
+        check = self.authsvc("tables", "check")
+        return check.exit_code == 0 and all(line.startswith("ok ") for line in check.stdout.splitlines())
+
+    def mend(self, line: str) -> None:
+        """Do what a line's remedy says."""
+        for step in line.partition(" Remedy: ")[2].split("; "):
+            words = shlex.split(step[re.search(r"\b(aws|authsvc) ", step).start() :])  # type: ignore[union-attr]
+            if words[0] == "authsvc":
+                assert self.authsvc(*words[1:]).exit_code == 0
+            else:
+                self._aws(*words[2:])
+
+    def _aws(self, operation: str, *options: str) -> None:
+        """Call what the AWS command line would call."""
+        names = [_camel(option.removeprefix("--")) for option in options[::2]]
+        values = [_value(option) for option in options[1::2]]
+        getattr(self.client, operation.replace("-", "_"))(**dict(zip(names, values, strict=True)))
+
+
+def _camel(option: str) -> str:
+    return "".join(word.capitalize() for word in option.split("-"))
+
+
+def _value(text: str) -> Any:
+    """Read a value as the AWS command line does."""
+    with contextlib.suppress(ValueError):
+        return json.loads(text)
+    if "=" not in text:
+        return text
+    pairs = (pair.split("=") for pair in text.split(","))
+    return {name: {"true": True, "false": False}.get(value, value) for name, value in pairs}
+
+
+@pytest.fixture(params=["dynoxide", "ministack"])
+def place(request: pytest.FixtureRequest, table_prefix: str) -> Place:
+    engine: Engine = request.getfixturevalue(request.param)
+    return Place(engine, table_prefix, boto3.client("dynamodb", **engine.client_options()))
+
+
+def users_table(place: Place, **changes: object) -> dict[str, Any]:
+    """Return what AWS's documentation shows of such a table."""
+    return {
+        "TableName": place.users,
+        "KeySchema": [{"AttributeName": "user_id", "KeyType": "HASH"}],
+        "AttributeDefinitions": [
+            {"AttributeName": "user_id", "AttributeType": "S"},
+            {"AttributeName": "email", "AttributeType": "S"},
+        ],
+        "GlobalSecondaryIndexes": [
+            {
+                "IndexName": "email-index",
+                "KeySchema": [{"AttributeName": "email", "KeyType": "HASH"}],
+                "Projection": {"ProjectionType": "ALL"},
+            }
+        ],
+        "BillingMode": "PAY_PER_REQUEST",
+        **changes,
+    }
+
+
+def test_makes_all_once(place: Place) -> None:
+    lines = place.create().stdout.splitlines()
+    made = [line.removeprefix("created table ") for line in lines if line.startswith("created table ")]
+    assert made == [f"{place.prefix}{name}" for name in ("users", "unique", "sessions", "login-attempts")]
+    assert sum(line.startswith("enabled TTL") for line in lines) == 3
+    has_pitr = place.engine.can(Capability.PITR)
+    assert sum(line.startswith("enabled point-in-time") for line in lines) == (4 if has_pitr else 0)
+    assert place.create().stdout == "nothing to do\n"
+    assert place.is_good()
+
+
+def test_users_are_created_and_listed(place: Place) -> None:
+    place.create()
+    created = place.authsvc("users", "create", "--email", "Alice@example.com", stdin=PASSWORD)
+    assert (created.exit_code, created.stderr) == (0, "")
+    again = place.authsvc("users", "create", "--email", "alice@example.com", stdin=PASSWORD)
+    assert again.stderr == "error: a user has the address alice@example.com already: authsvc users list\n"
+    listed = place.authsvc("users", "list").stdout
+    assert listed == f"{created.stdout.strip()}\talice@example.com\tuser\tactive\n"
+
+
+def test_without_tables_it_says_what_makes_them(place: Place) -> None:
+    for command in (["users", "list"], ["users", "create", "--email", "a@example.com"]):
+        result = place.authsvc(*command, stdin=PASSWORD)
+        assert result.exit_code == 1
+        assert result.stderr.endswith("ResourceNotFoundException. Remedy: authsvc tables create\n")
+    check = place.authsvc("tables", "check")
+    assert check.exit_code == 1
+    lines = check.stdout.splitlines()
+    assert all(line.startswith("WRONG ") and line.endswith("Remedy: authsvc tables create") for line in lines)
+    assert len(lines) == 5
+
+
+def test_a_missing_table(place: Place) -> None:
+    place.create()
+    sessions = f"{place.prefix}sessions"
+    place.client.delete_table(TableName=sessions)
+    line = place.wrong()
+    assert line == f"WRONG table {sessions}: is missing. Remedy: authsvc tables create"
+    place.mend(line)
+    assert place.is_good()
+
+
+def test_a_table_with_other_keys(place: Place) -> None:
+    keys = [{"AttributeName": "id", "KeyType": "HASH"}]
+    types = [{"AttributeName": "id", "AttributeType": "S"}]
+    place.client.create_table(
+        TableName=place.unique, KeySchema=keys, AttributeDefinitions=types, BillingMode="PAY_PER_REQUEST"
+    )
+    created = place.authsvc("tables", "create")
+    assert created.exit_code == 1
+    assert created.stderr == f"error: table {place.unique}: its keys must be unique_key, strings\n"
+    check = place.authsvc("tables", "check")
+    assert check.exit_code == 1
+    told = f"WRONG table {place.unique}: keys: its keys must be unique_key, strings. Remedy: use another"
+    assert told in check.stdout
+
+
+def test_a_missing_index(place: Place) -> None:
+    definition = users_table(place, AttributeDefinitions=users_table(place)["AttributeDefinitions"][:1])
+    del definition["GlobalSecondaryIndexes"]
+    place.client.create_table(**definition)
+    assert f"WRONG table {place.users}: index email-index: is missing. " in place.authsvc("tables", "check").stdout
+    assert f"created index email-index on {place.users}" in place.create().stdout.splitlines()
+    _turn_on_pitr(place)
+    assert place.is_good()
+
+
+def test_an_index_on_something_else(place: Place) -> None:
+    place.create()
+    place.client.delete_table(TableName=place.users)
+    index = {
+        "IndexName": "email-index",
+        "KeySchema": [{"AttributeName": "user_id", "KeyType": "HASH"}],
+        "Projection": {"ProjectionType": "ALL"},
+    }
+    types = users_table(place)["AttributeDefinitions"][:1]
+    place.client.create_table(**users_table(place, GlobalSecondaryIndexes=[index], AttributeDefinitions=types))
+    _turn_on_pitr(place)
+    line = place.wrong()
+    assert f"WRONG table {place.users}: index email-index: its index email-index must have the key email. " in line
+    place.mend(line)
+    assert place.is_good()
+
+
+def test_provisioned_billing(place: Place) -> None:
+    place.create()
+    place.client.delete_table(TableName=place.users)
+    units = {"ReadCapacityUnits": 5, "WriteCapacityUnits": 5}
+    index = {**users_table(place)["GlobalSecondaryIndexes"][0], "ProvisionedThroughput": units}
+    definition = users_table(
+        place, BillingMode="PROVISIONED", ProvisionedThroughput=units, GlobalSecondaryIndexes=[index]
+    )
+    place.client.create_table(**definition)
+    _turn_on_pitr(place)
+    line = place.wrong()
+    assert f"WRONG table {place.users}: billing: is PROVISIONED: it throttles above what it was given. " in line
+    place.mend(line)
+    assert place.is_good()
+
+
+@pytest.mark.parametrize("attribute", [None, "ttl"])
+def test_time_to_live_is_off_or_on_something_else(place: Place, attribute: str | None) -> None:
+    place.create()
+    _set_ttl(place, "expires_at", is_on=False)
+    if attribute is not None:
+        _set_ttl(place, attribute, is_on=True)
+    line = place.wrong()
+    told = "is off" if attribute is None else "is on ttl"
+    assert line.startswith(f"WRONG table {place.unique}: TTL on expires_at: {told}. ")
+    place.mend(line)
+    assert place.is_good()
+
+
+def test_point_in_time_recovery_is_off(place: Place) -> None:
+    place.engine.skip_unless(Capability.PITR)
+    place.create()
+    place.client.update_continuous_backups(
+        TableName=place.users, PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": False}
+    )
+    line = place.wrong()
+    assert line.startswith(f"WRONG table {place.users}: point-in-time recovery: is off. ")
+    place.mend(line)
+    assert place.is_good()
+
+
+def test_a_users_table_of_another_program_is_accepted_with_its_rows(place: Place) -> None:
+    place.client.create_table(**users_table(place))
+    row = {
+        "user_id": {"S": "u-1"},
+        "email": {"S": "alice@example.com"},
+        "role": {"S": "user"},
+        "is_active": {"BOOL": True},
+        "created_at": {"S": "2024-01-01T00:00:00Z"},
+    }
+    place.client.put_item(TableName=place.users, Item=row)
+    assert place.users not in place.create().stdout
+    _turn_on_pitr(place)
+    assert place.is_good()
+    assert place.authsvc("users", "list").stdout == "u-1\talice@example.com\tuser\tactive\n"
+    assert place.client.get_item(TableName=place.users, Key={"user_id": {"S": "u-1"}})["Item"] == row
+
+
+def test_addresses_that_no_login_finds_are_listed(place: Place) -> None:
+    place.create()
+    addresses = {"u-1": "Alice@example.com", "u-2": "alice@example.com", "u-3": "nobody", "u-4": "bob@example.com"}
+    for user_id, email in addresses.items():
+        row = {"user_id": {"S": user_id}, "email": {"S": email}, "role": {"S": "user"}}
+        place.client.put_item(TableName=place.users, Item=row)
+    check = place.authsvc("tables", "check")
+    assert check.exit_code == 1
+    wrong = [line for line in check.stdout.splitlines() if line.startswith("WRONG")]
+    assert sorted(wrong) == [
+        "WRONG user u-1: email: is not in normal form (NFC, lower case). Remedy: write it in normal form",
+        "WRONG user u-3: email: must have exactly one @, with text on both sides. Remedy: write it in normal form",
+        (
+            "WRONG users u-1, u-2: have the same address: none has claimed it, so none logs in. "
+            "Remedy: give all but one another address, or delete them"
+        ),
+    ]
+
+
+def test_claims_that_are_dead_are_counted_and_unreadable_rows_listed(place: Place) -> None:
+    place.create()
+    for email in ("alice@example.com", "bob@example.com"):
+        assert place.authsvc("users", "create", "--email", email, stdin=PASSWORD).exit_code == 0
+    rows = place.client.scan(TableName=place.users)["Items"]
+    place.client.delete_item(TableName=place.users, Key={"user_id": rows[0]["user_id"]})
+    check = place.authsvc("tables", "check")
+    assert check.exit_code == 0
+    assert check.stdout.splitlines()[-1] == "ok    addresses (1 dead claims: harmless)"
+    place.client.put_item(TableName=place.users, Item={**rows[1], "is_active": {"N": "1"}})
+    user_id = rows[1]["user_id"]["S"]
+    assert place.wrong() == (
+        f"WRONG user {user_id}: attribute is_active is missing or unreadable: nobody logs in by this row. "
+        "Remedy: write the attribute as it must be, or delete the row"
+    )
+
+
+def test_users_are_imported(place: Place, tmp_path: Path) -> None:
+    place.create()
+    file = tmp_path / "users.jsonl"
+    line = {"password_hash": "$2b$12$" + "." * 53}
+    file.write_text("\n".join(json.dumps({**line, "email": f"user{n}@example.com"}) for n in range(100)))
+    for told in ("100 created, 0 already there, 0 wrong\n", "0 created, 100 already there, 0 wrong\n"):
+        done = place.authsvc("users", "import", str(file))
+        assert (done.exit_code, done.stdout, done.stderr) == (0, told, "")
+    assert place.is_good()
+
+
+def _turn_on_pitr(place: Place) -> None:
+    """Turn on what only a check asks for of tables that others made."""
+    if place.engine.can(Capability.PITR):
+        place.client.update_continuous_backups(
+            TableName=place.users, PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": True}
+        )
+
+
+def _set_ttl(place: Place, attribute: str, *, is_on: bool) -> None:
+    place.client.update_time_to_live(
+        TableName=place.unique, TimeToLiveSpecification={"Enabled": is_on, "AttributeName": attribute}
+    )

@@ -1,0 +1,31 @@
+"""Install what tests run on, ahead of them: a first installation takes longer than a test may."""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+
+from tests import tools
+from tests.engines import ENGINES, EngineUnavailableError, launch
+
+
+def main() -> None:
+    for name in ENGINES:
+        _report(name, partial(_start, name))
+    _report("grpcurl", tools.grpcurl)
+
+
+def _start(name: str) -> None:
+    with launch(name):
+        pass
+
+
+def _report(name: str, install: Callable[[], object]) -> None:
+    try:
+        install()
+    except EngineUnavailableError as unavailable:
+        sys.stdout.write(f"{name}: left out: {unavailable}\n")
+    else:
+        sys.stdout.write(f"{name}: ready\n")
+
+
+main()

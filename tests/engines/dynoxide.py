@@ -1,0 +1,61 @@
+"""dynoxide: DynamoDB's API over SQLite, one native binary, fetched from npm for linux-x64."""
+
+import base64
+import hashlib
+import platform
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.engines.engine import Capability, Engine, EngineUnavailableError
+from tests.engines.installs import installed, run_installer
+from tests.engines.process import ServerProcess, free_port
+
+VERSION = "1.2.1"
+PACKAGE = "@dynoxide/linux-x64"
+# npm's `dist.integrity` of exactly this version, without its sha512- prefix.
+INTEGRITY = "sBHqlxJ9ANkLluFkYRfd5r8Y0ApFew4FhOrlhgRAgD4XzEoFOukEo1nuBTQ1+jTtofqwn4NWQ2k0Tn5mNTjgUg=="
+LACKS = {
+    Capability.PITR: "dynoxide has no continuous backups (UnknownOperationException)",
+    Capability.FULL_ITEM_UNITS: "dynoxide counts a projected item's returned part alone",
+}
+
+
+@contextmanager
+def launch(*, in_memory: bool = False) -> Iterator[Engine]:
+    """Run a fresh dynoxide; in memory it is faster and a restart finds it empty."""
+    binary = _binary()
+    with tempfile.TemporaryDirectory(prefix="dynoxide-") as folder:
+        home, port = Path(folder), free_port()
+        storage = [] if in_memory else ["--db-path", str(home / "data.sqlite")]
+        command = [str(binary), "serve", "--host", "127.0.0.1", "--port", str(port), *storage]
+        server = ServerProcess(command, port=port, cwd=home, env={})
+        server.start()
+        try:
+            yield Engine("dynoxide", f"http://127.0.0.1:{port}", LACKS, server)
+        finally:
+            server.stop()
+
+
+def _binary() -> Path:
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        raise EngineUnavailableError("dynoxide is installed for linux-x64 only")
+    return installed(f"dynoxide-{VERSION}", _install) / "package" / "dynoxide"
+
+
+def _install(home: Path) -> None:
+    run_installer(["npm", "pack", f"{PACKAGE}@{VERSION}", "--ignore-scripts", "--loglevel=error"], home)
+    (tarball,) = home.glob("*.tgz")
+    _verify(tarball)
+    with tarfile.open(tarball) as archive:
+        archive.extractall(home, filter="data")
+    tarball.unlink()
+
+
+def _verify(tarball: Path) -> None:
+    digest = base64.b64encode(hashlib.sha512(tarball.read_bytes()).digest()).decode()
+    if digest != INTEGRITY:
+        raise RuntimeError(f"{tarball.name} is not the pinned {PACKAGE} {VERSION}")

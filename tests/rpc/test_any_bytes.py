@@ -1,0 +1,205 @@
+"""Whatever bytes arrive: a status of the API, no exception's text, and the process lives (B4, B6)."""
+
+import random
+import struct
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from authsvc.paging import token_of
+from authsvc.refresh_tokens import new_refresh_token
+from authsvc.v1 import auth_service_pb2 as auth_pb2
+from authsvc.v1 import resources_pb2
+from authsvc.v1 import user_service_pb2 as user_pb2
+from tests.support import PASSWORD, Client, failure_of
+
+ROUNDS = 200
+STATUSES = {
+    "INVALID_ARGUMENT MALFORMED_REQUEST",
+    "INVALID_ARGUMENT INVALID_FIELD",
+    "INVALID_ARGUMENT PASSWORD_REJECTED",
+    "UNAUTHENTICATED INVALID_CREDENTIALS",
+    "UNAUTHENTICATED INVALID_REFRESH_TOKEN",
+    "ALREADY_EXISTS EMAIL_ALREADY_EXISTS",
+    "NOT_FOUND USER_NOT_FOUND",
+    "RESOURCE_EXHAUSTED OVERLOADED",
+    "OK",
+}
+TEXTS = {"a field of the request is invalid", "the request does not decode"}
+SEEDS: dict[str, bytes] = {
+    "/authsvc.v1.AuthService/Authenticate": auth_pb2.AuthenticateRequest(
+        email="alice@example.com", password=PASSWORD, client_address="192.0.2.1", client_label="x"
+    ).SerializeToString(),
+    "/authsvc.v1.AuthService/ValidateToken": auth_pb2.ValidateTokenRequest(
+        token="a.b.c", max_staleness=Duration(seconds=5), stale_if_error=Duration(nanos=5)
+    ).SerializeToString(),
+    "/authsvc.v1.AuthService/BatchValidateTokens": auth_pb2.BatchValidateTokensRequest(
+        requests=[auth_pb2.ValidateTokenRequest(token="a.b.c", max_staleness=Duration(seconds=5))] * 2
+    ).SerializeToString(),
+    "/authsvc.v1.AuthService/RefreshTokens": auth_pb2.RefreshTokensRequest(
+        refresh_token=new_refresh_token("alice").text, client_address="192.0.2.1"
+    ).SerializeToString(),
+    "/authsvc.v1.AuthService/RevokeToken": auth_pb2.RevokeTokenRequest(
+        token=new_refresh_token("alice").text
+    ).SerializeToString(),
+    "/authsvc.v1.AuthService/ChangePassword": auth_pb2.ChangePasswordRequest(
+        email="nobody@example.com",
+        current_password=PASSWORD,
+        new_password="another password of words",
+        client_address="192.0.2.1",
+        client_label="x",
+    ).SerializeToString(),
+    "/authsvc.v1.AuthService/GetJwks": b"",
+    "/authsvc.v1.UserService/CreateUser": user_pb2.CreateUserRequest(
+        email="alice@example.com", role="user", password=PASSWORD, request_id="x"
+    ).SerializeToString(),
+    "/authsvc.v1.UserService/GetUser": user_pb2.GetUserRequest(email="alice@example.com").SerializeToString(),
+    "/authsvc.v1.UserService/ListUsers": user_pb2.ListUsersRequest(
+        page_size=5, page_token=token_of("alice")
+    ).SerializeToString(),
+    "/authsvc.v1.UserService/UpdateUser": user_pb2.UpdateUserRequest(
+        user_id="alice",
+        user=resources_pb2.User(email="alice@example.com", role="editor"),
+        update_mask=FieldMask(paths=["email", "role"]),
+    ).SerializeToString(),
+    "/authsvc.v1.UserService/DeleteUser": user_pb2.DeleteUserRequest(user_id="alice").SerializeToString(),
+    "/authsvc.v1.UserService/ResetPassword": user_pb2.ResetPasswordRequest(user_id="alice").SerializeToString(),
+    "/authsvc.v1.UserService/ListUserSessions": user_pb2.ListUserSessionsRequest(
+        user_id="alice", page_size=5, page_token=token_of("session")
+    ).SerializeToString(),
+    "/authsvc.v1.UserService/RevokeUserSessions": user_pb2.RevokeUserSessionsRequest(
+        user_id="alice", session_ids=["session"]
+    ).SerializeToString(),
+}
+"""A well-formed request of every RPC."""
+
+
+def test_no_rpc_is_left_out() -> None:
+    services = (*auth_pb2.DESCRIPTOR.services_by_name.values(), *user_pb2.DESCRIPTOR.services_by_name.values())
+    assert {f"/{s.full_name}/{method.name}" for s in services for method in s.methods} == SEEDS.keys()
+
+
+async def outcome(client: Client, method: str, body: bytes, metadata: Any = ()) -> str:
+    """Send plain bytes and return the status, with its reason."""
+    call: Any = client.channel.unary_unary(method)
+    try:
+        await call(body, metadata=(*client.admin, *metadata))
+    except grpc.aio.AioRpcError as error:
+        told = failure_of(error)
+        assert "Traceback" not in told.text
+        assert "Error" not in told.text
+        return f"{told.code.name} {told.reason}"
+    return "OK"
+
+
+def mutated(seed: bytes, source: random.Random) -> bytes:
+    """Damage a request: lengths, tags, text that is no UTF-8, groups, pieces doubled, lost, or swapped."""
+    body = bytearray(seed)
+    for _ in range(source.randint(1, 4)):
+        at = source.randint(0, len(body))
+        match source.randint(0, 6):
+            case 0 if body:
+                body[at % len(body)] ^= 1 << source.randint(0, 7)
+            case 1:
+                body[at:at] = source.randbytes(source.randint(1, 8))
+            case 2:
+                del body[at : at + source.randint(1, 8)]
+            case 3:
+                body[at:at] = body[: source.randint(0, len(body))]
+            case 4:
+                body[at:at] = b"\xff" * source.randint(1, 11)
+            case 5:
+                body[at:at] = bytes([source.randint(0, 15) << 3 | source.randint(0, 7)])
+            case _:
+                body[at:at] = struct.pack("<Q", source.getrandbits(64))
+    return bytes(body)
+
+
+@pytest.mark.parametrize("method", SEEDS, ids=lambda method: method.rpartition("/")[2])
+async def test_mutated_requests_end_in_a_status_of_the_api(client: Client, method: str) -> None:
+    source = random.Random(method)  # noqa: S311 - the same bytes in every run
+    await client.create_user()
+    seen = {await outcome(client, method, mutated(SEEDS[method], source)) for _ in range(ROUNDS)}
+    assert seen <= STATUSES
+    assert "INVALID_ARGUMENT MALFORMED_REQUEST" in seen
+    assert await outcome(client, "/authsvc.v1.AuthService/GetJwks", b"") == "OK"
+
+
+@pytest.mark.parametrize("method", SEEDS, ids=lambda method: method.rpartition("/")[2])
+@pytest.mark.parametrize("body", [b"\xff", b"\x0a\xff\xff\xff\xff\x0f", b"\x0a\x01\xff", b"\x0b" * 200, b"\0"])
+async def test_bytes_that_do_not_decode_are_the_clients_mistake(client: Client, method: str, body: bytes) -> None:
+    if method.endswith(("GetJwks", "ListUsers")) and body == b"\x0a\x01\xff":
+        return  # an unknown field, of any content
+    assert await outcome(client, method, body) == "INVALID_ARGUMENT MALFORMED_REQUEST"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\0", "a\0@example.com", "\u202e@example.com", "😀@example.com", "İ@example.com", "ﬁ@example.com", "\ufffe"],
+)
+async def test_any_text_is_answered_in_every_field(client: Client, text: str) -> None:
+    requests = {
+        "/authsvc.v1.AuthService/Authenticate": auth_pb2.AuthenticateRequest(
+            email=text, password=text, client_label=text
+        ),
+        "/authsvc.v1.AuthService/ValidateToken": auth_pb2.ValidateTokenRequest(token=text),
+        "/authsvc.v1.UserService/CreateUser": user_pb2.CreateUserRequest(
+            email=text, role=text, password=text, request_id=text
+        ),
+        "/authsvc.v1.AuthService/RefreshTokens": auth_pb2.RefreshTokensRequest(refresh_token=text),
+        "/authsvc.v1.AuthService/RevokeToken": auth_pb2.RevokeTokenRequest(token=text),
+        "/authsvc.v1.AuthService/ChangePassword": auth_pb2.ChangePasswordRequest(
+            email=text, current_password=text, new_password=text, client_label=text
+        ),
+        "/authsvc.v1.UserService/GetUser": user_pb2.GetUserRequest(user_id=text),
+        "/authsvc.v1.UserService/ListUsers": user_pb2.ListUsersRequest(page_token=text),
+        "/authsvc.v1.UserService/UpdateUser": user_pb2.UpdateUserRequest(
+            user_id=text, user=resources_pb2.User(email=text), update_mask=FieldMask(paths=["email"])
+        ),
+        "/authsvc.v1.UserService/DeleteUser": user_pb2.DeleteUserRequest(user_id=text),
+        "/authsvc.v1.UserService/ResetPassword": user_pb2.ResetPasswordRequest(user_id=text),
+        "/authsvc.v1.UserService/ListUserSessions": user_pb2.ListUserSessionsRequest(user_id=text, page_token=text),
+        "/authsvc.v1.UserService/RevokeUserSessions": user_pb2.RevokeUserSessionsRequest(
+            user_id=text, session_ids=[text]
+        ),
+    }
+    for method, request in requests.items():
+        assert await outcome(client, method, request.SerializeToString()) in STATUSES
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        (("x", "1" * 4000),),
+        (("x-bin", b"\0\xff" * 100),),
+        (("authorization-bin", b"Bearer x"),),
+        (("grpc-trace-bin", b"\xff"),),
+        tuple((f"x-{n}", "v") for n in range(100)),
+        (("cookie", "a=b"), ("x-forwarded-for", "'; --")),
+    ],
+    ids=lambda metadata: metadata[0][0],
+)
+async def test_any_metadata_is_answered(client: Client, metadata: Any) -> None:
+    assert await outcome(client, "/authsvc.v1.AuthService/GetJwks", b"", metadata) == "OK"
+    get_user = "/authsvc.v1.UserService/GetUser"
+    assert await outcome(client, get_user, SEEDS[get_user], metadata) == "NOT_FOUND USER_NOT_FOUND"
+
+
+async def test_an_unexpected_failure_tells_the_client_nothing(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ASVS-16.5.1, ASVS-16.5.4."""
+    secret = "arn:aws:dynamodb:table/auth-users"
+
+    async def fail(_text: str) -> None:
+        raise ZeroDivisionError(secret)
+
+    monkeypatch.setattr(client.service.sessions, "validate_token", fail)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await client.validate("x")
+    told = failure_of(caught.value)
+    assert (told.code, told.reason, told.text) == (grpc.StatusCode.INTERNAL, "INTERNAL", "internal error")
+    assert secret not in str(caught.value)
+    monkeypatch.undo()
+    assert (await client.validate("x")).reason == auth_pb2.INACTIVE_REASON_MALFORMED

@@ -1,0 +1,144 @@
+"""What each RPC costs: store calls, seen by the engine, and hashing work."""
+
+from typing import Any
+
+import bcrypt
+import pytest
+
+from tests.rpc.conftest import Proxied
+from tests.rpc.test_foreign_rows import hash_of
+from tests.support import PASSWORD, TEST_COST, failure
+
+LOOK_UP = {"GetItem": 2, "Query": 1}
+"""Finding a user by address: claim and row, and the index."""
+
+
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The cost of every hash that is computed."""
+    computed: list[int] = []
+    hashpw, checkpw = bcrypt.hashpw, bcrypt.checkpw
+
+    def counting_hashpw(password: bytes, salt: bytes) -> bytes:
+        computed.append(2 ** int(salt[4:6]))
+        return hashpw(password, salt)
+
+    def counting_checkpw(password: bytes, hashed: bytes) -> bool:
+        computed.append(2 ** int(hashed[4:6]))
+        return checkpw(password, hashed)
+
+    monkeypatch.setattr(bcrypt, "hashpw", counting_hashpw)
+    monkeypatch.setattr(bcrypt, "checkpw", counting_checkpw)
+    return computed
+
+
+async def test_a_validation_is_one_strong_read(proxied: Proxied, rounds: list[int]) -> None:
+    alice = await proxied.client.create_user()
+    token = await proxied.client.access_token()
+    proxied.proxy.forget()
+    rounds.clear()
+    for _ in range(3):
+        await proxied.client.validate(token)
+    assert proxied.proxy.requests == {"GetItem": 3}
+    for attempt in proxied.proxy.attempts:
+        assert attempt.payload["Key"] == {"user_id": {"S": alice.user_id}}
+        assert attempt.payload["ConsistentRead"] is True
+    assert rounds == []
+
+
+async def test_a_token_that_is_refused_by_itself_costs_no_read(proxied: Proxied) -> None:
+    for token in ("garbage", "rt_x", "a.b.c"):
+        await proxied.client.validate(token)
+    assert proxied.proxy.requests == {}
+
+
+async def test_a_login_is_a_look_up_one_hash_and_one_write(proxied: Proxied, rounds: list[int]) -> None:
+    await proxied.client.create_user()
+    proxied.proxy.forget()
+    rounds.clear()
+    await proxied.client.log_in()
+    assert proxied.proxy.requests == {**LOOK_UP, "PutItem": 1}
+    assert rounds == [2**TEST_COST]
+
+
+async def test_a_user_stays_within_one_read_unit(proxied: Proxied) -> None:
+    alice = await proxied.client.create_user("a" * 64 + "@" + "b" * 60 + ".example.com", role="r" * 63)
+    answer = proxied.tables.dynamodb.get_item(
+        TableName=proxied.tables.users,
+        Key={"user_id": {"S": alice.user_id}},
+        ConsistentRead=True,
+        ReturnConsumedCapacity="TOTAL",
+    )
+    assert answer["ConsumedCapacity"]["CapacityUnits"] == 1.0
+
+
+async def test_a_change_of_password_is_a_look_up_two_hashes_and_two_writes(proxied: Proxied, rounds: list[int]) -> None:
+    await proxied.client.create_user()
+    proxied.proxy.forget()
+    rounds.clear()
+    await proxied.client.change_password("another password of words")
+    requests = proxied.proxy.requests
+    assert {name: requests[name] for name in LOOK_UP} == LOOK_UP
+    assert requests.total() == sum(LOOK_UP.values()) + 2
+    assert rounds == [2**TEST_COST] * 2
+
+
+async def prepare(proxied: Proxied, what: str) -> None:
+    tables = proxied.tables
+    match what:
+        case "wrong password":
+            await proxied.client.create_user("alice@example.com", "another password of words")
+        case "disabled":
+            alice = await proxied.client.create_user()
+            tables.update_user(alice.user_id, "SET is_active = :v", v={"BOOL": False})
+        case "without password":
+            tables.put_user("alice", "alice@example.com")
+        case "unreadable hash":
+            tables.put_user("alice", "alice@example.com", password_hash={"S": "$2b$31$" + "a" * 53})
+        case "expired":
+            temporary = {"password_change_required": {"BOOL": True}, "temporary_password_expires_at": {"N": "1"}}
+            tables.put_user("alice", "alice@example.com", password_hash=hash_of(PASSWORD), **temporary)
+        case "unreadable row":
+            tables.put_user("alice", "alice@example.com", is_active={"S": "yes"})
+
+
+REFUSED = ["unknown", "wrong password", "disabled", "without password", "unreadable hash", "unreadable row", "expired"]
+
+
+@pytest.mark.parametrize("method", ["Authenticate", "ChangePassword"])
+@pytest.mark.parametrize("what", REFUSED)
+async def test_every_refused_login_costs_the_same(proxied: Proxied, rounds: list[int], what: str, method: str) -> None:
+    """ASVS-6.3.8: the same store calls, the same hashing, the same bytes."""
+    await prepare(proxied, what)
+    proxied.proxy.forget()
+    rounds.clear()
+    client = proxied.client
+    call = client.log_in() if method == "Authenticate" else client.change_password("another password of mine")
+    refused = await failure(call)
+    assert proxied.proxy.requests == LOOK_UP
+    assert sum(rounds) == 2**TEST_COST
+    assert (refused.code.name, refused.reason, refused.text) == (
+        "UNAUTHENTICATED",
+        "INVALID_CREDENTIALS",
+        "the email or the password is wrong",
+    )
+
+
+async def test_a_hash_of_lower_cost_is_upgraded_at_the_next_login(
+    proxied: Proxied, rounds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ASVS-11.4.2."""
+    hashing: Any = proxied.client.service.logins._hashing  # noqa: SLF001 - the settings allow no lower cost than 10
+    monkeypatch.setattr(hashing, "cost", TEST_COST + 2)
+    proxied.tables.put_user("carol", "carol@example.com", password_hash=hash_of(PASSWORD, cost=TEST_COST))
+    rounds.clear()
+    refused = await failure(proxied.client.log_in("carol@example.com", "another password of words"))
+    assert refused.reason == "INVALID_CREDENTIALS"
+    assert sum(rounds) == 2 ** (TEST_COST + 2)
+
+    await proxied.client.log_in("carol@example.com")
+    stored = proxied.tables.get_user("carol")["password_hash"]["S"]
+    assert stored.startswith(f"$2b$0{TEST_COST + 2}$")
+    proxied.proxy.forget()
+    await proxied.client.log_in("carol@example.com")
+    assert proxied.proxy.requests == {**LOOK_UP, "PutItem": 1}

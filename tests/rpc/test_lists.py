@@ -1,0 +1,124 @@
+"""ListUsers: every user once, whatever happens meanwhile."""
+
+import asyncio
+from itertools import count
+from typing import Any
+
+import pytest
+
+from tests.dynamodb import Tables
+from tests.engines import Engine
+from tests.rpc.conftest import Proxied, Shared
+from tests.support import ADMIN_EMAIL, Client, failure
+
+MANY = 10_000
+BATCH = 25
+"""Writes of one BatchWriteItem."""
+
+
+def put_users(tables: Tables, user_ids: list[str]) -> None:
+    """Write rows as another program does that has many."""
+    for some in (user_ids[at : at + BATCH] for at in range(0, len(user_ids), BATCH)):
+        items = [
+            {"user_id": {"S": each}, "email": {"S": f"{each}@example.com"}, "role": {"S": "user"}} for each in some
+        ]
+        tables.dynamodb.batch_write_item(RequestItems={tables.users: [{"PutRequest": {"Item": i}} for i in items]})
+
+
+async def pages(client: Client, page_size: int) -> list[list[Any]]:
+    found, page_token = [], ""
+    while True:
+        page = await client.list_users(page_size, page_token)
+        found.append(list(page.users))
+        page_token = page.next_page_token
+        if not page_token:
+            return found
+
+
+async def test_every_user_is_on_one_page(anywhere: Client) -> None:
+    made = [await anywhere.create_user(f"user{n}@example.com", role=f"role-{n}") for n in range(6)]
+    await anywhere.update_user(made[0].user_id, is_active=False)
+    made[0] = await anywhere.get_user(user_id=made[0].user_id)
+    made.append(await anywhere.get_user(email=ADMIN_EMAIL))
+    for page_size in (1, 3, 7, 1000):
+        found = await pages(anywhere, page_size)
+        assert max(map(len, found)) <= page_size
+        users = [user for page in found for user in page]
+        assert sorted(users, key=lambda user: user.email) == sorted(made, key=lambda user: user.email)
+
+
+async def test_ten_thousand_users_are_each_listed_once(proxied: Proxied) -> None:
+    """While others are created and deleted."""
+    staying = [f"staying-{n:05}" for n in range(MANY - 1)]
+    going = [f"going-{n:03}" for n in range(500)]
+    await asyncio.to_thread(put_users, proxied.tables, [*staying, *going])
+    proxied.proxy.forget()
+    listed: list[str] = []
+    page_token, names = "", count()
+    largest = 0
+    while True:
+        page = await proxied.client.list_users(2000, page_token)
+        largest = max(largest, len(page.users))
+        listed += [user.user_id for user in page.users]
+        for user_id in [going.pop() for _ in range(min(20, len(going)))]:
+            proxied.tables.delete_user(user_id)
+        put_users(proxied.tables, [f"coming-{next(names)}" for _ in range(BATCH)])
+        page_token = page.next_page_token
+        if not page_token:
+            break
+    assert len(listed) == len(set(listed))
+    assert set(staying) < set(listed)
+    assert largest == 1000
+    # One page, one call: no user costs one of its own.
+    assert proxied.proxy.requests["Scan"] <= (MANY + 500 + 500) // 1000 + 1
+    assert proxied.proxy.requests["Query"] == 0
+
+
+async def test_the_default_page_has_fifty(proxied: Proxied) -> None:
+    put_users(proxied.tables, [f"user-{n}" for n in range(60)])
+    assert len((await proxied.client.list_users()).users) == 50
+
+
+@pytest.mark.parametrize("engine", ["dynoxide", "moto"], indirect=True)
+async def test_broken_rows_are_left_out(shared: Shared, engine: Engine) -> None:
+    put_users(shared.tables, ["carol", "dave"])
+    broken: dict[str, dict[str, Any]] = {
+        "no-email": {},
+        "role-5": {"email": "x@example.com", "role": {"N": "5"}},
+        "active-text": {"email": "y@example.com", "is_active": {"S": "yes"}},
+        "no-time": {"email": "z@example.com", "created_at": {"S": "yesterday"}},
+        # No UTC has these; a page must not fail for them.
+        "before-time": {"email": "v@example.com", "created_at": {"S": "0001-01-01T00:00:00+14:00"}},
+        "after-time": {"email": "w@example.com", "updated_at": {"S": "9999-12-31T23:59:59-14:00"}},
+    }
+    for user_id, attributes in broken.items():
+        shared.tables.put_user(user_id, **attributes)
+    for page_size in (1, 50):
+        users = [user for page in await pages(shared.client, page_size) for user in page]
+        admin = await shared.client.get_user(email=ADMIN_EMAIL)
+        assert {user.user_id for user in users} == {"carol", "dave", admin.user_id}
+        assert len(users) == 3
+
+
+async def test_a_wrong_field_is_named(anywhere: Client) -> None:
+    for page_size in (-1, -(2**31)):
+        refused = await failure(anywhere.list_users(page_size))
+        assert (refused.reason, refused.field) == ("INVALID_FIELD", "page_size")
+    # Of the right form, but longer than any key: the store never sees it.
+    long = "MTp4" + "eHh4" * 1000
+    for page_token in ("x", "garbage", "\0", "MTo=", "dXNlcg==", long):
+        refused = await failure(anywhere.list_users(0, page_token))
+        assert (refused.reason, refused.field) == ("INVALID_FIELD", "page_token")
+
+
+async def test_a_page_goes_on_after_a_user_who_is_gone(anywhere: Client) -> None:
+    for number in range(3):
+        await anywhere.create_user(f"user{number}@example.com")
+    first = await anywhere.list_users(2)
+    for user in first.users:
+        if user.email != ADMIN_EMAIL:
+            await anywhere.delete_user(user.user_id)
+    rest = await anywhere.list_users(50, first.next_page_token)
+    listed = {user.email for user in (*first.users, *rest.users)}
+    assert listed == {ADMIN_EMAIL, "user0@example.com", "user1@example.com", "user2@example.com"}
+    assert not {user.email for user in rest.users} & {user.email for user in first.users}

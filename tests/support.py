@@ -1,0 +1,299 @@
+"""What many tests share: a clock that they set, a running service with its stubs, and a witness of its logs."""
+
+import io
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import field_mask_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from authsvc import server
+from authsvc.config import Address, Settings
+from authsvc.v1 import auth_service_pb2 as auth_pb2
+from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
+from authsvc.v1 import resources_pb2
+from authsvc.v1 import user_service_pb2 as user_pb2
+from authsvc.v1 import user_service_pb2_grpc as user_grpc
+from tests.engines import Engine
+
+PASSWORD = "a password of many words"
+ADMIN_EMAIL = "root@example.com"
+TEST_COST = 4
+"""bcrypt's lowest cost; settings refuse it, so only tests run with it."""
+SECRET_MIN_LENGTH = 8
+SECRET_FIELDS = frozenset(
+    {
+        "password",
+        "password_hash",
+        "current_password",
+        "new_password",
+        "temporary_password",
+        "token",
+        "access_token",
+        "refresh_token",
+    }
+)
+
+
+class FakeClock:
+    """Stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2030, 1, 1, 12, 0, 0, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, **span: float) -> None:
+        self.now += timedelta(**span)
+
+
+class LogWitness:
+    """Keeps every log line of the run, and every secret that must not be in one."""
+
+    def __init__(self) -> None:
+        self.lines = io.StringIO()
+        self.secrets: set[str] = set()
+
+    def hide(self, *secrets: str) -> None:
+        """Declare texts that no log line may hold; short ones could occur by chance."""
+        self.secrets.update(s for s in secrets if len(s) >= SECRET_MIN_LENGTH)
+
+    def hide_fields(self, message: Message) -> None:
+        """Declare the secret fields of a request or response, at any depth."""
+        for descriptor, value in message.ListFields():
+            if descriptor.name in SECRET_FIELDS and isinstance(value, str):
+                self.hide(value)
+            elif descriptor.name == "tokens":
+                self.hide_fields(value)
+
+    def read(self, text: str) -> None:
+        """Add the log of another process."""
+        self.lines.write(text + "\n")
+
+    def leaks(self) -> list[str]:
+        """Return the lines that hold a secret."""
+        # Thousands of secrets: whatever begins like none of them is passed over at once.
+        starts = {secret[:SECRET_MIN_LENGTH] for secret in self.secrets}
+
+        def is_suspect(line: str) -> bool:
+            return any(line[at : at + SECRET_MIN_LENGTH] in starts for at in range(len(line)))
+
+        lines = self.lines.getvalue().splitlines()
+        return [line for line in lines if is_suspect(line) and any(secret in line for secret in self.secrets)]
+
+
+WITNESS = LogWitness()
+
+
+class _Recorder(grpc.aio.UnaryUnaryClientInterceptor):
+    """Declares the secrets of every call to the witness."""
+
+    async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        if isinstance(request, Message):
+            WITNESS.hide_fields(request)
+        call = await continuation(details, request)
+        if await call.code() is grpc.StatusCode.OK:
+            response = await call
+            if isinstance(response, Message):
+                WITNESS.hide_fields(response)
+        return call
+
+
+@dataclass(frozen=True)
+class Client:
+    """A service as its callers have it.
+
+    Args:
+        admin: metadata of an admin, for UserService.
+    """
+
+    address: str
+    channel: grpc.aio.Channel
+    auth: "auth_grpc.AuthServiceAsyncStub"
+    users: "user_grpc.UserServiceAsyncStub"
+    service: server.Service
+    admin: tuple[tuple[str, str], ...] = ()
+
+    async def create_user(
+        self, email: str = "alice@example.com", password: str = PASSWORD, role: str = "", request_id: str = ""
+    ) -> Any:
+        request = user_pb2.CreateUserRequest(email=email, password=password, role=role, request_id=request_id)
+        return (await self.users.CreateUser(request, metadata=self.admin)).user
+
+    async def get_user(self, **key: str) -> Any:
+        return (await self.users.GetUser(user_pb2.GetUserRequest(**key), metadata=self.admin)).user
+
+    async def log_in(self, email: str = "alice@example.com", password: str = PASSWORD, **fields: str) -> Any:
+        return await self.auth.Authenticate(auth_pb2.AuthenticateRequest(email=email, password=password, **fields))
+
+    async def access_token(self, email: str = "alice@example.com", password: str = PASSWORD) -> str:
+        token: str = (await self.log_in(email, password)).tokens.access_token
+        return token
+
+    async def validate(self, token: str) -> auth_pb2.ValidateTokenResponse:
+        return await self.auth.ValidateToken(auth_pb2.ValidateTokenRequest(token=token))
+
+    async def refresh(self, refresh_token: str, client_address: str = "") -> Any:
+        request = auth_pb2.RefreshTokensRequest(refresh_token=refresh_token, client_address=client_address)
+        return (await self.auth.RefreshTokens(request)).tokens
+
+    async def revoke(self, token: str) -> None:
+        await self.auth.RevokeToken(auth_pb2.RevokeTokenRequest(token=token))
+
+    async def change_password(
+        self, new_password: str, current_password: str = PASSWORD, email: str = "alice@example.com", **fields: str
+    ) -> Any:
+        request = auth_pb2.ChangePasswordRequest(
+            email=email, current_password=current_password, new_password=new_password, **fields
+        )
+        return (await self.auth.ChangePassword(request)).tokens
+
+    async def as_admin(self) -> "Client":
+        """The same, with an admin's token of this moment."""
+        token = await self.access_token(ADMIN_EMAIL)
+        return replace(self, admin=(("authorization", f"Bearer {token}"),))
+
+    async def create_with_temporary_password(self, email: str = "alice@example.com", request_id: str = "") -> Any:
+        request = user_pb2.CreateUserRequest(email=email, request_id=request_id)
+        return await self.users.CreateUser(request, metadata=self.admin)
+
+    async def import_user(self, password_hash: str, email: str = "alice@example.com") -> Any:
+        request = user_pb2.CreateUserRequest(email=email, password_hash=password_hash)
+        return (await self.users.CreateUser(request, metadata=self.admin)).user
+
+    async def update_user(self, user_id: str, *paths: str, **values: Any) -> Any:
+        """Change the named values, or what the paths name."""
+        mask = field_mask_pb2.FieldMask(paths=paths or list(values))
+        request = user_pb2.UpdateUserRequest(user_id=user_id, user=resources_pb2.User(**values), update_mask=mask)
+        return (await self.users.UpdateUser(request, metadata=self.admin)).user
+
+    async def delete_user(self, user_id: str) -> None:
+        await self.users.DeleteUser(user_pb2.DeleteUserRequest(user_id=user_id), metadata=self.admin)
+
+    async def reset_password(self, user_id: str) -> Any:
+        return await self.users.ResetPassword(user_pb2.ResetPasswordRequest(user_id=user_id), metadata=self.admin)
+
+    async def list_users(self, page_size: int = 0, page_token: str = "") -> Any:
+        request = user_pb2.ListUsersRequest(page_size=page_size, page_token=page_token)
+        return await self.users.ListUsers(request, metadata=self.admin)
+
+    async def list_sessions(self, user_id: str, page_size: int = 0, page_token: str = "") -> Any:
+        request = user_pb2.ListUserSessionsRequest(user_id=user_id, page_size=page_size, page_token=page_token)
+        return await self.users.ListUserSessions(request, metadata=self.admin)
+
+    async def revoke_sessions(self, user_id: str, *session_ids: str) -> None:
+        request = user_pb2.RevokeUserSessionsRequest(user_id=user_id, session_ids=session_ids)
+        await self.users.RevokeUserSessions(request, metadata=self.admin)
+
+
+@asynccontextmanager
+async def connected(
+    service: server.Service, credentials: grpc.ChannelCredentials | None = None
+) -> AsyncIterator[Client]:
+    recorder: Any = [_Recorder()]
+    async with (
+        grpc.aio.insecure_channel(service.address, interceptors=recorder)
+        if credentials is None
+        else grpc.aio.secure_channel(service.address, credentials, interceptors=recorder)
+    ) as channel:
+        yield Client(
+            service.address, channel, auth_grpc.AuthServiceStub(channel), user_grpc.UserServiceStub(channel), service
+        )
+
+
+@asynccontextmanager
+async def served(settings: Settings, clock: FakeClock) -> AsyncIterator[Client]:
+    """A running service with tables, an admin, and a client of it."""
+    async with server.open_store(settings) as store:
+        await store.create_tables()
+    async with server.running(settings, clock) as service, connected(service) as client:
+        await service.accounts.create_user(email=ADMIN_EMAIL, role="admin", password=PASSWORD)
+        token = await client.access_token(ADMIN_EMAIL)
+        yield replace(client, admin=(("authorization", f"Bearer {token}"),))
+
+
+def make_settings(signing_keys: Path, store: str, **changes: Any) -> Settings:
+    """Settings for a service on a free port, with hashes that cost little."""
+    settings = Settings(
+        store=store,
+        table_prefix="auth-",
+        listen=Address("127.0.0.1", 0),
+        http_listen=None,
+        issuer="https://auth.example.com",
+        audience="backends",
+        signing_keys=signing_keys,
+        access_token_ttl=timedelta(minutes=15),
+        session_idle_ttl=timedelta(days=7),
+        session_max_ttl=timedelta(days=30),
+        bcrypt_cost=TEST_COST,
+        password_min_length=15,
+        tls_cert=None,
+        tls_key=None,
+        tls_client_ca=None,
+        allow_plaintext=False,
+        allow_open=False,
+        reflection=True,
+        log_format="json",
+        log_level="debug",
+        log_digest_key="",
+    )
+    return replace(settings, **changes)
+
+
+def use_engine(engine: Engine, monkeypatch: pytest.MonkeyPatch, endpoint_url: str = "") -> None:
+    """Point AWS's own variables at an engine, or at a proxy before it."""
+    for name, value in engine.environ().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", endpoint_url or engine.endpoint_url)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a client is told of an error."""
+
+    code: grpc.StatusCode
+    reason: str
+    text: str
+    trace_id: str
+    field: str = ""
+    problem: str = ""
+    retry_seconds: float | None = None
+
+
+def failure_of(error: grpc.aio.AioRpcError) -> Failure:
+    """Read an error's status and details as a client would."""
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    assert status is not None, f"an error without details: {error}"
+    info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+    has_retry = False
+    for detail in status.details:
+        detail.Unpack(info)
+        detail.Unpack(bad)
+        has_retry = detail.Unpack(retry) or has_retry
+    assert info.domain == "authsvc"
+    violation = bad.field_violations[0] if bad.field_violations else None
+    return Failure(
+        code=error.code(),
+        reason=info.reason,
+        text=error.details() or "",
+        trace_id=info.metadata["trace_id"],
+        field=violation.field if violation else "",
+        problem=violation.description if violation else "",
+        retry_seconds=retry.retry_delay.ToTimedelta().total_seconds() if has_retry else None,
+    )
+
+
+async def failure(call: Awaitable[object]) -> Failure:
+    """Expect a call to end in an error, and tell what it was."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return failure_of(caught.value)

@@ -1,0 +1,85 @@
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from authsvc import deadline
+from authsvc.deadline import BUDGET_SECONDS, remaining_seconds, within
+
+pytestmark = pytest.mark.usefixtures("production_timeouts")
+
+
+@pytest.fixture
+def loop_time(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The loop's clock, as a list of one."""
+    now = [1000.0]
+
+    loop = SimpleNamespace(time=lambda: now[0])
+    monkeypatch.setattr(deadline, "asyncio", SimpleNamespace(get_running_loop=lambda: loop))
+    return now
+
+
+def test_without_a_request_there_is_a_full_budget(loop_time: list[float]) -> None:
+    assert remaining_seconds() == BUDGET_SECONDS
+    loop_time[0] += 5
+    assert remaining_seconds() == BUDGET_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("client_seconds", "expected"),
+    [
+        (None, BUDGET_SECONDS),
+        (1.0, 0.9),
+        (3600.0, BUDGET_SECONDS),
+        (float("inf"), BUDGET_SECONDS),
+        (0.0, 0.0),
+        (-1.0, 0.0),
+    ],
+)
+@pytest.mark.usefixtures("loop_time")
+def test_the_earlier_deadline_counts_and_leaves_time_to_answer(client_seconds: float | None, expected: float) -> None:
+    with within(client_seconds):
+        assert remaining_seconds() == pytest.approx(expected)
+
+
+def test_time_passes_until_the_deadline_and_beyond(loop_time: list[float]) -> None:
+    with within():
+        at = deadline.at()
+        loop_time[0] += 2.0
+        assert remaining_seconds() == pytest.approx(BUDGET_SECONDS - 2)
+        loop_time[0] += 2.0
+        assert remaining_seconds() == pytest.approx(BUDGET_SECONDS - 4)
+        assert deadline.at() == at
+
+
+@pytest.mark.usefixtures("loop_time")
+def test_a_command_has_more_time() -> None:
+    with within(budget_seconds=deadline.COMMAND_BUDGET_SECONDS):
+        assert remaining_seconds() == deadline.COMMAND_BUDGET_SECONDS
+
+
+@pytest.mark.usefixtures("loop_time")
+def test_a_deadline_ends_with_its_request_even_a_failed_one() -> None:
+    with pytest.raises(LookupError), within(0.5):
+        raise LookupError
+    assert remaining_seconds() == BUDGET_SECONDS
+
+
+async def test_requests_at_once_have_a_deadline_each() -> None:
+    both_inside = asyncio.Barrier(2)
+
+    async def request(client_seconds: float) -> float:
+        with within(client_seconds):
+            await both_inside.wait()
+            return deadline.at()
+
+    sooner, later = await asyncio.gather(request(0.5), request(1.5))
+    assert later - sooner == pytest.approx(0.9, abs=0.1)
+
+
+async def test_tasks_of_a_request_share_its_deadline() -> None:
+    async def ask() -> float:
+        return deadline.at()
+
+    with within(0.5):
+        assert await asyncio.create_task(ask()) == deadline.at()

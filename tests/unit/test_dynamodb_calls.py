@@ -1,0 +1,130 @@
+"""What a failed DynamoDB call means."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError, ParamValidationError
+
+from authsvc.dynamodb_calls import MAX_ATTEMPTS, ConditionFailedError, DynamoDBCalls, open_calls
+from authsvc.errors import ConfigError, StoreSetupError, StoreUnavailableError
+from tests.engines import Engine
+from tests.support import use_engine
+
+
+class Client:
+    """A DynamoDB client whose operation fails in a given way."""
+
+    def __init__(self, error: Exception) -> None:
+        self.meta = SimpleNamespace(events=SimpleNamespace(register=lambda *_: None))
+        self.calls = 0
+        self._error = error
+
+    async def operation(self) -> None:
+        self.calls += 1
+        raise self._error
+
+
+def refusal(code: str, status: int = 400, reasons: list[str] | None = None) -> ClientError:
+    response: Any = {"Error": {"Code": code, "Message": ""}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    if reasons is not None:
+        response["CancellationReasons"] = [{"Code": reason} for reason in reasons]
+    return ClientError(response, "operation")
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("authsvc.dynamodb_calls.BACKOFF_BASE_SECONDS", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "calls"),
+    [
+        (refusal("ConditionalCheckFailedException"), ConditionFailedError, 1),
+        (refusal("TransactionCanceledException", reasons=["None", "ConditionalCheckFailed"]), ConditionFailedError, 1),
+        (
+            refusal("TransactionCanceledException", reasons=["TransactionConflict", "ConditionalCheckFailed"]),
+            ConditionFailedError,
+            1,
+        ),
+        (
+            refusal("TransactionCanceledException", reasons=["None", "TransactionConflict"]),
+            StoreUnavailableError,
+            MAX_ATTEMPTS,
+        ),
+        (
+            refusal("TransactionCanceledException", reasons=["ThrottlingError", "ProvisionedThroughputExceeded"]),
+            StoreUnavailableError,
+            MAX_ATTEMPTS,
+        ),
+        (refusal("TransactionCanceledException", reasons=["ValidationError"]), StoreSetupError, 1),
+        (refusal("TransactionCanceledException", reasons=[]), StoreSetupError, 1),
+        (refusal("TransactionInProgressException"), StoreUnavailableError, MAX_ATTEMPTS),
+        (refusal("ThrottlingException"), StoreUnavailableError, MAX_ATTEMPTS),
+        (refusal("Whatever", status=500), StoreUnavailableError, MAX_ATTEMPTS),
+        (refusal("ResourceNotFoundException"), StoreUnavailableError, 1),
+        (refusal("AccessDeniedException"), StoreUnavailableError, 1),
+        (refusal("ValidationException"), StoreSetupError, 1),
+        (ConnectionResetError(), StoreUnavailableError, MAX_ATTEMPTS),
+        (ParamValidationError(report="a mistake of ours"), ParamValidationError, 1),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+async def test_each_failure_is_tried_again_or_means_something(
+    error: Exception, expected: type[Exception], calls: int
+) -> None:
+    client = Client(error)
+    with pytest.raises(expected):
+        await DynamoDBCalls(client)("operation")
+    assert client.calls == calls
+
+
+async def test_a_refusal_does_not_tell_what_was_asked() -> None:
+    error = refusal("ValidationException")
+    error.response["Error"]["Message"] = "secret"
+    with pytest.raises(StoreSetupError) as caught:
+        await DynamoDBCalls(Client(error))("operation")
+    assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+@pytest.fixture
+def forget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Take variables from the environment, and what AWS's files say with them."""
+
+    def forget(*names: str) -> None:
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+
+    return forget
+
+
+async def test_without_credentials_the_store_is_unavailable(
+    moto: Engine, monkeypatch: pytest.MonkeyPatch, forget: Callable[..., None]
+) -> None:
+    use_engine(moto, monkeypatch)
+    forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    async with open_calls() as calls:
+        with pytest.raises(StoreUnavailableError, match="no AWS credentials"):
+            await calls("list_tables")
+
+
+async def test_a_region_is_needed(forget: Callable[..., None]) -> None:
+    forget("AWS_REGION", "AWS_DEFAULT_REGION")
+    with pytest.raises(ConfigError, match="AWS_REGION"):
+        async with open_calls():
+            pass
+
+
+async def test_the_region_may_be_the_default_one(
+    moto: Engine, monkeypatch: pytest.MonkeyPatch, forget: Callable[..., None]
+) -> None:
+    use_engine(moto, monkeypatch)
+    forget("AWS_REGION")
+    async with open_calls() as calls:
+        await calls("list_tables")

@@ -1,0 +1,213 @@
+import asyncio
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from authsvc import deadline, hashing, passwords
+from authsvc.errors import OverloadedError
+from authsvc.hashing import QUEUE_LIMIT, THREAD_NICENESS, Hashing
+from tests.support import TEST_COST
+
+
+class Gate:
+    """Stands where passwords are hashed: lets nothing through until it is opened."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+        self.entered = threading.Event()
+        self.done: list[str] = []
+        self.threads: set[int] = set()
+        self.priority: int | None = None
+
+    def hash_password(self, password: str, cost: int) -> str:
+        self.entered.set()
+        self.opened.wait()
+        self.done.append(password)
+        self.threads.add(threading.get_ident())
+        if sys.platform == "linux":
+            self.priority = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        return f"{password} at {cost}"
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    gate = Gate()
+    monkeypatch.setattr(passwords, "hash_password", gate.hash_password)
+    return gate
+
+
+@pytest.fixture
+def hasher(gate: Gate) -> Iterator[Hashing]:
+    hasher = Hashing(TEST_COST)
+    yield hasher
+    gate.opened.set()
+    hasher.close()
+
+
+async def queued(hasher: Hashing, *names: str) -> list[asyncio.Task[str]]:
+    """Passwords that wait or run, in order."""
+    tasks = [asyncio.create_task(hasher.hash(name)) for name in names]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_it_hashes_and_verifies_with_its_cost() -> None:
+    hasher = Hashing(TEST_COST)
+    stored = await hasher.hash("a password")
+    assert stored.startswith("$2b$04$")
+    assert await hasher.verify("a password", stored)
+    assert not await hasher.verify("another", stored)
+    assert not await hasher.verify("a password", None)
+    hasher.close()
+
+
+async def test_one_thread_does_all_of_it_in_turn(hasher: Hashing, gate: Gate) -> None:
+    gate.opened.set()
+    tasks = await queued(hasher, "1", "2", "3")
+    assert await asyncio.gather(*tasks) == ["1 at 4", "2 at 4", "3 at 4"]
+    assert gate.done == ["1", "2", "3"]
+    assert len(gate.threads) == 1
+    assert threading.get_ident() not in gate.threads
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a thread a priority of its own")
+async def test_the_thread_steps_back_for_validations(hasher: Hashing, gate: Gate) -> None:
+    gate.opened.set()
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    await hasher.hash("1")
+    assert gate.priority == max(before, THREAD_NICENESS)
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
+
+
+async def test_elsewhere_than_on_linux_the_thread_is_like_others(monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
+    def refuse(*_: int) -> None:
+        pytest.fail("would change the priority of the whole process")
+
+    monkeypatch.setattr(hashing, "sys", SimpleNamespace(platform="darwin"))
+    monkeypatch.setattr(os, "setpriority", refuse)
+    gate.opened.set()
+    hasher = Hashing(TEST_COST)
+    assert await hasher.hash("1") == "1 at 4"
+    hasher.close()
+
+
+async def test_a_full_queue_refuses_at_once(hasher: Hashing, gate: Gate) -> None:
+    tasks = await queued(hasher, *map(str, range(QUEUE_LIMIT)))
+    with pytest.raises(OverloadedError) as refused:
+        await hasher.hash("one too many")
+    assert refused.value.retry_delay.total_seconds() >= 1
+    with pytest.raises(OverloadedError):
+        await hasher.verify("one too many", None)
+    gate.opened.set()
+    await asyncio.gather(*tasks)
+    assert gate.done == [str(number) for number in range(QUEUE_LIMIT)]
+    assert await hasher.hash("afterwards") == "afterwards at 4"
+
+
+@pytest.fixture
+def slow_clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Makes every hash seem to take as many seconds as its one item says."""
+    seconds, now = [1.0], [0.0]
+
+    class Clock:
+        @staticmethod
+        def monotonic() -> float:
+            now[0] += seconds[0]
+            return now[0]
+
+    monkeypatch.setattr(hashing, "time", Clock)
+    return seconds
+
+
+async def test_what_would_end_too_late_is_refused_at_once(hasher: Hashing, gate: Gate, slow_clock: list[float]) -> None:
+    gate.opened.set()
+    slow_clock[0] = 1.0
+    await hasher.hash("measured")
+    gate.opened.clear()
+    (running,) = await queued(hasher, "runs")
+    with deadline.within(1.5), pytest.raises(OverloadedError):
+        await hasher.hash("would end after 2 s")
+    (waiting,) = await queued(hasher, "ends after 2 s")
+    with pytest.raises(OverloadedError) as refused:
+        await hasher.hash("would end after 3 s")
+    assert refused.value.retry_delay.total_seconds() == pytest.approx(2)
+    gate.opened.set()
+    await asyncio.gather(running, waiting)
+    assert gate.done == ["measured", "runs", "ends after 2 s"]
+
+
+async def test_the_estimate_follows_what_hashes_take(hasher: Hashing, gate: Gate, slow_clock: list[float]) -> None:
+    gate.opened.set()
+    slow_clock[0] = 1.0
+    await hasher.hash("slow")
+    slow_clock[0] = 0.001
+    with deadline.within(1.0), pytest.raises(OverloadedError):
+        await hasher.hash("refused by the old estimate")
+    await hasher.hash("fast")
+    with deadline.within(1.0):
+        await hasher.hash("taken by the new one")
+
+
+async def test_a_deadline_that_has_passed_is_refused_at_once(hasher: Hashing, gate: Gate) -> None:
+    with deadline.within(-1.0), pytest.raises(OverloadedError):
+        await hasher.hash("late")
+    assert not gate.entered.is_set()
+
+
+async def test_a_hash_that_takes_too_long_is_overload(hasher: Hashing, gate: Gate) -> None:
+    with deadline.within(0.02), pytest.raises(OverloadedError):
+        await hasher.hash("never ends")
+    gate.opened.set()
+    assert await hasher.hash("next") == "next at 4"
+
+
+async def test_a_hash_that_nobody_waits_for_never_runs(hasher: Hashing, gate: Gate) -> None:
+    running, cancelled, waiting = await queued(hasher, "runs", "is cancelled", "waits")
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    with deadline.within(0.02), pytest.raises(OverloadedError):
+        await hasher.hash("is too late")
+    gate.opened.set()
+    await asyncio.gather(running, waiting)
+    assert gate.done == ["runs", "waits"]
+
+
+async def test_a_cancelled_hash_gives_its_place_back(hasher: Hashing, gate: Gate) -> None:
+    tasks = await queued(hasher, *map(str, range(QUEUE_LIMIT)))
+    tasks[-1].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await tasks[-1]
+    (replacement,) = await queued(hasher, "replacement")
+    gate.opened.set()
+    await asyncio.gather(*tasks[:-1], replacement)
+    assert "replacement" in gate.done
+
+
+async def test_a_fault_while_hashing_reaches_whoever_waits(
+    hasher: Hashing, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bool:
+        raise LookupError("broken")
+
+    monkeypatch.setattr(passwords, "verify_password", fail)
+    with pytest.raises(LookupError, match="broken"):
+        await hasher.verify("x", None)
+    gate.opened.set()
+    assert await hasher.hash("next") == "next at 4"
+
+
+async def test_closing_finishes_what_runs_and_drops_what_waits(hasher: Hashing, gate: Gate) -> None:
+    running, waiting = await queued(hasher, "runs", "waits")
+    await asyncio.to_thread(gate.entered.wait)
+    closed = asyncio.create_task(asyncio.to_thread(hasher.close))
+    await asyncio.wait([waiting])
+    gate.opened.set()
+    await closed
+    assert await running == "runs at 4"
+    assert waiting.cancelled()
+    assert gate.done == ["runs"]
