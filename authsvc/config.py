@@ -147,6 +147,8 @@ class Settings:
     access_token_ttl: timedelta = _setting(_duration, "life of an access token, at most 24h", "15m")
     session_idle_ttl: timedelta = _setting(_duration, "life of an unused refresh token", "7d")
     session_max_ttl: timedelta = _setting(_duration, "life of a session, however used", "30d")
+    max_staleness: timedelta = _setting(_duration, "most that a ValidateToken call's max_staleness is granted", "60s")
+    max_stale_if_error: timedelta = _setting(_duration, "most that its stale_if_error is granted", "15m")
     bcrypt_cost: int = _setting(_number(10, 16), "cost of password hashes, 10 to 16", "12")
     password_min_length: int = _setting(_number(8, 256), "shortest new password, at least 8", "15")
     tls_cert: Path | None = _setting(_path, "file of the server's certificate chain (PEM)")

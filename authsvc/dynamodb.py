@@ -1,7 +1,7 @@
 """The store on DynamoDB: production, and the distributed engine."""
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -11,17 +11,20 @@ from typing import Any
 import structlog
 
 from authsvc import fields
+from authsvc.coalesce import Coalescer
 from authsvc.dynamodb_addresses import Addresses
-from authsvc.dynamodb_calls import ConditionFailedError, DynamoDBCalls, open_calls
+from authsvc.dynamodb_calls import MAX_ATTEMPTS, ConditionFailedError, DynamoDBCalls, open_calls, pause_seconds
 from authsvc.dynamodb_items import (
     Item,
     item_of,
     session_from_item,
     session_item,
+    standing_from_item,
     user_from_item,
     user_item,
     user_update,
 )
+from authsvc.dynamodb_reads import UserReads
 from authsvc.dynamodb_tables import Tables, check_tables, create_tables
 from authsvc.errors import (
     BrokenRowError,
@@ -31,7 +34,7 @@ from authsvc.errors import (
     UserChangedError,
     UserNotFoundError,
 )
-from authsvc.models import Finding, Session, User, revocation
+from authsvc.models import Finding, Session, Standing, User, revocation
 from authsvc.store import (
     MAX_REVOKED_SESSIONS,
     REQUEST_ID_TTL,
@@ -39,6 +42,8 @@ from authsvc.store import (
     EmailOwner,
     SessionPage,
     UserPage,
+    Wrote,
+    tell_nobody,
 )
 
 _TIDY_PAGE = 100
@@ -49,9 +54,11 @@ _log = structlog.get_logger(__name__)
 class DynamoDBStore:
     """Store on DynamoDB. Opened by open_dynamodb_store."""
 
-    def __init__(self, calls: DynamoDBCalls, tables: Tables) -> None:
+    def __init__(self, calls: DynamoDBCalls, tables: Tables, wrote: Wrote) -> None:
         self._calls = calls
         self._tables = tables
+        self._wrote = wrote
+        self._standings = Coalescer(UserReads(calls, tables.users), MAX_ATTEMPTS, pause_seconds)
         self._addresses = Addresses(calls, tables)
 
     async def ping(self) -> datetime | None:
@@ -129,6 +136,12 @@ class DynamoDBStore:
             raise UserNotFoundError
         return user_from_item(item)
 
+    async def get_standings(self, user_ids: Collection[str]) -> Mapping[str, Standing | Exception | None]:
+        """See Store."""
+        rows = await self._standings.get(user_ids)
+        late = StoreUnavailableError("BatchGetItem: no answer in time")
+        return {user_id: _standing(rows.get(user_id, late)) for user_id in user_ids}
+
     async def get_user_by_email(self, email: str, typed: str) -> EmailOwner:
         """See Store."""
         holders = await self._addresses.holders(email, typed)
@@ -173,7 +186,7 @@ class DynamoDBStore:
         try:
             # A transaction even for one row: its token stops a try that was held up in the network from coming back
             # after later changes.
-            await self._calls.transact(update, *moving)
+            await self._transact_user(new.user_id, update, *moving)
         except ConditionFailedError:
             if not await self._has_become(expected, new):
                 raise UserChangedError from None
@@ -207,12 +220,20 @@ class DynamoDBStore:
             "ExpressionAttributeValues": item_of(**{":email": user.email}),
         }
         try:
-            await self._calls.transact({"Delete": delete}, *await self._addresses.unclaiming(user))
+            unclaiming = await self._addresses.unclaiming(user)
+            await self._transact_user(user.user_id, {"Delete": delete}, *unclaiming)
         except ConditionFailedError:
             if await self._calls.get(self._tables.users, user_id=user.user_id) is not None:
                 raise UserChangedError from None
         with contextlib.suppress(StoreUnavailableError):  # the user is deleted all the same
             await self._delete_sessions(user.user_id)
+
+    async def _transact_user(self, user_id: str, *actions: Mapping[str, Any]) -> None:
+        """Change a user's row in a transaction, and tell of it however that ends."""
+        try:
+            await self._calls.transact(*actions)
+        finally:
+            self._wrote(user_id)
 
     async def _delete_sessions(self, user_id: str) -> None:
         """Tidy up: without their user they are good for nothing, and TTL would find them."""
@@ -294,7 +315,7 @@ class DynamoDBStore:
         if len(user.revoked_sessions - over) >= MAX_REVOKED_SESSIONS:
             _log.warning("revocations_full", user_id=user.user_id, effect="all sessions of the user end")
             ended = replace(user, token_generation=user.token_generation + 1, revoked_sessions=frozenset())
-            await self._calls("update_item", **user_update(self._tables.users, user, ended))
+            await self._transact_user(user.user_id, {"Update": user_update(self._tables.users, user, ended)})
             return
         adding = {
             "TableName": self._tables.users,
@@ -304,7 +325,7 @@ class DynamoDBStore:
             "(attribute_not_exists(revoked_sessions) OR size(revoked_sessions) < :most)",
             "ExpressionAttributeValues": item_of(**{":entries": frozenset({entry}), ":most": MAX_REVOKED_SESSIONS}),
         }
-        await self._calls.transact({"Update": adding}, *self._ending(session, now))
+        await self._transact_user(user.user_id, {"Update": adding}, *self._ending(session, now))
 
     async def _change_revocations(self, user: User, expression: str, entries: frozenset[str]) -> None:
         await self._calls(
@@ -338,6 +359,15 @@ class DynamoDBStore:
         return await check_tables(self._calls, self._tables)
 
 
+def _standing(row: Item | Exception | None) -> Standing | Exception | None:
+    if row is None or isinstance(row, Exception):
+        return row
+    try:
+        return standing_from_item(row)
+    except BrokenRowError as error:
+        return error
+
+
 def _request_key(digest: bytes) -> str:
     return f"request#{digest.hex()}"
 
@@ -357,11 +387,15 @@ def _read_users(rows: Iterable[Item]) -> tuple[list[User], list[BrokenRowError]]
 
 
 @asynccontextmanager
-async def open_dynamodb_store(table_prefix: str) -> AsyncIterator[DynamoDBStore]:
+async def open_dynamodb_store(table_prefix: str, wrote: Wrote = tell_nobody) -> AsyncIterator[DynamoDBStore]:
     """Open the store on the tables whose names begin with `table_prefix`.
+
+    Args:
+        table_prefix: Of the tables.
+        wrote: See Store.
 
     Raises:
         ConfigError: No region is configured.
     """
     async with open_calls() as calls:
-        yield DynamoDBStore(calls, Tables(table_prefix))
+        yield DynamoDBStore(calls, Tables(table_prefix), wrote)

@@ -1,13 +1,14 @@
 """Rows of the DynamoDB tables and the models they hold: strict on reading, for other programs write rows too."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeAlias, TypeVar
 
 import structlog
 
 from authsvc.errors import BrokenRowError
-from authsvc.models import Session, User
+from authsvc.models import Session, Standing, User
 from authsvc.store import DECISIVE_FIELDS
 
 Item: TypeAlias = Mapping[str, Mapping[str, Any]]
@@ -105,21 +106,43 @@ def user_from_item(item: Item) -> User:
     Raises:
         BrokenRowError: An attribute is missing or unreadable. It is logged.
     """
-    read = _Reader(item)
-    try:
+    with _logging_users():
+        read = _Reader(item)
         return User(
-            user_id=read.required("user_id", _text),
-            email=read.required("email", _text),
-            role=read.required("role", _text),
+            **_standing(read),
             password_hash=read.optional("password_hash", _text, None),
-            is_active=read.optional("is_active", _flag, default=True),
-            token_generation=read.optional("token_generation", _integer, 0),
-            revoked_sessions=read.optional("revoked_sessions", _texts, frozenset()),
             password_change_required=read.optional("password_change_required", _flag, default=False),
             temporary_password_expire_time=read.optional("temporary_password_expires_at", _second, None),
             create_time=read.optional("created_at", _time, None),
             update_time=read.optional("updated_at", _time, None),
         )
+
+
+def standing_from_item(item: Item) -> Standing:
+    """Return what a row says of a user's standing, as strictly as user_from_item.
+
+    Raises:
+        BrokenRowError: An attribute is missing or unreadable. It is logged.
+    """
+    with _logging_users():
+        return Standing(**_standing(_Reader(item)))
+
+
+def _standing(read: "_Reader") -> dict[str, Any]:
+    return {
+        "user_id": read.required("user_id", _text),
+        "email": read.required("email", _text),
+        "role": read.required("role", _text),
+        "is_active": read.optional("is_active", _flag, default=True),
+        "token_generation": read.optional("token_generation", _integer, 0),
+        "revoked_sessions": read.optional("revoked_sessions", _texts, frozenset()),
+    }
+
+
+@contextmanager
+def _logging_users() -> Iterator[None]:
+    try:
+        yield
     except BrokenRowError as error:
         _log.error("row_broken", table="users", user_id=error.key, attribute=error.attribute)
         raise

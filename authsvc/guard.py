@@ -19,9 +19,9 @@ from grpc_status import rpc_status
 
 from authsvc import deadline, errors, logs
 from authsvc.models import ADMIN_ROLE
-from authsvc.sessions import Sessions
 from authsvc.statuses import INTERNAL, Status, status_of
 from authsvc.tokens import InactiveReason
+from authsvc.validations import Check, Validations
 
 DOMAIN = "authsvc"
 _OPEN_SERVICES = frozenset({"authsvc.v1.AuthService"})
@@ -36,11 +36,11 @@ class Guard:
     """Puts handlers behind their protection.
 
     Args:
-        sessions: Tells who a caller is by the access token that it shows.
+        validations: Tells who a caller is by the access token that it shows.
     """
 
-    def __init__(self, sessions: Sessions) -> None:
-        self._sessions = sessions
+    def __init__(self, validations: Validations) -> None:
+        self._validations = validations
 
     def methods(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
         """Return a service's methods, guarded, ready to be added to a server."""
@@ -86,7 +86,7 @@ class Guard:
         scheme, _, token = str(credentials[0]).partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise errors.CallerUnauthenticatedError
-        validation = await self._sessions.validate_token(token)
+        validation = await self._validations.validate(Check(token))
         if isinstance(validation.outcome, InactiveReason):
             raise errors.CallerUnauthenticatedError
         user = validation.outcome.user

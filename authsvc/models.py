@@ -29,25 +29,38 @@ def utc_now() -> datetime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class User:
-    """A user as stored.
+class Standing:
+    """What a validation needs to know of a user.
 
     Args:
         email: In normal form for users made here; as found for rows of other programs.
-        password_hash: None for a user who cannot log in with a password.
         token_generation: Copied into sessions and tokens; a token of an older generation is dead.
         revoked_sessions: Entries `session_id:second`; the second is when the last token of the session is over.
-        create_time: None in rows of other programs that do not record it; update_time likewise.
-        temporary_password_expire_time: None where the password is not a temporary one.
     """
 
     user_id: str
     email: str
     role: str
-    password_hash: str | None = field(default=None, repr=False)
     is_active: bool = True
     token_generation: int = 0
     revoked_sessions: frozenset[str] = frozenset()
+
+    def has_revoked(self, session_id: str) -> bool:
+        """Tell whether a session of this user was ended."""
+        return any(entry.partition(":")[0] == session_id for entry in self.revoked_sessions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User(Standing):
+    """A user as stored.
+
+    Args:
+        password_hash: None for a user who cannot log in with a password.
+        create_time: None in rows of other programs that do not record it; update_time likewise.
+        temporary_password_expire_time: None where the password is not a temporary one.
+    """
+
+    password_hash: str | None = field(default=None, repr=False)
     password_change_required: bool = False
     temporary_password_expire_time: datetime | None = None
     create_time: datetime | None = None
@@ -63,10 +76,6 @@ class User:
         """Return the entries of revoked_sessions whose time has passed."""
         ends = {entry: entry.rpartition(":")[2] for entry in self.revoked_sessions}
         return frozenset(entry for entry, end in ends.items() if end.isdecimal() and int(end) < now.timestamp())
-
-    def has_revoked(self, session_id: str) -> bool:
-        """Tell whether a session of this user was ended."""
-        return any(entry.partition(":")[0] == session_id for entry in self.revoked_sessions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

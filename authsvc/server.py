@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -24,13 +25,15 @@ from authsvc.guard import Guard
 from authsvc.hashing import Hashing
 from authsvc.key_files import KeyFile
 from authsvc.logins import Logins
+from authsvc.memory import Memory
 from authsvc.models import Clock, utc_now
 from authsvc.service import AuthService, UserService
 from authsvc.sessions import SessionLifetimes, Sessions
 from authsvc.sqlite import open_sqlite_store
-from authsvc.store import Store
+from authsvc.store import Store, Wrote, tell_nobody
 from authsvc.tokens import AccessTokens
 from authsvc.v1 import auth_service_pb2, user_service_pb2
+from authsvc.validations import Validations
 
 DRAIN_WAIT_SECONDS = 2.0
 """From NOT_SERVING to the end of new calls beyond loopback: balancers need a moment to look elsewhere."""
@@ -67,12 +70,17 @@ class Service:
     http_address: Address | None
     logins: Logins
     sessions: Sessions
+    validations: Validations
     accounts: Accounts
     health: health.aio.HealthServicer
 
 
-def open_store(settings: Settings) -> AbstractAsyncContextManager[Store]:
+def open_store(settings: Settings, wrote: Wrote = tell_nobody) -> AbstractAsyncContextManager[Store]:
     """Open the store that the settings name.
+
+    Args:
+        settings: All of them.
+        wrote: See Store.
 
     Raises:
         ConfigError: DynamoDB without a region.
@@ -82,12 +90,14 @@ def open_store(settings: Settings) -> AbstractAsyncContextManager[Store]:
         # AWS's libraries take a second to import, and SQLite needs none of them.
         from authsvc.dynamodb import open_dynamodb_store  # noqa: PLC0415
 
-        return open_dynamodb_store(settings.table_prefix)
-    return open_sqlite_store(settings.sqlite_path)
+        return open_dynamodb_store(settings.table_prefix, wrote)
+    return open_sqlite_store(settings.sqlite_path, wrote)
 
 
 @asynccontextmanager
-async def running(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[Service]:
+async def running(
+    settings: Settings, clock: Clock = utc_now, monotonic: Callable[[], float] = time.monotonic
+) -> AsyncIterator[Service]:
     """Run the service while the body runs; at its end, calls in flight are finished.
 
     Raises:
@@ -100,20 +110,29 @@ async def running(settings: Settings, clock: Clock = utc_now) -> AsyncIterator[S
     lifetimes = SessionLifetimes(settings.session_idle_ttl, settings.session_max_ttl)
     async with contextlib.AsyncExitStack() as stack:
         hashing = stack.enter_context(contextlib.closing(Hashing(settings.bcrypt_cost)))
-        store = await stack.enter_async_context(open_store(settings))
+        memory = Memory(monotonic)
+        store = await stack.enter_async_context(open_store(settings, memory.forget))
         sessions = Sessions(store, tokens, lifetimes, clock)
+        validations = Validations(
+            store,
+            tokens,
+            memory,
+            clock,
+            max_staleness=settings.max_staleness,
+            max_stale_if_error=settings.max_stale_if_error,
+        )
         logins = Logins(store, hashing, sessions, clock, settings.password_min_length)
         accounts = Accounts(store, hashing, clock, settings.password_min_length)
         http_address = await stack.enter_async_context(http.listening(settings, sessions))
-        servicers = (AuthService(logins, sessions), UserService(accounts, sessions))
-        server, health_servicer = await _grpc_server(Guard(sessions), servicers, reflects=settings.reflection)
+        servicers = (AuthService(logins, sessions, validations), UserService(accounts, sessions))
+        server, health_servicer = await _grpc_server(Guard(validations), servicers, reflects=settings.reflection)
         port = _bind(server, settings)
         await server.start()
         stack.push_async_callback(server.stop, GRACE_SECONDS)
         for work in (_announce(store, health_servicer), _follow_keys(key_file, tokens)):
             stack.push_async_callback(_cancel, asyncio.create_task(work))
         address = str(Address(settings.listen.host, port))
-        yield Service(address, http_address, logins, sessions, accounts, health_servicer)
+        yield Service(address, http_address, logins, sessions, validations, accounts, health_servicer)
 
 
 async def serve(settings: Settings, on_start: Callable[[Service], Awaitable[None]] | None = None) -> None:

@@ -1,7 +1,6 @@
 """RPC handlers: proto → use case → proto, and nothing else."""
 
-import asyncio
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import grpc
@@ -14,7 +13,7 @@ from authsvc.accounts import Accounts, TemporaryPassword
 from authsvc.errors import InvalidFieldError
 from authsvc.logins import Logins
 from authsvc.models import Session, User
-from authsvc.sessions import Sessions, Tokens, Validation
+from authsvc.sessions import Sessions, Tokens
 from authsvc.statuses import status_of
 from authsvc.tokens import InactiveReason
 from authsvc.v1 import auth_service_pb2 as auth_pb2
@@ -22,6 +21,7 @@ from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from authsvc.v1 import resources_pb2
 from authsvc.v1 import user_service_pb2 as user_pb2
 from authsvc.v1 import user_service_pb2_grpc as user_grpc
+from authsvc.validations import Check, Validation, Validations
 
 _log = structlog.get_logger(__name__)
 
@@ -37,9 +37,10 @@ _REASONS = {reason: auth_pb2.InactiveReason.Value(f"INACTIVE_REASON_{reason.name
 class AuthService(auth_grpc.AuthServiceServicer):
     """Handlers of authsvc.v1.AuthService."""
 
-    def __init__(self, logins: Logins, sessions: Sessions) -> None:
+    def __init__(self, logins: Logins, sessions: Sessions, validations: Validations) -> None:
         self._logins = logins
         self._sessions = sessions
+        self._validations = validations
 
     async def Authenticate(
         self, request: auth_pb2.AuthenticateRequest, context: Context
@@ -57,7 +58,7 @@ class AuthService(auth_grpc.AuthServiceServicer):
         self, request: auth_pb2.ValidateTokenRequest, context: Context
     ) -> auth_pb2.ValidateTokenResponse:
         """Tell whether an access token is good now."""
-        return await self._validate(request)
+        return _validation(await self._validations.validate(_check(request)))
 
     async def BatchValidateTokens(
         self, request: auth_pb2.BatchValidateTokensRequest, context: Context
@@ -65,24 +66,11 @@ class AuthService(auth_grpc.AuthServiceServicer):
         """Tell of each access token whether it is good now."""
         if not 1 <= len(request.requests) <= MAX_BATCH:
             raise InvalidFieldError("requests", f"must be 1 to {MAX_BATCH}")
-        return auth_pb2.BatchValidateTokensResponse(results=await asyncio.gather(*map(self._result, request.requests)))
-
-    async def _result(self, request: auth_pb2.ValidateTokenRequest) -> auth_pb2.BatchValidateTokensResponse.Result:
-        try:
-            return auth_pb2.BatchValidateTokensResponse.Result(response=await self._validate(request))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other requests get their answers
-            status = status_of(error)
-            _log.warning("batch_item_failed", reason=status.reason, error=type(error).__name__)
-            return auth_pb2.BatchValidateTokensResponse.Result(
-                error=auth_pb2.ValidationError(
-                    code=status.code.value[0], reason=status.reason_number, message=status.text
-                )
-            )
-
-    async def _validate(self, request: auth_pb2.ValidateTokenRequest) -> auth_pb2.ValidateTokenResponse:
-        _check_span(request.max_staleness, "max_staleness")
-        _check_span(request.stale_if_error, "stale_if_error")
-        return _validation(await self._sessions.validate_token(fields.token(request.token)))
+        checks = [_check_or_error(each) for each in request.requests]
+        validations = iter(await self._validations.validate_all([c for c in checks if isinstance(c, Check)]))
+        return auth_pb2.BatchValidateTokensResponse(
+            results=[_result(next(validations) if isinstance(check, Check) else check) for check in checks]
+        )
 
     async def RefreshTokens(
         self, request: auth_pb2.RefreshTokensRequest, context: Context
@@ -195,8 +183,32 @@ class UserService(user_grpc.UserServiceServicer):
         return user_pb2.RevokeUserSessionsResponse()
 
 
-def _check_span(duration: Duration, name: str) -> None:
-    fields.span(duration.seconds, duration.nanos, name)
+def _check(request: auth_pb2.ValidateTokenRequest) -> Check:
+    token = fields.token(request.token)
+    if not (request.HasField("max_staleness") or request.HasField("stale_if_error")):
+        return Check(token)
+    return Check(token, _span(request.max_staleness, "max_staleness"), _span(request.stale_if_error, "stale_if_error"))
+
+
+def _check_or_error(request: auth_pb2.ValidateTokenRequest) -> Check | Exception:
+    try:
+        return _check(request)
+    except InvalidFieldError as error:
+        return error
+
+
+def _result(validation: Validation | Exception) -> auth_pb2.BatchValidateTokensResponse.Result:
+    if isinstance(validation, Validation):
+        return auth_pb2.BatchValidateTokensResponse.Result(response=_validation(validation))
+    status = status_of(validation)
+    _log.warning("batch_item_failed", reason=status.reason, error=type(validation).__name__)
+    return auth_pb2.BatchValidateTokensResponse.Result(
+        error=auth_pb2.ValidationError(code=status.code.value[0], reason=status.reason_number, message=status.text)
+    )
+
+
+def _span(duration: Duration, name: str) -> timedelta:
+    return fields.span(duration.seconds, duration.nanos, name)
 
 
 def _time(time: datetime) -> Timestamp:
@@ -252,6 +264,7 @@ def _validation(validation: Validation) -> auth_pb2.ValidateTokenResponse:
             state=auth_pb2.TOKEN_STATE_INACTIVE,
             reason=_REASONS[validation.outcome],
             checked_time=_time(validation.checked_time),
+            degraded=validation.degraded,
         )
     token, user = validation.outcome.token, validation.outcome.user
     return auth_pb2.ValidateTokenResponse(
@@ -264,4 +277,5 @@ def _validation(validation: Validation) -> auth_pb2.ValidateTokenResponse:
         issue_time=Timestamp(seconds=token.issued_at),
         expire_time=Timestamp(seconds=token.expires_at),
         checked_time=_time(validation.checked_time),
+        degraded=validation.degraded,
     )

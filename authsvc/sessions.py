@@ -1,4 +1,4 @@
-"""Use cases on sessions and their tokens: beginning, validating, refreshing and ending them."""
+"""Use cases on sessions: beginning, refreshing, listing and ending them."""
 
 import asyncio
 import hmac
@@ -13,7 +13,7 @@ from authsvc.errors import InvalidRefreshTokenError, StoreUnavailableError, User
 from authsvc.models import ACCESS_TOKEN_MAX_LIFETIME, Clock, Session, User
 from authsvc.refresh_tokens import RefreshToken, stored_form
 from authsvc.store import Store
-from authsvc.tokens import AccessToken, AccessTokens, InactiveReason, IssuedToken
+from authsvc.tokens import AccessTokens, IssuedToken
 
 DEFAULT_CLIENT_ID = "authsvc"
 """Claim `client_id` where callers are not told apart."""
@@ -47,26 +47,6 @@ class Tokens:
     access_token: IssuedToken
     refresh_token: RefreshToken
     refresh_token_expire_time: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class ActiveToken:
-    """A token that is good, and the user for whom it speaks."""
-
-    token: AccessToken
-    user: User
-
-
-@dataclass(frozen=True, slots=True)
-class Validation:
-    """A finished check of a token.
-
-    Args:
-        checked_time: When the read that decided began; now, where none was needed.
-    """
-
-    checked_time: datetime
-    outcome: ActiveToken | InactiveReason
 
 
 class Sessions:
@@ -114,30 +94,6 @@ class Sessions:
             now=now,
             not_after=not_after,
         )
-
-    async def validate_token(self, text: str) -> Validation:
-        """Decide whether an access token is good now, by a strong read begun after this call.
-
-        Args:
-            text: Anything but an empty text.
-
-        Raises:
-            BrokenRowError: The stored user is unreadable.
-            StoreUnavailableError: The check cannot be finished; that is never "inactive".
-        """
-        now = self._clock()
-        token = self._tokens.verify(text, now)
-        if isinstance(token, InactiveReason):
-            return Validation(now, token)
-        try:
-            user = await self._store.get_user(token.user_id)
-        except UserNotFoundError:
-            return Validation(now, InactiveReason.USER_NOT_FOUND)
-        if not user.is_active:
-            return Validation(now, InactiveReason.USER_DISABLED)
-        if user.token_generation != token.token_generation or user.has_revoked(token.session_id):
-            return Validation(now, InactiveReason.SESSION_REVOKED)
-        return Validation(now, ActiveToken(token, user))
 
     async def refresh(self, text: str, client_address: str) -> Tokens:
         """Give new tokens for a refresh token, which is replaced by its successor.

@@ -10,13 +10,13 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
@@ -29,7 +29,7 @@ from authsvc.errors import (
     UserChangedError,
     UserNotFoundError,
 )
-from authsvc.models import Finding, Session, User, revocation
+from authsvc.models import Finding, Session, Standing, User, revocation
 from authsvc.store import (
     DECISIVE_FIELDS,
     MAX_REVOKED_SESSIONS,
@@ -38,6 +38,8 @@ from authsvc.store import (
     EmailOwner,
     SessionPage,
     UserPage,
+    Wrote,
+    tell_nobody,
 )
 
 SCHEMA_VERSION = 1
@@ -99,6 +101,10 @@ INSERT INTO sessions VALUES (:user_id, :session_id, :token_generation, :session_
     :client_label, :client_address)
 """
 
+_SELECT_STANDING = """
+SELECT user_id, email, role, is_active, token_generation, revoked_sessions FROM users WHERE user_id = ?
+"""
+
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
@@ -106,9 +112,10 @@ _log = structlog.get_logger(__name__)
 class SQLiteStore:
     """Store on one SQLite file. Opened by open_sqlite_store."""
 
-    def __init__(self, reader: sqlite3.Connection, writer: sqlite3.Connection) -> None:
+    def __init__(self, reader: sqlite3.Connection, writer: sqlite3.Connection, wrote: Wrote) -> None:
         self._reader = reader
         self._writer = writer
+        self._wrote = wrote
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite-writer")
 
     def close(self) -> None:
@@ -129,6 +136,17 @@ class SQLiteStore:
     async def get_user(self, user_id: str) -> User:
         """See Store."""
         return _one_user(self._read("SELECT * FROM users WHERE user_id = ?", user_id))
+
+    async def get_standings(self, user_ids: Collection[str]) -> Mapping[str, Standing | Exception | None]:
+        """See Store."""
+        return {user_id: self._standing(user_id) for user_id in user_ids}
+
+    def _standing(self, user_id: str) -> Standing | Exception | None:
+        try:
+            rows = self._read(_SELECT_STANDING, user_id)
+        except StoreUnavailableError as error:
+            return error
+        return _standing(rows[0]) if rows else None
 
     async def get_user_by_email(self, email: str, typed: str) -> EmailOwner:  # noqa: ARG002
         """See Store: every row here is of this service's making, so the normal form is all there is."""
@@ -155,7 +173,7 @@ class SQLiteStore:
 
     async def update_user(self, expected: User, new: User) -> None:
         """See Store."""
-        await self._write(lambda db: _update_user(db, expected, new))
+        await self._write_user(new.user_id, lambda db: _update_user(db, expected, new))
 
     async def delete_user(self, user: User) -> None:
         """See Store."""
@@ -167,7 +185,7 @@ class SQLiteStore:
             db.execute("DELETE FROM users WHERE user_id = ?", (user.user_id,))
             db.execute("DELETE FROM sessions WHERE user_id = ?", (user.user_id,))
 
-        await self._write(delete)
+        await self._write_user(user.user_id, delete)
 
     async def create_session(self, session: Session) -> None:
         """See Store."""
@@ -195,7 +213,7 @@ class SQLiteStore:
 
     async def end_session(self, user_id: str, session_id: str, now: datetime, unless_known: datetime | None) -> bool:
         """See Store."""
-        return await self._write(lambda db: _end_session(db, user_id, session_id, now, unless_known))
+        return await self._write_user(user_id, lambda db: _end_session(db, user_id, session_id, now, unless_known))
 
     async def create_tables(self) -> list[str]:
         """See Store."""
@@ -217,6 +235,13 @@ class SQLiteStore:
     def _read(self, query: str, *values: object) -> list[sqlite3.Row]:
         with _as_store_errors():
             return self._reader.execute(query, values).fetchall()
+
+    async def _write_user(self, user_id: str, write: Callable[[sqlite3.Connection], T]) -> T:
+        """Change a user's row, and tell of it however that ends."""
+        try:
+            return await self._write(write)
+        finally:
+            self._wrote(user_id)
 
     async def _write(self, write: Callable[[sqlite3.Connection], T]) -> T:
         """Run a transaction in the writer's thread; what it raises rolls it back."""
@@ -328,15 +353,25 @@ def _one_user(rows: list[sqlite3.Row]) -> User:
     return _user(rows[0])
 
 
+def _standing(row: sqlite3.Row) -> Standing:
+    return Standing(**_standing_values(row))
+
+
+def _standing_values(row: sqlite3.Row) -> dict[str, Any]:
+    return {
+        "user_id": row["user_id"],
+        "email": row["email"],
+        "role": row["role"],
+        "is_active": bool(row["is_active"]),
+        "token_generation": row["token_generation"],
+        "revoked_sessions": frozenset(json.loads(row["revoked_sessions"])),
+    }
+
+
 def _user(row: sqlite3.Row) -> User:
     return User(
-        user_id=row["user_id"],
-        email=row["email"],
-        role=row["role"],
+        **_standing_values(row),
         password_hash=row["password_hash"],
-        is_active=bool(row["is_active"]),
-        token_generation=row["token_generation"],
-        revoked_sessions=frozenset(json.loads(row["revoked_sessions"])),
         password_change_required=bool(row["password_change_required"]),
         temporary_password_expire_time=_time(row["temporary_password_expire_time"]),
         create_time=_time(row["create_time"]),
@@ -416,8 +451,12 @@ def _connect(path: Path, lock_seconds: float) -> sqlite3.Connection:
 
 
 @asynccontextmanager
-async def open_sqlite_store(path: Path) -> AsyncIterator[SQLiteStore]:
+async def open_sqlite_store(path: Path, wrote: Wrote = tell_nobody) -> AsyncIterator[SQLiteStore]:
     """Open the store in a file, which is made where there is none, readable by its owner alone.
+
+    Args:
+        path: The file.
+        wrote: See Store.
 
     Raises:
         StoreSetupError: The file cannot be opened, or is no SQLite file.
@@ -429,7 +468,7 @@ async def open_sqlite_store(path: Path) -> AsyncIterator[SQLiteStore]:
     except (OSError, sqlite3.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise StoreSetupError(f"cannot open the SQLite file {path}: {reason}") from None
-    store = SQLiteStore(reader, writer)
+    store = SQLiteStore(reader, writer, wrote)
     try:
         yield store
     finally:

@@ -2,15 +2,18 @@
 
 Any method can raise StoreUnavailableError: the store cannot answer by the request's deadline. A write that ends so may
 or may not have happened. Reads are strongly consistent unless they say otherwise.
+
+A store is opened with `wrote`, which it calls with the id of each user whose row it changed or deleted, or may have,
+before the method returns.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from authsvc.errors import BrokenRowError
-from authsvc.models import Finding, Session, User
+from authsvc.models import Finding, Session, Standing, User
 
 MAX_REVOKED_SESSIONS = 100
 """Living entries of revoked_sessions, which keep a user within DynamoDB's 4 KiB read unit."""
@@ -18,6 +21,13 @@ DECISIVE_FIELDS = ("email", "role", "is_active", "password_hash", "token_generat
 """Fields of a user on which changes rest."""
 REQUEST_ID_TTL = timedelta(hours=24)
 """How long a request id makes a retry of CreateUser safe."""
+
+Wrote: TypeAlias = Callable[[str], None]
+"""Whom a store tells which users' rows it changes."""
+
+
+def tell_nobody(_: str) -> None:
+    """Do nothing, where nobody remembers what the store said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +122,16 @@ class Store(Protocol):
         Raises:
             UserNotFoundError: There is none.
             BrokenRowError: The row cannot be read.
+        """
+        ...
+
+    async def get_standings(self, user_ids: Collection[str]) -> Mapping[str, Standing | Exception | None]:
+        """Return what validations need to know of users, read after this call began, together where that is cheaper.
+
+        Returns:
+            For each user id, at most 100 of them: the standing, None where there is no such user, or why it cannot be
+            told, StoreUnavailableError or BrokenRowError for instance. Nothing is raised, for one user's row must not
+            spoil another's answer.
         """
         ...
 

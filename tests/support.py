@@ -48,12 +48,17 @@ class FakeClock:
 
     def __init__(self) -> None:
         self.now = datetime(2030, 1, 1, 12, 0, 0, tzinfo=UTC)
+        self.seconds = 0.0
 
     def __call__(self) -> datetime:
         return self.now
 
     def advance(self, **span: float) -> None:
         self.now += timedelta(**span)
+        self.seconds += timedelta(**span).total_seconds()
+
+    def monotonic(self) -> float:
+        return self.seconds
 
 
 class LogWitness:
@@ -215,7 +220,7 @@ async def served(settings: Settings, clock: FakeClock) -> AsyncIterator[Client]:
     """A running service with tables, an admin, and a client of it."""
     async with server.open_store(settings) as store:
         await store.create_tables()
-    async with server.running(settings, clock) as service, connected(service) as client:
+    async with server.running(settings, clock, clock.monotonic) as service, connected(service) as client:
         await service.accounts.create_user(email=ADMIN_EMAIL, role="admin", password=PASSWORD)
         token = await client.access_token(ADMIN_EMAIL)
         yield replace(client, admin=(("authorization", f"Bearer {token}"),))
@@ -234,6 +239,8 @@ def make_settings(signing_keys: Path, store: str, **changes: Any) -> Settings:
         access_token_ttl=timedelta(minutes=15),
         session_idle_ttl=timedelta(days=7),
         session_max_ttl=timedelta(days=30),
+        max_staleness=timedelta(seconds=60),
+        max_stale_if_error=timedelta(minutes=15),
         bcrypt_cost=TEST_COST,
         password_min_length=15,
         tls_cert=None,

@@ -16,6 +16,7 @@ from authsvc.errors import AuthsvcError, StoreUnavailableError, UserNotFoundErro
 from authsvc.hashing import Hashing
 from authsvc.models import User
 from authsvc.sessions import Tokens
+from authsvc.store import tell_nobody
 from tests.contract.use_cases import NEW_PASSWORD, UseCases, key_ring
 from tests.dynamodb import tables_of
 from tests.engines import Engine
@@ -156,7 +157,7 @@ async def on_stage(
         interrupted = Interrupted(calls)
         ring = key_ring(signing_keys, clock)
         second = UseCases(store, ring, clock, hashing, tables_of(engine, prefix))
-        first = second.on(DynamoDBStore(interrupted, TableNames(prefix)))
+        first = second.on(DynamoDBStore(interrupted, TableNames(prefix), tell_nobody))
         yield Scene(first, second, first.with_hashing(stronger), interrupted)
     hashing.close()
     stronger.close()

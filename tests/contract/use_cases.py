@@ -11,10 +11,12 @@ from authsvc.hashing import Hashing
 from authsvc.key_files import KeyFile
 from authsvc.keys import KeyRing
 from authsvc.logins import Logins
+from authsvc.memory import Memory
 from authsvc.models import User
-from authsvc.sessions import ActiveToken, SessionLifetimes, Sessions, Tokens
+from authsvc.sessions import SessionLifetimes, Sessions, Tokens
 from authsvc.store import Store
 from authsvc.tokens import AccessTokens
+from authsvc.validations import ActiveToken, Check, Validations
 from tests.dynamodb import Tables
 from tests.support import PASSWORD, TEST_COST, WITNESS, FakeClock
 
@@ -45,6 +47,14 @@ class UseCases:
         self.clock = clock
         self.tables = tables
         self.sessions = Sessions(store, tokens, SessionLifetimes(IDLE_TTL, MAX_TTL), clock)
+        self.validations = Validations(
+            store,
+            tokens,
+            Memory(clock.monotonic),
+            clock,
+            max_staleness=timedelta(seconds=60),
+            max_stale_if_error=timedelta(minutes=15),
+        )
         self.logins = Logins(store, hashing, self.sessions, clock, 15)
         self.accounts = Accounts(store, hashing, clock, 15)
 
@@ -73,7 +83,7 @@ class UseCases:
 
     async def is_active(self, tokens: Tokens) -> bool:
         """Ask by a fresh validation."""
-        validation = await self.sessions.validate_token(tokens.access_token.text)
+        validation = await self.validations.validate(Check(tokens.access_token.text))
         return isinstance(validation.outcome, ActiveToken)
 
     async def is_alive(self, tokens: Tokens) -> bool:

@@ -1,12 +1,13 @@
 """BatchValidateTokens: as many answers as requests, each as ValidateToken would give it."""
 
+from datetime import datetime
 from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from authsvc.sessions import Validation
+from authsvc.tokens import AccessToken, InactiveReason
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import errors_pb2
 from tests.faults import Exchange, Reply, Throttle
@@ -126,14 +127,15 @@ async def test_an_outage_of_one_key_spoils_its_own_requests_alone(proxied: Proxi
 
 async def test_a_fault_of_one_request_spoils_no_other(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """ASVS-16.5.1: and its text goes nowhere."""
-    validate_token = client.service.sessions.validate_token
+    tokens = client.service.validations.tokens
+    verify = tokens.verify
 
-    async def fail(text: str) -> Validation:
+    def fail(text: str, now: datetime) -> AccessToken | InactiveReason:
         if text == "bad":
             raise ZeroDivisionError("the text of an exception")
-        return await validate_token(text)
+        return verify(text, now)
 
-    monkeypatch.setattr(client.service.sessions, "validate_token", fail)
+    monkeypatch.setattr(tokens, "verify", fail)
     position = len(WITNESS.lines.getvalue())
     results = await batch(client, "bad", "garbage")
     assert told(results[0]) == (grpc.StatusCode.INTERNAL.value[0], "ERROR_REASON_INTERNAL", "internal error")

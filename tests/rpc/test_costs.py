@@ -39,10 +39,11 @@ async def test_a_validation_is_one_strong_read(proxied: Proxied, rounds: list[in
     rounds.clear()
     for _ in range(3):
         await proxied.client.validate(token)
-    assert proxied.proxy.requests == {"GetItem": 3}
+    assert proxied.proxy.requests == {"BatchGetItem": 3}
     for attempt in proxied.proxy.attempts:
-        assert attempt.payload["Key"] == {"user_id": {"S": alice.user_id}}
-        assert attempt.payload["ConsistentRead"] is True
+        (read,) = attempt.payload["RequestItems"].values()
+        assert read["Keys"] == [{"user_id": {"S": alice.user_id}}]
+        assert read["ConsistentRead"] is True
     assert rounds == []
 
 

@@ -68,10 +68,14 @@ async def test_a_store_that_fails_is_unavailable_and_nothing_else(proxied: Proxi
 async def test_attributes_of_wrong_types_are_a_broken_row(proxied: Proxied) -> None:
     alice = await proxied.client.create_user()
     token = await proxied.client.access_token()
-    with proxied.proxy.fault(WRONG_TYPES, operations={"GetItem"}):
+    with proxied.proxy.fault(WRONG_TYPES, operations={"GetItem", "BatchGetItem"}):
         outcomes = reasons(await every_rpc(proxied.client, alice.user_id, token))
-    # A login does not tell an unreadable row from no row.
-    assert outcomes == {"INTERNAL INTERNAL", "UNAUTHENTICATED INVALID_CREDENTIALS"}
+    # A login does not tell an unreadable row from no row; a validation cannot tell whose row it is.
+    assert outcomes == {
+        "INTERNAL INTERNAL",
+        "UNAUTHENTICATED INVALID_CREDENTIALS",
+        "UNAVAILABLE STORE_UNAVAILABLE",
+    }
 
 
 async def test_refused_connections_are_an_outage_and_over_with_the_store_back(proxied: Proxied) -> None:
@@ -124,7 +128,9 @@ async def test_a_call_is_tried_at_most_six_times(proxied: Proxied) -> None:
     proxied.proxy.forget()
     with proxied.proxy.fault(Throttle()):
         await failure(proxied.client.validate(token))
-    assert proxied.proxy.requests == {"GetItem": MAX_ATTEMPTS}
+        assert proxied.proxy.requests == {"BatchGetItem": MAX_ATTEMPTS}
+        await failure(proxied.client.log_in())
+    assert proxied.proxy.requests["GetItem"] == MAX_ATTEMPTS
 
 
 LOST = [Reset(applied=True), Hang(applied=True), *UNREADABLE]

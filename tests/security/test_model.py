@@ -25,9 +25,10 @@ from authsvc.errors import (
 )
 from authsvc.hashing import Hashing
 from authsvc.models import LEEWAY
-from authsvc.sessions import REUSE_GRACE, ActiveToken, Tokens
+from authsvc.sessions import REUSE_GRACE, Tokens
 from authsvc.sqlite import open_sqlite_store
 from authsvc.store import Store
+from authsvc.validations import ActiveToken, Check
 from tests.contract.use_cases import ACCESS_TTL, IDLE_TTL, MAX_TTL, UseCases, key_ring
 from tests.faults import Conflict, FaultyProxy, Reset
 from tests.support import PASSWORD, TEST_COST, WITNESS, FakeClock, use_engine
@@ -258,7 +259,7 @@ class Model(RuleBasedStateMachine):
         await asyncio.gather(*checks, *map(self.compare_person, self.people))
 
     async def compare_token(self, login: Login, tokens: Tokens) -> None:
-        validation = await self.use_cases.sessions.validate_token(tokens.access_token.text)
+        validation = await self.use_cases.validations.validate(Check(tokens.access_token.text))
         is_active = login.lives() and self.now < tokens.access_token.expire_time + LEEWAY
         assert isinstance(validation.outcome, ActiveToken) is is_active, (validation.outcome, login)
 

@@ -77,7 +77,7 @@ async def test_each_failure_is_tried_again_or_means_something(
 ) -> None:
     client = Client(error)
     with pytest.raises(expected):
-        await DynamoDBCalls(client)("operation")
+        await DynamoDBCalls(client, None)("operation")
     assert client.calls == calls
 
 
@@ -85,7 +85,7 @@ async def test_a_refusal_does_not_tell_what_was_asked() -> None:
     error = refusal("ValidationException")
     error.response["Error"]["Message"] = "secret"
     with pytest.raises(StoreSetupError) as caught:
-        await DynamoDBCalls(Client(error))("operation")
+        await DynamoDBCalls(Client(error), None)("operation")
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__ is None
 

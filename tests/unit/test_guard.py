@@ -14,7 +14,6 @@ from authsvc import deadline, errors, logs
 from authsvc.errors import AuthsvcError, OperatorError
 from authsvc.guard import Guard
 from authsvc.models import User, utc_now
-from authsvc.sessions import ActiveToken, Validation
 from authsvc.statuses import STATUS_BY_ERROR
 from authsvc.tokens import AccessToken, InactiveReason
 from authsvc.v1 import auth_service_pb2 as auth_pb2
@@ -22,6 +21,7 @@ from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from authsvc.v1 import errors_pb2
 from authsvc.v1 import user_service_pb2 as user_pb2
 from authsvc.v1 import user_service_pb2_grpc as user_grpc
+from authsvc.validations import ActiveToken, Check, Validation
 from tests.support import failure
 
 Code = grpc.StatusCode
@@ -102,14 +102,14 @@ class Servicer:
 
 
 @dataclass
-class FakeSessions:
+class FakeValidations:
     """Says of every token the same."""
 
     outcome: ActiveToken | InactiveReason = InactiveReason.MALFORMED
     tokens: list[str] = field(default_factory=list)
 
-    async def validate_token(self, text: str) -> Validation:
-        self.tokens.append(text)
+    async def validate(self, check: Check) -> Validation:
+        self.tokens.append(check.token)
         return Validation(utc_now(), self.outcome)
 
 
@@ -117,7 +117,7 @@ class FakeSessions:
 class Served:
     channel: grpc.aio.Channel
     servicer: Servicer
-    sessions: FakeSessions
+    validations: FakeValidations
     log: io.StringIO
 
     async def validate(self, **options: Any) -> Any:
@@ -139,8 +139,8 @@ async def served(
     """Both services on a real socket, guarded, with one handler for all methods."""
     log = io.StringIO()
     logs.configure("json", "debug", stream=log)
-    sessions, servicer = FakeSessions(outcome), Servicer(handler)
-    guard = Guard(sessions)  # type: ignore[arg-type]
+    validations, servicer = FakeValidations(outcome), Servicer(handler)
+    guard = Guard(validations)  # type: ignore[arg-type]
     server = grpc.aio.server()
     services = (
         auth_pb2.DESCRIPTOR.services_by_name["AuthService"],
@@ -151,7 +151,7 @@ async def served(
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Served(channel, servicer, sessions, log)
+            yield Served(channel, servicer, validations, log)
     finally:
         await server.stop(None)
 
@@ -334,7 +334,7 @@ USER = user_pb2.GetUserResponse()
 async def test_an_admin_may_call_the_user_service(scheme: str) -> None:
     async with served(answering(USER), ADMIN) as service:
         assert await service.get_user(("authorization", f"{scheme} a.b.c"), ("other", "x")) == USER
-        assert service.sessions.tokens == ["a.b.c"]
+        assert service.validations.tokens == ["a.b.c"]
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ async def test_without_exactly_one_token_a_caller_is_nobody(credentials: list[st
     async with served(answering(USER), ADMIN) as service:
         told = await failure(service.get_user(*(("authorization", value) for value in credentials)))
         assert (told.code, told.reason) == (Code.UNAUTHENTICATED, "CALLER_UNAUTHENTICATED")
-        assert service.sessions.tokens == []
+        assert service.validations.tokens == []
         assert service.servicer.requests == []
 
 

@@ -1,0 +1,150 @@
+"""Concurrent reads of single keys, joined into batches.
+
+- Fresh: a read joins a batch that is not yet sent, never one under way; its answer began after it was asked for.
+- Once: a batch has a key once, however many wait for it, and at most MAX_KEYS keys; first asked, first sent.
+- Soon: at once if no company is expected (after a batch of one, with none under way) or a batch is full; else when the
+  loop had no new key for QUIET_TURNS turns, at the latest after MAX_WAIT_SECONDS; MAX_UNDER_WAY batches at a time.
+- Apart: whoever is cancelled or out of time leaves without harm to others; a key that nobody waits for is not sent.
+- Again: a key without an answer is asked for again after a pause, up to its attempts. After a batch without any answer
+  all others pause as well, so that a store in trouble is asked little.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextvars import Context
+from dataclasses import dataclass, field
+from typing import Generic, TypeAlias, TypeVar
+
+from authsvc import deadline
+from authsvc.errors import StoreUnavailableError
+
+MAX_KEYS = 100  # BatchGetItem takes no more
+MAX_UNDER_WAY = 16
+MAX_WAIT_SECONDS = 0.005
+MAX_READ_SECONDS = 1.0  # an answer that trickles in must not keep its place for ever
+QUIET_TURNS = 64
+
+V = TypeVar("V")
+Read: TypeAlias = Callable[[Sequence[str]], Awaitable[Mapping[str, V]]]
+
+
+class NoAnswerError(Exception):
+    """A batch got no answer, and asking again may help; the text says what happened."""
+
+
+@dataclass(slots=True)
+class _Key(Generic[V]):
+    """A key that is asked for, and by whom."""
+
+    waiters: "list[asyncio.Future[V | Exception]]" = field(default_factory=list)
+    attempts: int = 0
+
+
+class Coalescer(Generic[V]):
+    """Reads keys in batches by `read`, which makes one attempt.
+
+    A key that its result lacks got no answer; NoAnswerError: none of them did; any other error is final for all of
+    them. `pause_seconds` tells how long to pause after so many attempts without an answer.
+    """
+
+    def __init__(self, read: Read[V], max_attempts: int, pause_seconds: Callable[[int], float]) -> None:
+        self._read = read
+        self._max_attempts = max_attempts
+        self._pause_seconds = pause_seconds
+        self._waiting: dict[str, _Key[V]] = {}
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._patience: asyncio.TimerHandle | None = None
+        self._failures = 0  # batches without any answer, in a row
+        self._is_paused = self._expects_company = self._is_watching = False
+
+    async def get(self, keys: Collection[str]) -> Mapping[str, V | Exception]:
+        """Return what each key holds, or why it cannot be read; one without an answer by the deadline is missing."""
+        loop = asyncio.get_running_loop()
+        waiters: dict[str, asyncio.Future[V | Exception]] = {key: loop.create_future() for key in keys}
+        for key, waiter in waiters.items():
+            self._waiting.setdefault(key, _Key()).waiters.append(waiter)
+        self._consider()
+        try:
+            await asyncio.wait(waiters.values(), timeout=deadline.remaining_seconds())
+            return {key: waiter.result() for key, waiter in waiters.items() if waiter.done()}
+        finally:
+            for waiter in waiters.values():
+                waiter.cancel()
+
+    @property
+    def _may_send(self) -> bool:
+        return bool(self._waiting) and not self._is_paused and len(self._under_way) < MAX_UNDER_WAY
+
+    def _consider(self) -> None:
+        """Send what waits if it is time, else see to it that its time comes."""
+        while self._may_send and (len(self._waiting) >= MAX_KEYS or not (self._under_way or self._expects_company)):
+            self._send()
+        if not self._may_send:
+            return
+        loop = asyncio.get_running_loop()
+        self._patience = self._patience or loop.call_later(MAX_WAIT_SECONDS, self._send)
+        if not self._under_way and not self._is_watching:
+            self._is_watching = True
+            loop.call_soon(self._watch, len(self._waiting), QUIET_TURNS)
+
+    def _watch(self, seen: int, turns: int) -> None:
+        """Let so many turns of the loop pass without a new key, then send."""
+        self._is_watching = bool(turns and self._may_send and not self._under_way)
+        if self._is_watching:
+            turns = turns - 1 if seen == len(self._waiting) else QUIET_TURNS
+            asyncio.get_running_loop().call_soon(self._watch, len(self._waiting), turns)
+        elif not self._under_way:
+            self._send()
+
+    def _send(self) -> None:
+        if self._patience:
+            self._patience.cancel()
+            self._patience = None
+        if not self._may_send:
+            return
+        keys = list(itertools.islice(self._waiting, MAX_KEYS))
+        asked = ((key, self._waiting.pop(key)) for key in keys)
+        batch = {key: entry for key, entry in asked if not all(waiter.done() for waiter in entry.waiters)}
+        if batch:
+            self._expects_company = len(batch) > 1
+            # In a context of its own, for a batch belongs to no single request.
+            task = asyncio.get_running_loop().create_task(self._run(batch), context=Context())
+            self._under_way.add(task)
+            task.add_done_callback(self._end)
+
+    async def _run(self, batch: Mapping[str, _Key[V]]) -> None:
+        answers: Mapping[str, V | Exception] = {}
+        cause = "keys were left out"
+        try:
+            async with asyncio.timeout(MAX_READ_SECONDS):
+                answers = await self._read(list(batch))
+        except (NoAnswerError, TimeoutError) as error:
+            cause = str(error) or "no answer in time"
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is for those who wait
+            answers = dict.fromkeys(batch, error)
+        self._failures = 0 if answers else min(self._failures + 1, self._max_attempts)
+        for key, entry in batch.items():
+            entry.attempts += 1
+            if key in answers or entry.attempts == self._max_attempts:
+                for waiter in (w for w in entry.waiters if not w.done()):
+                    waiter.set_result(answers[key] if key in answers else StoreUnavailableError(cause))
+            else:
+                asyncio.get_running_loop().call_later(self._pause_seconds(entry.attempts), self._ask_again, key, entry)
+
+    def _ask_again(self, key: str, entry: _Key[V]) -> None:
+        newer = self._waiting.setdefault(key, entry)
+        if newer is not entry:
+            newer.waiters += entry.waiters
+        self._consider()
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        if self._failures and not self._is_paused:
+            self._is_paused = True
+            asyncio.get_running_loop().call_later(self._pause_seconds(self._failures), self._go_on)
+        self._consider()
+
+    def _go_on(self) -> None:
+        self._is_paused = False
+        self._consider()

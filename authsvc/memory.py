@@ -1,0 +1,68 @@
+"""What a worker remembers of the standing of users: each as read last, and when, within a bound."""
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from authsvc.models import Standing
+
+MAX_USERS = 65_536
+"""Some 30 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the store said of a user.
+
+    Args:
+        standing: None where there was no such user.
+        checked_time: When the read began.
+        degraded: Whether it stands in for one that failed.
+    """
+
+    standing: Standing | None
+    checked_time: datetime
+    degraded: bool = False
+
+
+class Memory:
+    """The readings of one worker.
+
+    Args:
+        monotonic: Tells ages, in seconds, whatever happens to the time of day.
+    """
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._tickets = itertools.count()
+        self._readings: dict[str, tuple[int, float, Reading | None]] = {}
+
+    def begin(self) -> tuple[int, float]:
+        """Return what stands for a read that begins now: its place in the order of all, and the time."""
+        return next(self._tickets), self._monotonic()
+
+    def remember(self, user_id: str, begun: tuple[int, float], reading: Reading | None) -> None:
+        """Remember what a read brought, unless a later one is remembered already."""
+        known = self._readings.pop(user_id, None)
+        if known is not None and known[0] > begun[0]:
+            self._readings[user_id] = known
+            return
+        if len(self._readings) >= MAX_USERS:
+            del self._readings[next(iter(self._readings))]
+        self._readings[user_id] = (*begun, reading)
+
+    def forget(self, user_id: str) -> None:
+        """Forget a user who has just been written, and whatever reads under way will bring."""
+        self.remember(user_id, self.begin(), None)
+
+    def recall(self, user_id: str, max_age: timedelta) -> Reading | None:
+        """Return what a read that began at most that long ago brought; None where nothing is that young."""
+        if not max_age:
+            return None
+        _, begun, reading = self._readings.get(user_id, (0, 0.0, None))
+        return reading if self._monotonic() - begun <= max_age.total_seconds() else None
+
+    def __len__(self) -> int:
+        return len(self._readings)
