@@ -1,0 +1,58 @@
+"""Who runs where, and what the operating system has counted: Linux's accounting of processes."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+ALL = sorted(os.sched_getaffinity(0))
+SERVER = ALL[:1]
+"""Of every server with one worker, so that a figure is that of one core."""
+REST = ALL[1:] or ALL
+"""Of the load generator, the engine and the proxies."""
+_CPU_CLOCK_OF_PROCESS = 2
+
+
+@contextmanager
+def on(cores: Sequence[int]) -> Iterator[None]:
+    """Let the processes that are started inside run on some cores alone."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def describe() -> str:
+    """Return what was done about cores."""
+    if len(ALL) == 1:
+        return "1 core: servers, engine and load generator share it"
+    return (
+        f"{len(ALL)} cores: servers of one process run on core {SERVER[0]}, "
+        f"engine and load generator on {REST}; two workers run wherever they like"
+    )
+
+
+def processes(pid: int) -> Iterator[int]:
+    """Yield a process and all that descend from it."""
+    yield pid
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            yield from processes(int(child))
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return what a process and its children have used, user and system time, of living and ended threads."""
+    # The clock of another process, as clock_getcpuclockid(3) numbers it: to the nanosecond, /proc counts in 10 ms.
+    return sum(time.clock_gettime(~each << 3 | _CPU_CLOCK_OF_PROCESS) for each in processes(pid))
+
+
+def rss_mib(pid: int) -> float:
+    """Return the resident memory of the biggest of a process and its children."""
+    return max(_resident_pages(each) for each in processes(pid)) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _resident_pages(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1])

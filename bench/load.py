@@ -1,0 +1,244 @@
+"""The load generator: a process that takes one Load a line on stdin and answers with two lines on stdout.
+
+`begin` comes when the warm-up is over, and the Sample as JSON at the end. It sends bytes made ahead and looks at no
+more of an answer than it must, so that it costs less than any server.
+"""
+
+import asyncio
+import itertools
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+
+import aioboto3
+import grpc
+import uvloop
+from google.protobuf.duration_pb2 import Duration
+
+from authsvc.v1 import auth_service_pb2 as auth_pb2
+
+SERVICE = "/authsvc.v1.AuthService/"
+ACTIVE = auth_pb2.ValidateTokenResponse(state=auth_pb2.TOKEN_STATE_ACTIVE).SerializeToString()
+"""What the bytes of an active answer begin with: `state` is field 1."""
+TIMEOUT_SECONDS = 10.0
+REFUSED_PAUSE_SECONDS = 1.0
+"""What RetryInfo asks of a login client that is refused, at least."""
+
+Send = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is sent, and how.
+
+    Args:
+        address: Of the server; of the engine where `table` is given.
+        tokens: File with a token a line (for `table`: a user id), taken in turn from where the last load stopped.
+        hot: How many of them are used; 0: all.
+        batch: Tokens in a BatchValidateTokens; 0: ValidateToken.
+        max_staleness: In seconds.
+        connections: Taken in turn.
+        in_flight: Calls at any time: a closed loop. 0: an open loop.
+        rate: Calls a second of an open loop, at even distances.
+        seconds: How long it is measured, after the warm-up.
+        calls: Ends the run earlier; 0: does not.
+        flood: Clients that try to log in with a wrong password meanwhile.
+        table: Not the service is called but DynamoDB's GetItem, on this users table, through aioboto3.
+    """
+
+    address: str = ""
+    tokens: str = ""
+    hot: int = 0
+    batch: int = 0
+    max_staleness: int = 0
+    connections: int = 8
+    in_flight: int = 0
+    rate: float = 0.0
+    seconds: float = 2.0
+    warm_up: float = 0.5
+    calls: int = 0
+    flood: int = 0
+    table: str = ""
+
+
+@dataclass
+class Sample:
+    """What one run saw; times in seconds, latencies in milliseconds."""
+
+    calls: int = 0
+    seconds: float = 0.0
+    p50: float = 0.0
+    p99: float = 0.0
+    p999: float = 0.0
+    errors: dict[str, int] = field(default_factory=dict)
+
+
+class Run:
+    """One load under way.
+
+    Args:
+        sends: One for each connection; calls and waits for a good answer.
+    """
+
+    def __init__(self, load: Load, sends: Sequence[Send], announce: Callable[[], None]) -> None:
+        self._load = load
+        self._sends = itertools.cycle(sends)
+        self._announce = announce
+        self._latencies: list[float] = []
+        self._errors: Counter[str] = Counter()
+        self._begin = 0.0
+        self._end = time.perf_counter() + load.warm_up + load.seconds
+
+    async def sample(self) -> Sample:
+        """Run it to its end."""
+        begins = asyncio.create_task(self._begin_after_warm_up())
+        await (self._closed() if self._load.in_flight else self._open())
+        await begins
+        ordered = sorted(self._latencies)
+        quantiles = [_quantile(ordered, share) for share in (0.5, 0.99, 0.999)]
+        return Sample(len(ordered), time.perf_counter() - self._begin, *quantiles, errors=dict(self._errors))
+
+    async def _begin_after_warm_up(self) -> None:
+        await asyncio.sleep(self._load.warm_up)
+        self._latencies.clear()
+        self._errors.clear()
+        self._begin = time.perf_counter()
+        self._announce()
+
+    def _is_over(self) -> bool:
+        return time.perf_counter() >= self._end or (self._load.calls and len(self._latencies) >= self._load.calls)
+
+    async def _closed(self) -> None:
+        await asyncio.gather(*(self._client() for _ in range(self._load.in_flight)))
+
+    async def _client(self) -> None:
+        send = next(self._sends)
+        while not self._is_over():
+            await self._timed(send, time.perf_counter())
+
+    async def _open(self) -> None:
+        """Send at even distances whatever becomes of earlier calls, and time each from when it should have begun."""
+        loop = asyncio.get_running_loop()
+        calls: set[asyncio.Task[None]] = set()
+        due = time.perf_counter()
+        while due < self._end:
+            await asyncio.sleep(due - time.perf_counter())
+            call = loop.create_task(self._timed(next(self._sends), due))
+            calls.add(call)
+            call.add_done_callback(calls.discard)
+            due += 1 / self._load.rate
+        await asyncio.gather(*calls)
+
+    async def _timed(self, send: Send, begin: float) -> None:
+        try:
+            await send()
+        except grpc.aio.AioRpcError as error:
+            self._errors[error.code().name] += 1
+        except ValueError as error:
+            self._errors[str(error)] += 1
+        else:
+            self._latencies.append((time.perf_counter() - begin) * 1000)
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
+
+
+def _lines(load: Load) -> list[str]:
+    return Path(load.tokens).read_text().split()[: load.hot or None]
+
+
+@cache
+def _requests(tokens: str, hot: int, batch: int, max_staleness: int) -> Iterator[bytes]:
+    staleness = Duration(seconds=max_staleness) if max_staleness else None
+    lines = _lines(Load(tokens=tokens, hot=hot))
+    messages = [auth_pb2.ValidateTokenRequest(token=token, max_staleness=staleness) for token in lines]
+    if not batch:
+        return itertools.cycle([message.SerializeToString() for message in messages])
+    batches = [messages[start : start + batch] for start in range(0, len(messages) - batch + 1, batch)]
+    return itertools.cycle(
+        [auth_pb2.BatchValidateTokensRequest(requests=each).SerializeToString() for each in batches]
+    )
+
+
+def _check(answer: bytes) -> None:
+    if not answer.startswith(ACTIVE):
+        raise ValueError(str(auth_pb2.ValidateTokenResponse.FromString(answer)))
+
+
+def _check_batch(answer: bytes) -> None:
+    for result in auth_pb2.BatchValidateTokensResponse.FromString(answer).results:
+        if result.response.state != auth_pb2.TOKEN_STATE_ACTIVE:
+            raise ValueError(str(result))
+
+
+def _channel(address: str) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
+
+
+def _validations(channel: grpc.aio.Channel, load: Load, requests: Iterator[bytes]) -> Send:
+    call = channel.unary_unary(SERVICE + ("BatchValidateTokens" if load.batch else "ValidateToken"))
+    check = _check_batch if load.batch else _check
+
+    async def send() -> None:
+        check(await call(next(requests), timeout=TIMEOUT_SECONDS))
+
+    return send
+
+
+async def _flood(channel: grpc.aio.Channel, number: int) -> None:
+    request = auth_pb2.AuthenticateRequest(email=f"user{number}@example.com", password=f"a wrong password {number}")
+    call = channel.unary_unary(SERVICE + "Authenticate")
+    while True:
+        try:
+            await call(request.SerializeToString(), timeout=TIMEOUT_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                await asyncio.sleep(REFUSED_PAUSE_SECONDS)
+
+
+async def _calls(load: Load, stack: AsyncExitStack) -> list[Send]:
+    if load.table:
+        client = await stack.enter_async_context(aioboto3.Session().client("dynamodb", endpoint_url=load.address))
+        user_ids = itertools.cycle(_lines(load))
+
+        async def get_item() -> None:
+            key = {"user_id": {"S": next(user_ids)}}
+            answer = await client.get_item(TableName=load.table, Key=key, ConsistentRead=True)
+            if "Item" not in answer:
+                raise ValueError("no such user")
+
+        return [get_item]
+    channels = [await stack.enter_async_context(_channel(load.address)) for _ in range(load.connections)]
+    for number in range(load.flood):
+        flood = asyncio.create_task(_flood(channels[number % len(channels)], number))
+        stack.callback(flood.cancel)
+    requests = _requests(load.tokens, load.hot, load.batch, load.max_staleness)
+    return [_validations(channel, load, requests) for channel in channels]
+
+
+async def run(load: Load) -> Sample:
+    """Send a load and return what it saw; a line on stdout says when the warm-up is over."""
+    async with AsyncExitStack() as stack:
+        return await Run(load, await _calls(load, stack), lambda: _say("begin")).sample()
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+async def main() -> None:
+    """Take loads until stdin ends."""
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        _say(json.dumps(asdict(await run(Load(**json.loads(line))))))
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

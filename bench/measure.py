@@ -1,0 +1,131 @@
+"""Measuring one variant: the load generator is told what to send, the operating system what the server has used."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+
+from bench import cores
+from bench.load import Load, Sample
+from bench.servers import TOKENS, Server, Servers
+from bench.variants import Variant
+
+WARM_UP_SECONDS = 60.0
+WARM_UP_BATCH = 100
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one run of a variant gave; for batches, all but the latencies is per token.
+
+    Args:
+        cpu: Of the server, user and system time, in microseconds a call.
+        rate: Calls a second.
+        p50: Latency in milliseconds; p99 and p999 likewise.
+        rss: Resident memory of the server in MiB, of the biggest worker.
+        calls: How many were measured.
+        errors: What went wrong, and how often.
+    """
+
+    cpu: float
+    rate: float
+    p50: float
+    p99: float
+    p999: float
+    rss: float
+    calls: int
+    errors: dict[str, int]
+
+
+class Loader:
+    """The load generator's process."""
+
+    def __init__(self, servers: Servers, on: Sequence[int]) -> None:
+        environ = servers.engine.environ()
+        self._process = servers.spawn(sys.executable, "-m", "bench.load", environ=environ, on=on)
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def run(self, load: Load, pid: int) -> tuple[Sample, float]:
+        """Send a load; return what it saw, and the CPU seconds that a process has used meanwhile."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(asdict(load)) + "\n")
+        self._process.stdin.flush()
+        self._read_line()
+        before = cores.cpu_seconds(pid)
+        sample = Sample(**json.loads(self._read_line()))
+        return sample, cores.cpu_seconds(pid) - before
+
+    def _read_line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the load generator has ended")
+        return line
+
+
+class Bench:
+    """Measures variants on running servers."""
+
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+        self._warm: set[Server] = set()
+        self.loader = Loader(servers, cores.REST)
+
+    @cached_property
+    def _reader(self) -> Loader:
+        """A load generator in the place of a server: what a bare read costs there."""
+        return Loader(self._servers, cores.SERVER)
+
+    def measure(self, variant: Variant) -> Figures:
+        """Run a variant once."""
+        if variant.target.what == "getitem":
+            return self._measure_get_item(variant)
+        server = self._servers.server(variant.target)
+        tokens = self._servers.tokens(variant.target.users)
+        load = replace(variant.load, address=server.address, tokens=str(tokens))
+        if variant.target.what == "service" and server not in self._warm:
+            self._warm.add(server)
+            self._warm_up(server, load)
+        return _figures(*self.loader.run(load, server.pid), server.pid, load)
+
+    def _measure_get_item(self, variant: Variant) -> Figures:
+        table = self._servers.table_prefix() + "users"
+        load = replace(
+            variant.load, address=self._servers.engine.endpoint_url, tokens=str(self._servers.user_ids), table=table
+        )
+        return _figures(*self._reader.run(load, self._reader.pid), self._reader.pid, load)
+
+    def _warm_up(self, server: Server, load: Load) -> None:
+        """Let a service see each token once, as one has that runs for a while."""
+        once = replace(
+            load,
+            max_staleness=0,
+            hot=0,
+            batch=WARM_UP_BATCH,
+            in_flight=2,
+            rate=0.0,
+            flood=0,
+            calls=TOKENS // WARM_UP_BATCH,
+            warm_up=0.0,
+            seconds=WARM_UP_SECONDS,
+        )
+        self.loader.run(once, server.pid)
+
+
+def _figures(sample: Sample, cpu_seconds: float, pid: int, load: Load) -> Figures:
+    calls = sample.calls * max(1, load.batch)
+    return Figures(
+        cpu=cpu_seconds / max(1, calls) * 1e6,
+        rate=calls / sample.seconds,
+        p50=sample.p50,
+        p99=sample.p99,
+        p999=sample.p999,
+        rss=cores.rss_mib(pid),
+        calls=calls,
+        errors=sample.errors,
+    )

@@ -1,0 +1,81 @@
+"""What a run of the benchmark has found, round by round, and how it is compared."""
+
+import json
+import platform
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+from bench import cores
+from bench.measure import Figures
+
+Round = Mapping[str, Figures]
+"""Figures by the variant's name."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One figure over the rounds."""
+
+    least: float
+    median: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Self | None:
+        """Return the spread of some values, None where there are none."""
+        ordered = sorted(values)
+        return cls(ordered[0], statistics.median(ordered), ordered[-1]) if ordered else None
+
+
+@dataclass
+class Results:
+    """Everything that one run has found.
+
+    Args:
+        rounds: In their order.
+        units: Read units of a fresh validation, by what was validated.
+        memory: Validations so far, and the resident MiB of the one worker then.
+        costs: Read and write units of each RPC.
+        left_out: Variants that were not measured, and why.
+    """
+
+    rounds: list[dict[str, Figures]] = field(default_factory=list)
+    units: dict[str, float] = field(default_factory=dict)
+    memory: list[tuple[int, float]] = field(default_factory=list)
+    costs: dict[str, tuple[float, float]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
+    machine: str = field(default_factory=lambda: f"{cores.describe()}; Python {platform.python_version()}")
+
+    def write(self, path: Path) -> None:
+        """Write all of it as JSON."""
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Return what was written."""
+        values = json.loads(path.read_text())
+        rounds = [{name: Figures(**figures) for name, figures in each.items()} for each in values.pop("rounds")]
+        return cls(rounds=rounds, **values)
+
+    def names(self) -> Sequence[str]:
+        """Return the variants that were measured, in their order."""
+        return list(dict.fromkeys(name for each in self.rounds for name in each))
+
+    def spread(self, name: str, figure: str) -> Spread | None:
+        """Return one figure of a variant, None where it was not measured."""
+        return Spread.of(getattr(each[name], figure) for each in self._rounds_with(name))
+
+    def ratio(self, name: str, other: str, figure: str = "cpu") -> Spread | None:
+        """Return the figure of a variant over that of another in the same round."""
+        return Spread.of(
+            getattr(each[name], figure) / getattr(each[other], figure) for each in self._rounds_with(name, other)
+        )
+
+    def _rounds_with(self, *names: str) -> Iterator[Round]:
+        return (each for each in self.rounds if each.keys() >= set(names))

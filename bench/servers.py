@@ -1,0 +1,223 @@
+"""The processes that are measured, and what they stand on: each is started when it is first asked for."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, Self
+from urllib.parse import urlsplit
+
+from authsvc.config import Settings
+from authsvc.keys import generate_key_file
+from authsvc.models import utc_now
+from bench import cores, deployment
+from tests.engines import Engine
+from tests.engines.dynoxide import launch
+
+USERS = 10_000
+TOKENS = 10_000
+"""Spread over the users of a table."""
+AUTHSVC = str(Path(sys.executable).with_name("authsvc"))
+READY_SECONDS = 30.0
+STOP_SECONDS = 15.0
+POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is measured.
+
+    Args:
+        what: The empty RPC, the naive validation, the service, or no server but the engine itself.
+        users: In its table.
+        store: Of the service.
+        delay: Milliseconds by which a proxy holds back what the engine answers; None: no proxy.
+        workers: Processes of the service.
+    """
+
+    what: Literal["empty", "naive", "service", "getitem"] = "service"
+    users: int = USERS
+    store: Literal["dynamodb", "sqlite"] = "dynamodb"
+    delay: int | None = None
+    workers: int = 1
+
+    @property
+    def missing(self) -> str:
+        """What it lacks to be measured; empty: nothing."""
+        if self.workers > 1 and "workers" not in {setting.name for setting in fields(Settings)}:
+            return "the service has no AUTHSVC_WORKERS"
+        return ""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A process that listens."""
+
+    address: str
+    pid: int
+
+
+class Servers:
+    """Everything that runs, until the context is left.
+
+    Args:
+        say: Told what takes long.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._stack = ExitStack()
+        self._targets: dict[Target, Server] = {}
+        self._prefixes: dict[int, str] = {}
+
+    def __enter__(self) -> Self:
+        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        self._keys = self._folder / "keys.json"
+        generate_key_file(self._keys, "ES256", utc_now())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def server(self, target: Target) -> Server:
+        """Return the server of a target."""
+        if target not in self._targets:
+            self._targets[target] = self._started(target)
+        return self._targets[target]
+
+    def tokens(self, users: int, count: int = TOKENS) -> Path:
+        """Return a file with tokens of the users of a table."""
+        path = self._folder / f"tokens-{users}-{count}"
+        if not path.exists():
+            deployment.write_tokens(path, self._keys, users, count)
+        return path
+
+    @cached_property
+    def user_ids(self) -> Path:
+        """A file with the ids of the users of the usual table."""
+        path = self._folder / "user-ids"
+        path.write_text("\n".join(deployment.user(number).user_id for number in range(USERS)))
+        return path
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine, in memory."""
+        with cores.on(cores.REST):
+            return self._stack.enter_context(launch(in_memory=True))
+
+    def table_prefix(self, users: int = USERS) -> str:
+        """Return the prefix of tables with that many users, written when they are first asked for."""
+        if users not in self._prefixes:
+            begin = time.monotonic()
+            prefix = self._prefixes[users] = f"bench-{users}-"
+            if users == USERS:
+                self._create_tables(self.on_dynamodb(self.engine.endpoint_url))
+            else:
+                deployment.create_users_table(self.engine, f"{prefix}users")
+            asyncio.run(deployment.fill_users_table(self.engine, f"{prefix}users", users))
+            self._say(f"{users:,} users written in {time.monotonic() - begin:.0f} s")
+        return self._prefixes[users]
+
+    def on_dynamodb(self, endpoint_url: str, users: int = USERS) -> dict[str, str]:
+        """Return the environment of a server whose users are behind an endpoint."""
+        return {
+            **self._environ(),
+            **self.engine.environ(),
+            "AUTHSVC_STORE": "dynamodb",
+            "AUTHSVC_TABLE_PREFIX": self.table_prefix(users),
+            "AWS_ENDPOINT_URL_DYNAMODB": endpoint_url,
+        }
+
+    def spawn(self, *command: str, environ: Mapping[str, str], on: Sequence[int]) -> "subprocess.Popen[str]":
+        """Start a program, with pipes to talk to it; it is ended with all the others."""
+        with cores.on(on):
+            process = subprocess.Popen(
+                command,
+                env={"PATH": os.environ["PATH"], **environ},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        self._stack.callback(_end, process)
+        return process
+
+    def serve(self, environ: Mapping[str, str], on: Sequence[int] = cores.SERVER) -> Server:
+        """Start the service, and wait until it serves."""
+        log = self._folder / f"serve-{time.monotonic_ns()}.log"
+        command = 'exec "$0" serve 2>"$1"'
+        process = self.spawn("sh", "-c", command, AUTHSVC, str(log), environ=environ, on=on)
+        give_up = time.monotonic() + READY_SECONDS
+        while not (events := _events(log)).get("serving"):
+            if process.poll() is not None or time.monotonic() > give_up:
+                raise RuntimeError(f"authsvc serve does not serve:\n{log.read_text()}")
+            time.sleep(POLL_SECONDS)
+        return Server(events["listening"]["address"], process.pid)
+
+    def _started(self, target: Target) -> Server:
+        if target.what == "empty":
+            return self._listening("bench.empty", environ={}, on=cores.SERVER)
+        if target.store == "sqlite":
+            return self.serve(self._on_sqlite(target.users))
+        endpoint_url = self.engine.endpoint_url if target.delay is None else self._delayed(target.delay)
+        environ = self.on_dynamodb(endpoint_url, target.users)
+        if target.what == "naive":
+            return self._listening("bench.naive", environ=environ, on=cores.SERVER)
+        if target.workers == 1:
+            return self.serve(environ)
+        return self.serve({**environ, "AUTHSVC_WORKERS": str(target.workers)}, on=cores.ALL)
+
+    def _delayed(self, milliseconds: int) -> str:
+        port = str(urlsplit(self.engine.endpoint_url).port)
+        proxy = self._listening("bench.proxy", port, str(milliseconds / 1000), environ={}, on=cores.REST)
+        return f"http://{proxy.address}"
+
+    def _listening(self, module: str, *arguments: str, environ: Mapping[str, str], on: Sequence[int]) -> Server:
+        """Start one of our own servers, which says where it listens."""
+        process = self.spawn(sys.executable, "-m", module, *arguments, environ=environ, on=on)
+        assert process.stdout is not None
+        return Server(process.stdout.readline().strip(), process.pid)
+
+    def _on_sqlite(self, users: int) -> dict[str, str]:
+        path = self._folder / f"authsvc-{users}.db"
+        environ = {**self._environ(), "AUTHSVC_STORE": f"sqlite:{path}"}
+        self._create_tables(environ)
+        asyncio.run(deployment.fill_sqlite(path, users))
+        return environ
+
+    def _create_tables(self, environ: Mapping[str, str]) -> None:
+        subprocess.run([AUTHSVC, "tables", "create"], env=environ, check=True, stdout=subprocess.DEVNULL)
+
+    def _environ(self) -> dict[str, str]:
+        return {
+            "AUTHSVC_LISTEN": "127.0.0.1:0",
+            "AUTHSVC_HTTP_LISTEN": "",
+            "AUTHSVC_ISSUER": deployment.ISSUER,
+            "AUTHSVC_AUDIENCE": deployment.AUDIENCE,
+            "AUTHSVC_SIGNING_KEYS": str(self._keys),
+        }
+
+
+def _events(log: Path) -> dict[str, dict[str, str]]:
+    """Return the lines of a log by their event."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return {line["event"]: line for line in lines}
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
