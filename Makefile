@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test check proto .venv
+.PHONY: help dev test bench check proto .venv
 
 help: ## list the targets
 	@sed -n 's/^\([a-z.]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
@@ -29,6 +29,14 @@ dev: .venv ## run the service on this machine, ready to call
 test: .venv ## the whole test suite, with its coverage
 	@$(BIN)/python -m tests.engines
 	@$(BIN)/python -m pytest --cov --numprocesses=auto --maxprocesses=4 --dist=worksteal
+
+# What draws the plots comes on top of the locked environment, which the next `make .venv` need not know.
+.venv/bench: .venv/installed requirements/bench.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r requirements/bench.txt
+	@touch $@
+
+bench: .venv/bench ## measure what a validation costs, in a quarter of an hour
+	@$(BIN)/python -m bench
 
 # Needs .venv/bin on the path: protoc looks its plugins up there.
 protoc = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos \

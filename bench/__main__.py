@@ -6,13 +6,15 @@ from pathlib import Path
 
 import click
 
-from bench import report
-from bench.measure import Bench
+from bench import costs, report
+from bench.measure import Bench, Figures
 from bench.results import Results
 from bench.servers import Servers
 from bench.variants import Variant, select
 
 FOLDER = Path(__file__).parent / "results"
+BEGIN = "<!-- written by python -m bench -->\n"
+END = "<!-- end -->\n"
 
 
 def say(line: str) -> None:
@@ -23,33 +25,59 @@ def say(line: str) -> None:
 
 @click.command()
 @click.argument("variants", nargs=-1)
-@click.option("--rounds", default=5, show_default=True, help="how often each variant is run")
-@click.option("--load", "loads", multiple=True, help="only these loads: calls in flight as 64, or a second as 300/s")
-def main(variants: Sequence[str], rounds: int, loads: Sequence[str]) -> None:
-    """Measure VARIANTS, all of them by default, in rounds; each as a ratio to the empty RPC of its round.
+@click.option("--rounds", default=5, show_default=True, help="How often each variant is run.")
+@click.option("--load", "loads", multiple=True, help="Only these loads: calls in flight as 64, or a second as 300/s.")
+@click.option("--docs", type=click.Path(path_type=Path, exists=True), help="Folder of performance.md to write it to.")
+def main(variants: Sequence[str], rounds: int, loads: Sequence[str], docs: Path | None) -> None:
+    """Measure VARIANTS in rounds, each as a ratio to the empty RPC of its round.
 
-    A variant is named by its subject or by subject and load, as in a shell: fresh, 'batch-*', 'fresh 64'.
+    A variant is named by its subject or by subject and load, as in a shell: fresh, 'batch-*', 'fresh 64'. Without
+    any, all are measured, and memory and the units that each RPC consumes.
     """
     results = Results()
     say(results.machine)
     with Servers(say) as servers:
-        _measure(Bench(servers), select(variants, loads), rounds, results)
-    results.write(FOLDER / "latest.json")
-    say(report.figures_table(results))
+        bench = Bench(servers)
+        _measure(bench, select(variants, loads), rounds, results)
+        if not variants and not loads:
+            _measure_the_rest(bench, servers, results)
+    results.write(FOLDER / f"{results.date}.json")
+    say(report.whole(results))
+    if docs is not None:
+        _publish(results, docs)
 
 
 def _measure(bench: Bench, variants: Sequence[Variant], rounds: int, results: Results) -> None:
     """Run the variants one after another, and all of them again: what disturbs the machine disturbs all."""
     results.left_out = {each.name: each.target.missing for each in variants if each.target.missing}
-    for name, reason in results.left_out.items():
-        say(f"left out: {name}: {reason}")
+    measured = [each for each in variants if each.name not in results.left_out]
     for number in range(1, rounds + 1):
         say(f"round {number} of {rounds}")
-        figures = {}
+        figures: dict[str, Figures] = {}
         results.rounds.append(figures)
-        for variant in variants:
-            if variant.name not in results.left_out:
-                figures[variant.name] = bench.measure(variant)
+        for variant in measured:
+            found = figures[variant.name] = bench.measure(variant)
+            say(f"  {variant.name}: {found.cpu:.0f} µs")
+
+
+def _measure_the_rest(bench: Bench, servers: Servers, results: Results) -> None:
+    say("memory")
+    results.memory = bench.memory()
+    say("units")
+    results.units = costs.units_of_validations(servers, bench.loader)
+    results.costs = costs.units_of_rpcs(servers)
+    results.item_bytes = costs.bytes_per_user(servers)
+
+
+def _publish(results: Results, docs: Path) -> None:
+    """Write the plots, and the tables between their marks in the page."""
+    from bench import plots  # noqa: PLC0415 - matplotlib is installed by `make bench` alone
+
+    plots.draw(results, docs)
+    page = docs / "performance.md"
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n{report.whole(results)}\n{END}{after}")
 
 
 main()

@@ -101,8 +101,14 @@ class Run:
         await (self._closed() if self._load.in_flight else self._open())
         await begins
         ordered = sorted(self._latencies)
-        quantiles = [_quantile(ordered, share) for share in (0.5, 0.99, 0.999)]
-        return Sample(len(ordered), time.perf_counter() - self._begin, *quantiles, errors=dict(self._errors))
+        return Sample(
+            calls=len(ordered),
+            seconds=time.perf_counter() - self._begin,
+            p50=_quantile(ordered, 0.5),
+            p99=_quantile(ordered, 0.99),
+            p999=_quantile(ordered, 0.999),
+            errors=dict(self._errors),
+        )
 
     async def _begin_after_warm_up(self) -> None:
         await asyncio.sleep(self._load.warm_up)
@@ -112,7 +118,7 @@ class Run:
         self._announce()
 
     def _is_over(self) -> bool:
-        return time.perf_counter() >= self._end or (self._load.calls and len(self._latencies) >= self._load.calls)
+        return time.perf_counter() >= self._end or 0 < self._load.calls <= len(self._latencies)
 
     async def _closed(self) -> None:
         await asyncio.gather(*(self._client() for _ in range(self._load.in_flight)))
@@ -162,9 +168,7 @@ def _requests(tokens: str, hot: int, batch: int, max_staleness: int) -> Iterator
     if not batch:
         return itertools.cycle([message.SerializeToString() for message in messages])
     batches = [messages[start : start + batch] for start in range(0, len(messages) - batch + 1, batch)]
-    return itertools.cycle(
-        [auth_pb2.BatchValidateTokensRequest(requests=each).SerializeToString() for each in batches]
-    )
+    return itertools.cycle([auth_pb2.BatchValidateTokensRequest(requests=each).SerializeToString() for each in batches])
 
 
 def _check(answer: bytes) -> None:
@@ -182,8 +186,13 @@ def _channel(address: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
 
 
+def _method(channel: grpc.aio.Channel, name: str) -> "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]":
+    """Return a method that takes and gives bytes."""
+    return channel.unary_unary(SERVICE + name)
+
+
 def _validations(channel: grpc.aio.Channel, load: Load, requests: Iterator[bytes]) -> Send:
-    call = channel.unary_unary(SERVICE + ("BatchValidateTokens" if load.batch else "ValidateToken"))
+    call = _method(channel, "BatchValidateTokens" if load.batch else "ValidateToken")
     check = _check_batch if load.batch else _check
 
     async def send() -> None:
@@ -194,7 +203,7 @@ def _validations(channel: grpc.aio.Channel, load: Load, requests: Iterator[bytes
 
 async def _flood(channel: grpc.aio.Channel, number: int) -> None:
     request = auth_pb2.AuthenticateRequest(email=f"user{number}@example.com", password=f"a wrong password {number}")
-    call = channel.unary_unary(SERVICE + "Authenticate")
+    call = _method(channel, "Authenticate")
     while True:
         try:
             await call(request.SerializeToString(), timeout=TIMEOUT_SECONDS)

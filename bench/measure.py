@@ -2,17 +2,23 @@
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 from bench import cores
 from bench.load import Load, Sample
-from bench.servers import TOKENS, Server, Servers
-from bench.variants import Variant
+from bench.servers import TOKENS, Server, Servers, Target
+from bench.variants import BATCH_CALLS, MANY_USERS, Variant
 
-WARM_UP_SECONDS = 60.0
+WARM_UP_SECONDS = 5.0
 WARM_UP_BATCH = 100
+MEMORY_USERS = 100_000
+MEMORY_VALIDATIONS = 1_000_000
+MEMORY_STEP = 50_000
+MEMORY_SECONDS = 120.0
+"""A service that is too slow is measured for so long."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,20 @@ class Bench:
             self._warm.add(server)
             self._warm_up(server, load)
         return _figures(*self.loader.run(load, server.pid), server.pid, load)
+
+    def memory(self) -> list[tuple[int, float]]:
+        """Validate on and on; return after how many validations the service had how many MiB."""
+        target = Target(users=MANY_USERS)
+        server = self._servers.server(target)
+        tokens = str(self._servers.tokens(MANY_USERS, MEMORY_USERS))
+        load = Load(address=server.address, tokens=tokens, batch=WARM_UP_BATCH, in_flight=BATCH_CALLS)
+        step = replace(load, warm_up=0.0, seconds=MEMORY_SECONDS, calls=MEMORY_STEP // WARM_UP_BATCH)
+        give_up = time.monotonic() + MEMORY_SECONDS
+        seen = [(0, cores.rss_mib(server.pid))]
+        while seen[-1][0] < MEMORY_VALIDATIONS and time.monotonic() < give_up:
+            sample, _ = self.loader.run(step, server.pid)
+            seen.append((seen[-1][0] + sample.calls * WARM_UP_BATCH, cores.rss_mib(server.pid)))
+        return seen
 
     def _measure_get_item(self, variant: Variant) -> Figures:
         table = self._servers.table_prefix() + "users"

@@ -8,6 +8,7 @@ Every chunk of an answer is sent on by a timer of its own, so that any number of
 import asyncio
 import signal
 import sys
+from typing import Any
 
 import uvloop
 
@@ -15,21 +16,20 @@ import uvloop
 class _Side(asyncio.Protocol):
     """One of two joined connections: what it receives, the other one sends after a delay."""
 
+    other: "_Side"
+
     def __init__(self, delay_seconds: float) -> None:
         self._delay_seconds = delay_seconds
         self._waiting: list[bytes] = []
-        self.transport: asyncio.Transport | None = None
-        self.other: _Side | None = None
+        self._transport: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send what has come before."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.writelines(self._waiting)
+        self._transport = transport
+        self._transport.writelines(self._waiting)
 
     def data_received(self, data: bytes) -> None:
         """Let the other side send it, in time."""
-        assert self.other is not None
         if self._delay_seconds:
             asyncio.get_running_loop().call_later(self._delay_seconds, self.other.send, data)
         else:
@@ -37,15 +37,19 @@ class _Side(asyncio.Protocol):
 
     def send(self, data: bytes) -> None:
         """Send now, or once there is a connection."""
-        if self.transport is None:
+        if self._transport is None:
             self._waiting.append(data)
         else:
-            self.transport.write(data)
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._transport is not None:
+            self._transport.close()
 
     def connection_lost(self, _: Exception | None) -> None:
-        """End the other side too."""
-        if self.other is not None and self.other.transport is not None:
-            self.other.transport.close()
+        """Hang up on the other side too."""
+        self.other.close()
 
 
 class _Client(_Side):
@@ -56,14 +60,13 @@ class _Client(_Side):
         self.other = _Side(delay_seconds)
         self.other.other = self
         self._engine_port = engine_port
-        self._connecting: asyncio.Task[object] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Connect to the engine as well."""
         super().connection_made(transport)
-        engine = self.other
-        connecting = asyncio.get_running_loop().create_connection(lambda: engine, "127.0.0.1", self._engine_port)
-        self._connecting = asyncio.ensure_future(connecting)
+        loop = asyncio.get_running_loop()
+        connecting = loop.create_connection(lambda: self.other, "127.0.0.1", self._engine_port)
+        self._connecting = loop.create_task(connecting)  # kept, or it could be collected half done
 
 
 async def main(engine_port: int, delay_seconds: float) -> None:

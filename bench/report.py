@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+from bench import costs
+from bench.bars import BARS, Bar
 from bench.results import Results, Spread
 from bench.variants import VARIANTS
 
@@ -12,6 +14,60 @@ _HEADER = ("variant", "CPU µs", "× empty RPC", "calls/s", "p50 ms", "p99 ms", 
 def figures_table(results: Results) -> str:
     """Return every variant with the medians of its figures, and their least and most where they matter."""
     return table(_HEADER, [_row(results, name) for name in results.names()])
+
+
+def bars_table(results: Results) -> str:
+    """Return each bar beside its figure."""
+    return table(("bar", "must be", "beyond", "is", "verdict"), [_bar_row(results, bar) for bar in BARS])
+
+
+def _bar_row(results: Results, bar: Bar) -> Sequence[str]:
+    sign = "≥ " if bar.is_floor else "≤ "
+    return (
+        bar.text,
+        sign + bar.form.format(bar.limit),
+        "" if bar.beyond is None else sign + bar.form.format(bar.beyond),
+        _spread(bar.figure(results), bar.form),
+        bar.verdict(results),
+    )
+
+
+def units_table(results: Results) -> str:
+    """Return the read units of a fresh validation."""
+    return table(("fresh validations", "read units each"), [(k, f"{v:.2f}") for k, v in results.units.items()])
+
+
+def costs_table(results: Results) -> str:
+    """Return what each RPC consumes, and how often the model calls it."""
+    header = ("RPC", "read units", "write units", "calls a user and month")
+    return table(
+        header,
+        [
+            (name, f"{reads:g}", f"{writes:g}", f"{costs.CALLS_A_MONTH.get(name, 0):,g}")
+            for name, (reads, writes) in results.costs.items()
+        ],
+    )
+
+
+def dollars_table(results: Results) -> str:
+    """Return what a month costs."""
+    rows = []
+    for users in costs.POPULATIONS:
+        parts = costs.dollars_a_month(results.costs, results.item_bytes, users)
+        rows.append((f"{users:,}", *(f"{part:,.2f}" for part in (*parts, sum(parts)))))
+    return table(("users", "reads $", "writes $", "storage $", "together $"), rows)
+
+
+def whole(results: Results) -> str:
+    """Return everything, ready for a page."""
+    parts = [f"Measured on {results.date}, {len(results.rounds)} rounds. {results.machine}."]
+    parts += [bars_table(results), figures_table(results)]
+    parts += [f"Left out: {name}: {reason}." for name, reason in results.left_out.items()]
+    if results.units:
+        parts.append(units_table(results))
+    if results.costs:
+        parts += [costs_table(results), dollars_table(results)]
+    return "\n\n".join(parts) + "\n"
 
 
 def _row(results: Results, name: str) -> Sequence[str]:

@@ -40,6 +40,7 @@ class Results:
         units: Read units of a fresh validation, by what was validated.
         memory: Validations so far, and the resident MiB of the one worker then.
         costs: Read and write units of each RPC.
+        item_bytes: What is stored for a user.
         left_out: Variants that were not measured, and why.
     """
 
@@ -47,6 +48,7 @@ class Results:
     units: dict[str, float] = field(default_factory=dict)
     memory: list[tuple[int, float]] = field(default_factory=list)
     costs: dict[str, tuple[float, float]] = field(default_factory=dict)
+    item_bytes: int = 0
     left_out: dict[str, str] = field(default_factory=dict)
     date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
     machine: str = field(default_factory=lambda: f"{cores.describe()}; Python {platform.python_version()}")
@@ -69,13 +71,14 @@ class Results:
 
     def spread(self, name: str, figure: str) -> Spread | None:
         """Return one figure of a variant, None where it was not measured."""
-        return Spread.of(getattr(each[name], figure) for each in self._rounds_with(name))
+        return Spread.of(getattr(each[name], figure) for each in self.rounds_with(name))
 
     def ratio(self, name: str, other: str, figure: str = "cpu") -> Spread | None:
         """Return the figure of a variant over that of another in the same round."""
         return Spread.of(
-            getattr(each[name], figure) / getattr(each[other], figure) for each in self._rounds_with(name, other)
+            getattr(each[name], figure) / getattr(each[other], figure) for each in self.rounds_with(name, other)
         )
 
-    def _rounds_with(self, *names: str) -> Iterator[Round]:
+    def rounds_with(self, *names: str) -> Iterator[Round]:
+        """Yield the rounds in which all of some variants were measured."""
         return (each for each in self.rounds if each.keys() >= set(names))

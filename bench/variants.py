@@ -21,7 +21,6 @@ HOT_TOKENS = 1_000
 """For `max_staleness`: few enough that each is asked for again before its answer is too old."""
 BATCH_CALLS = 8
 FLOOD = 40
-QUICK = ("1", "64", "300/s")
 
 
 @dataclass(frozen=True)

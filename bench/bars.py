@@ -1,0 +1,94 @@
+"""The bars: what each figure must not exceed, or must reach."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from bench.results import Results, Spread
+from bench.variants import MANY_USERS
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar.
+
+    Args:
+        text: What is compared with what.
+        limit: Met, where the median does not exceed it.
+        beyond: Likewise; None: there is no such bar.
+        figure: Where it is in the results; None where it was not measured.
+        form: How a figure is written.
+        is_floor: The figure must reach the bar instead.
+    """
+
+    text: str
+    limit: float
+    beyond: float | None
+    figure: Callable[[Results], Spread | None]
+    form: str = "{:.2f}"
+    is_floor: bool = False
+
+    def verdict(self, results: Results) -> str:
+        """Return whether the bar is met."""
+        figure = self.figure(results)
+        if figure is None:
+            return "not measured"
+        if self.beyond is not None and self._holds(figure.median, self.beyond):
+            return "beyond"
+        return "met" if self._holds(figure.median, self.limit) else "missed"
+
+    def _holds(self, value: float, bar: float) -> bool:
+        return value >= bar if self.is_floor else value <= bar
+
+
+def _ratio(name: str, other: str, figure: str = "cpu") -> Callable[[Results], Spread | None]:
+    return lambda results: results.ratio(name, other, figure)
+
+
+def _added_latency(results: Results) -> Spread | None:
+    """Return by which share a fresh validation takes longer than a bare read and an empty RPC, one after another."""
+    rounds = results.rounds_with("fresh 1", "getitem 1", "empty 1")
+    return Spread.of(each["fresh 1"].p50 / (each["getitem 1"].p50 + each["empty 1"].p50) - 1 for each in rounds)
+
+
+def _above_two_reads(milliseconds: int) -> Callable[[Results], Spread | None]:
+    name = f"delay-{milliseconds} 1000/s"
+    return lambda results: Spread.of(each[name].p99 - 2 * milliseconds for each in results.rounds_with(name))
+
+
+def _units(name: str) -> Callable[[Results], Spread | None]:
+    return lambda results: Spread.of([results.units[name]] if name in results.units else [])
+
+
+def _memory(results: Results) -> Spread | None:
+    return Spread.of([results.memory[-1][1]] if results.memory else [])
+
+
+def _growth(results: Results) -> Spread | None:
+    """Return how much of the memory came in the second half."""
+    if not results.memory:
+        return None
+    return Spread.of([results.memory[-1][1] / results.memory[len(results.memory) // 2][1] - 1])
+
+
+def _bars() -> Iterator[Bar]:
+    yield Bar("fresh, 64 in flight: CPU / empty RPC", 1.5, 1.25, _ratio("fresh 64", "empty 64"))
+    yield Bar("fresh, 64 in flight: CPU / naive", 1 / 3.5, 1 / 4.5, _ratio("fresh 64", "naive 64"))
+    yield Bar("`max_staleness` 5 s, 64 in flight: CPU / empty RPC", 1.15, 1.05, _ratio("stale 64", "empty 64"))
+    yield Bar("fresh, batches of 64: CPU of a token / empty RPC", 0.35, 0.25, _ratio("batch-64 64", "empty 64"))
+    yield Bar("fresh, steady 300/s: CPU / empty RPC", 2, 1.5, _ratio("fresh 300/s", "empty 300/s"))
+    yield Bar("fresh, one at a time: latency above GetItem + empty RPC", 0.1, 0, _added_latency, "{:+.0%}")
+    yield Bar("p99 at 300/s, login flood / without", 2, 1.3, _ratio("flood 300/s", "fresh 300/s", "p99"))
+    many, few = f"users-{MANY_USERS} 64", "users-100 64"
+    yield Bar("CPU, 1,000,000 users / 100 users", 1.1, 1, _ratio(many, few))
+    yield Bar("CPU, 500 connections / 1", 1.1, 1, _ratio("connections-500 64", "connections-1 64"))
+    yield Bar("read units, one at a time", 1, None, _units("one at a time"))
+    yield Bar("read units, 64 at once for one user", 0.99, None, _units("64 at once, one user"))
+    for ms in (2, 5, 20):
+        yield Bar(f"steady 1,000/s, engine at {ms} ms: p99 above two reads, ms", 10, 3, _above_two_reads(ms), "{:.1f}")
+    behind = _ratio("delay-20 512", "delay-0 512", "rate")
+    yield Bar("512 in flight: throughput, engine at 20 ms / at once", 0.9, 1, behind, is_floor=True)
+    yield Bar("memory after 1,000,000 validations of 100,000 users, MiB", 150, None, _memory, "{:.0f}")
+    yield Bar("its growth in the second half", 0.02, None, _growth, "{:+.1%}")
+
+
+BARS = tuple(_bars())
