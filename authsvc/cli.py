@@ -38,13 +38,23 @@ _USER = click.argument("user")
 _KEY_FILE = click.argument("file", type=click.Path(path_type=Path))
 
 
-def command(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+def on_uvloop(main: Coroutine[Any, Any, None]) -> None:
+    """Run what serves on uvloop, which spends far less on each call than asyncio's own loop."""
+    import uvloop
+
+    uvloop.run(main)
+
+
+def command(
+    function: Callable[P, Coroutine[Any, Any, None]],
+    run_loop: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run,
+) -> Callable[P, None]:
     """Make a command of a coroutine: errors go to stderr as one line each, with exit code 1."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            asyncio.run(function(*args, **kwargs))
+            run_loop(function(*args, **kwargs))
         except AuthsvcError as error:
             for line in _text_of(error).splitlines():
                 click.echo(f"error: {line}", err=True)
@@ -91,7 +101,7 @@ def main() -> None:
     show_default=True,
     help="Folder of the store, the keys and the admin's password.",
 )
-@command
+@functools.partial(command, run_loop=on_uvloop)
 async def run_dev(data_dir: Path) -> None:
     """Serve on this machine, ready to call.
 
@@ -107,7 +117,7 @@ async def run_dev(data_dir: Path) -> None:
 
 
 @main.command(epilog="\b\nSettings, from the environment:\n" + config.describe())
-@command
+@functools.partial(command, run_loop=on_uvloop)
 async def serve() -> None:
     """Serve in production.
 

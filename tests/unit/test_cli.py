@@ -1,5 +1,6 @@
 """The command line: help, commands on SQLite, and what they say when something is wrong."""
 
+import asyncio
 import importlib
 import importlib.metadata
 import json
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import click
 import pytest
+import uvloop
 
 from authsvc import config, deadline, keys, passwords
 from authsvc.cli import main
@@ -182,6 +184,21 @@ def test_a_setting_that_is_none_is_said(complete: dict[str, str]) -> None:
     assert "warning: AUTHSVC_ISUER is no setting; AUTHSVC_ISSUER?" in result.stderr
     assert f"error: AUTHSVC_LISTEN: cannot listen on {address}: Address already in use" in result.stderr
     assert result.exit_code == 1
+
+
+@pytest.mark.parametrize("command", ["serve", "dev"])
+def test_what_serves_runs_on_uvloop(
+    complete: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    loops = []
+
+    async def serve(*_: object, **__: object) -> None:
+        loops.append(type(asyncio.get_running_loop()))
+
+    monkeypatch.setattr("authsvc.server.serve", serve)
+    monkeypatch.chdir(tmp_path)
+    assert invoke(command, **complete).exit_code == 0
+    assert loops == [uvloop.Loop]
 
 
 def test_serve_refuses_an_address_that_is_not_here(complete: dict[str, str]) -> None:
