@@ -67,11 +67,15 @@ def user_id(text: str) -> str:
     """Return a user id that can be looked up.
 
     Raises:
-        InvalidFieldError: It is empty or too long.
+        InvalidFieldError: It is empty, too long, or not UTF-8.
     """
     if not text:
         raise InvalidFieldError("user_id", "must not be empty")
-    if len(text.encode()) > USER_ID_MAX_BYTES:
+    try:
+        length = len(text.encode())
+    except UnicodeEncodeError:  # an argument of a command, of bytes that are no UTF-8
+        raise InvalidFieldError("user_id", "must be UTF-8") from None
+    if length > USER_ID_MAX_BYTES:
         raise InvalidFieldError("user_id", f"must have at most {USER_ID_MAX_BYTES} bytes")
     return text
 

@@ -438,6 +438,7 @@ def test_a_user_is_created_with_a_temporary_password(store: dict[str, str]) -> N
         ("nobody@example.com", "There is no such user."),
         ("@", "email: must have exactly one @, with text on both sides"),
         ("", "user_id: must not be empty"),
+        ("\udcff@example.com", "user_id: must be UTF-8"),
     ],
 )
 def test_a_user_who_is_not_there_is_said(store: dict[str, str], verb: str, named: str, told: str) -> None:

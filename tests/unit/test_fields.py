@@ -189,6 +189,7 @@ def test_new_addresses_are_in_normal_form_first() -> None:
 def test_a_user_id_has_256_bytes(text: str, fits: bool) -> None:  # noqa: FBT001
     assert problem(lambda: fields.user_id(text)) == (("", "") if fits else ("user_id", "must have at most 256 bytes"))
     assert problem(lambda: fields.user_id("")) == ("user_id", "must not be empty")
+    assert problem(lambda: fields.user_id("u\udcff")) == ("user_id", "must be UTF-8")
 
 
 @pytest.mark.parametrize("text", ["a", "admin", "a0_-", "a" * 63])
