@@ -27,6 +27,8 @@ from authsvc.errors import KeyFileError
 
 RSA_MIN_BITS = 3072
 RSA_NEW_BITS = 3072
+MAX_SECOND = 253_402_300_799
+"""The last second of the year 9999, beyond which no time can be told."""
 
 _ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
     {
@@ -191,7 +193,7 @@ def _load(jwk: Mapping[str, Any], name: str) -> tuple[Any, Any]:
 
 def _seconds(jwk: Mapping[str, Any], member: str, name: str) -> int | None:
     seconds = jwk.get(member)
-    if seconds is not None and type(seconds) is not int:
+    if seconds is not None and (type(seconds) is not int or not 0 <= seconds <= MAX_SECOND):
         raise KeyFileError(f"{name}: {member} must be whole Unix seconds")
     return seconds
 

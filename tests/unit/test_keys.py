@@ -223,6 +223,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("time a float", {"create_time": 1.0}, "key KID: create_time must be whole Unix seconds"),
     ("time a bool", {"create_time": True}, "key KID: create_time must be whole Unix seconds"),
     ("retire time a text", {"retire_time": "never"}, "key KID: retire_time must be whole Unix seconds"),
+    ("time negative", {"create_time": -1}, "key KID: create_time must be whole Unix seconds"),
+    (
+        "time nobody can tell",
+        {"status": "retired", "retire_time": keys_module.MAX_SECOND + 1},
+        "key KID: retire_time must be whole Unix seconds",
+    ),
     ("a time it needs not", {"retire_time": SECOND}, "key KID: retired keys have a retire_time, others have none"),
     ("no time it needs", {"status": "retired"}, "key KID: retired keys have a retire_time, others have none"),
     ("kty missing", {"kty": None}, "key KID: is no key for ES256"),
