@@ -52,6 +52,8 @@ class Address:
 
 
 def _text(text: str) -> str:
+    if any("\ud800" <= c <= "\udfff" for c in text):  # bytes of the environment that are no UTF-8
+        raise ValueError("must be UTF-8")
     return text
 
 
@@ -80,7 +82,7 @@ def _address_or_off(text: str) -> Address | None:
 
 def _url(text: str) -> str:
     if re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*(?<!/)", text):
-        return text
+        return _text(text)
     raise ValueError("must be a URL without query, fragment or a slash at its end (RFC 8414 §2)")
 
 

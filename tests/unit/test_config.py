@@ -211,6 +211,9 @@ BAD: list[tuple[str, str, tuple[str, ...]]] = [
             " http://a",
         ),
     ),
+    ("issuer", "must be UTF-8", ("https://a\udcff",)),
+    ("audience", "must be UTF-8", ("\udcff",)),
+    ("log_digest_key", "must be UTF-8", ("secret \udcff",)),
     ("access_token_ttl", FORM_OF_DURATIONS, ("15", "m", "1.5h", "-1m", "+1m", "15 m", "15M", "1h30m", "1w", "\u0661m")),
     ("session_max_ttl", "must be at most 36500d", ("36501d", "999999999d", "999999999h")),
     (
