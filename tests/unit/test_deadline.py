@@ -65,6 +65,7 @@ def test_a_deadline_ends_with_its_request_even_a_failed_one() -> None:
     assert remaining_seconds() == BUDGET_SECONDS
 
 
+@pytest.mark.usefixtures("loop_time")
 async def test_requests_at_once_have_a_deadline_each() -> None:
     both_inside = asyncio.Barrier(2)
 
@@ -74,7 +75,7 @@ async def test_requests_at_once_have_a_deadline_each() -> None:
             return deadline.at()
 
     sooner, later = await asyncio.gather(request(0.5), request(1.5))
-    assert later - sooner == pytest.approx(0.9, abs=0.1)
+    assert later - sooner == pytest.approx(0.9)
 
 
 async def test_tasks_of_a_request_share_its_deadline() -> None:
