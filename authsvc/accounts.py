@@ -73,7 +73,7 @@ class Accounts:
         digest = _request_digest(request_id)
         secret = fields.password(password)
         passwords.check_policy(secret, new.email, self._password_min_length)
-        return await self._create(new, digest, secret)
+        return await self._create(new, email, digest, secret)
 
     async def import_user(self, *, email: str, role: str, password_hash: str, request_id: str = "") -> User:
         """Create a user with the hash of a password that another program made.
@@ -84,7 +84,7 @@ class Accounts:
         digest = _request_digest(request_id)
         if passwords.stored_cost(password_hash) is None:
             raise InvalidFieldError("password_hash", "must be bcrypt or bcrypt-sha256 of cost 4 to 16")
-        return await self._create(replace(new, password_hash=password_hash), digest)
+        return await self._create(replace(new, password_hash=password_hash), email, digest)
 
     async def create_user_with_temporary_password(
         self, *, email: str, role: str, request_id: str = ""
@@ -96,7 +96,7 @@ class Accounts:
         new = self._new_user(email, role)
         digest = _request_digest(request_id)
         temporary = self._new_temporary_password()
-        user = await self._create(_with_temporary_password(new, temporary), digest, temporary.text)
+        user = await self._create(_with_temporary_password(new, temporary), email, digest, temporary.text)
         return user, temporary if user.user_id == new.user_id else None
 
     def _new_user(self, email: str, role: str) -> User:
@@ -109,22 +109,22 @@ class Accounts:
             update_time=now,
         )
 
-    async def _create(self, new: User, request_digest: bytes | None, secret: str | None = None) -> User:
+    async def _create(self, new: User, typed: str, request_digest: bytes | None, secret: str | None = None) -> User:
         """Create a user with the hash of `secret`, or with the hash that `new` has."""
         # One at a time for each address: the losers of a race find it taken, and hash nothing.
         async with self._creating.setdefault(new.email, asyncio.Lock()):
             if secret is not None:
                 if request_digest is None:
-                    await self._refuse_taken(new.email)
+                    await self._refuse_taken(new.email, typed)
                 new = replace(new, password_hash=await self._hashing.hash(secret))
-            user = await self._store.create_user(new, self._clock(), request_digest)
+            user = await self._store.create_user(new, self._clock(), request_digest, typed)
         is_retry = user.user_id != new.user_id
         _log.info("user_created", user_id=user.user_id, role=user.role, is_retry=is_retry)
         return user
 
-    async def _refuse_taken(self, email: str) -> None:
+    async def _refuse_taken(self, email: str, typed: str) -> None:
         try:
-            await self._store.get_user_by_email(email, email)
+            await self._store.get_user_by_email(email, typed)
         except UserNotFoundError:
             return
         except BrokenRowError:
@@ -190,7 +190,7 @@ class Accounts:
             )
             return _with_sessions_ended(changed) if is_active is False else changed
 
-        user = await self._change(user_id, change)
+        user = await self._change(user_id, change, email or "")
         names = {"email": email, "role": role, "is_active": is_active}
         changed = [name for name, value in names.items() if value is not None]
         _log.info("user_updated", user_id=user.user_id, fields=changed, role=user.role, is_active=user.is_active)
@@ -242,7 +242,7 @@ class Accounts:
             return
         raise StoreUnavailableError("the user keeps changing")
 
-    async def _change(self, user_id: str, change: Callable[[User], User]) -> User:
+    async def _change(self, user_id: str, change: Callable[[User], User], typed_email: str = "") -> User:
         """Read a user and write what `change` makes of it, again where somebody else came between."""
         fields.user_id(user_id)
         for _ in range(CHANGE_TRIES):
@@ -252,7 +252,7 @@ class Accounts:
                 return user
             changed = replace(changed, update_time=self._clock())
             try:
-                await self._store.update_user(user, changed)
+                await self._store.update_user(user, changed, typed_email)
             except UserChangedError:
                 continue
             return changed

@@ -67,12 +67,14 @@ class DynamoDBStore:
         date = response["ResponseMetadata"]["HTTPHeaders"].get("date")
         return date and parsedate_to_datetime(date)
 
-    async def create_user(self, user: User, now: datetime, request_digest: bytes | None = None) -> User:
+    async def create_user(
+        self, user: User, now: datetime, request_digest: bytes | None = None, typed: str = ""
+    ) -> User:
         """See Store."""
         earlier = await self._requested_user(request_digest, user.email, now)
         if earlier is not None:
             return earlier
-        if await self._has_put(user, now, request_digest):
+        if await self._has_put(user, now, request_digest, typed):
             return user
         # Whoever was first may be an earlier try of this very request.
         earlier = await self._requested_user(request_digest, user.email, now)
@@ -80,9 +82,9 @@ class DynamoDBStore:
             raise EmailAlreadyExistsError
         return earlier
 
-    async def _has_put(self, user: User, now: datetime, request_digest: bytes | None) -> bool:
+    async def _has_put(self, user: User, now: datetime, request_digest: bytes | None, typed: str) -> bool:
         """Add a user to a free address, telling the write of this very call from a lost race."""
-        holders = await self._addresses.holders(user.email, user.email)
+        holders = await self._addresses.holders(user.email, typed or user.email)
         if holders.rows:
             return False
         put = {
@@ -179,10 +181,10 @@ class DynamoDBStore:
         """See Store."""
         return await self._addresses.list_claims(limit, after_key)
 
-    async def update_user(self, expected: User, new: User) -> None:
+    async def update_user(self, expected: User, new: User, typed: str = "") -> None:
         """See Store."""
         update = {"Update": user_update(self._tables.users, expected, new)}
-        moving = [] if expected.email == new.email else await self._moving(expected, new)
+        moving = [] if expected.email == new.email else await self._moving(expected, new, typed)
         try:
             # A transaction even for one row: its token stops a try that was held up in the network from coming back
             # after later changes.
@@ -191,9 +193,9 @@ class DynamoDBStore:
             if not await self._has_become(expected, new):
                 raise UserChangedError from None
 
-    async def _moving(self, expected: User, new: User) -> list[Mapping[str, Any]]:
+    async def _moving(self, expected: User, new: User, typed: str) -> list[Mapping[str, Any]]:
         """Claim the new address, and give up the old one where that is another one in normal form."""
-        holders = await self._addresses.holders(new.email, new.email)
+        holders = await self._addresses.holders(new.email, typed or new.email)
         if set(holders.user_ids) - {new.user_id}:
             raise EmailAlreadyExistsError
         if self._addresses.is_spelling(expected.email, new.email):

@@ -129,7 +129,13 @@ class SQLiteStore:
         self._read("SELECT 1 FROM users LIMIT 1")
         return None
 
-    async def create_user(self, user: User, now: datetime, request_digest: bytes | None = None) -> User:
+    async def create_user(
+        self,
+        user: User,
+        now: datetime,
+        request_digest: bytes | None = None,
+        typed: str = "",  # noqa: ARG002 - as in get_user_by_email
+    ) -> User:
         """See Store."""
         return await self._write(lambda db: _create_user(db, user, now, request_digest))
 
@@ -171,7 +177,7 @@ class SQLiteStore:
         user_ids = {row["email"]: row["user_id"] for row in rows}
         return ClaimPage(user_ids, rows[-1]["email"] if len(rows) == limit else None)
 
-    async def update_user(self, expected: User, new: User) -> None:
+    async def update_user(self, expected: User, new: User, typed: str = "") -> None:  # noqa: ARG002 - the same
         """See Store."""
         await self._write_user(new.user_id, lambda db: _update_user(db, expected, new))
 

@@ -93,7 +93,9 @@ class Store(Protocol):
         """
         ...
 
-    async def create_user(self, user: User, now: datetime, request_digest: bytes | None = None) -> User:
+    async def create_user(
+        self, user: User, now: datetime, request_digest: bytes | None = None, typed: str = ""
+    ) -> User:
         """Add a user, claim the address and remember the request, all or nothing.
 
         Of concurrent calls for one address one wins. A call that wins without learning of it (its response was lost)
@@ -104,6 +106,7 @@ class Store(Protocol):
             now: Decides whether an earlier request with the same id still counts.
             request_digest: SHA-256 of the request id. For 24 hours the same digest and address again returns the user
                 of the first call, as stored now.
+            typed: The address as it was typed, for rows of other programs that hold it so; empty: in normal form.
 
         Returns:
             The user as stored.
@@ -167,7 +170,7 @@ class Store(Protocol):
         """Return at most `limit` claims of addresses, dead ones included. Eventually consistent."""
         ...
 
-    async def update_user(self, expected: User, new: User) -> None:
+    async def update_user(self, expected: User, new: User, typed: str = "") -> None:
         """Change a user, provided that nothing that matters has changed since it was read.
 
         Atomic with the claims where the address changes: the new one is claimed and the old one given up. Attributes
@@ -177,6 +180,7 @@ class Store(Protocol):
         Args:
             expected: As read: address, role, is_active, password_hash and token_generation must still be these.
             new: As it shall be, with the same user id.
+            typed: A new address as it was typed, for rows of other programs that hold it so; empty: in normal form.
 
         Raises:
             UserChangedError: The user is another one by now, or gone.

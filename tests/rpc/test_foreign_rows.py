@@ -89,6 +89,20 @@ async def test_an_address_that_the_index_knows_is_taken(shared: Shared) -> None:
     assert shared.tables.claim(EMAIL) is None
 
 
+async def test_an_address_that_the_index_knows_as_it_is_typed_is_taken(shared: Shared) -> None:
+    """Whoever wrote it so goes on logging in by it."""
+    shared.tables.put_user("carol", "Carol@Example.com", password_hash=hash_of(PASSWORD))
+    bob = await shared.client.create_user("bob@example.com")
+    calls = (
+        shared.client.create_user("Carol@Example.com"),
+        shared.client.create_user("Carol@Example.com", request_id="once"),
+        shared.client.update_user(bob.user_id, email="Carol@Example.com"),
+    )
+    for call in calls:
+        assert (await failure(call)).reason == "EMAIL_ALREADY_EXISTS"
+    assert (await shared.client.log_in("Carol@Example.com")).user.user_id == "carol"
+
+
 async def test_the_claim_of_a_deleted_row_is_taken_over(shared: Shared) -> None:
     first = await shared.client.create_user()
     shared.tables.delete_user(first.user_id)
