@@ -28,6 +28,8 @@ CONNECT_TIMEOUT_SECONDS = 0.3
 READ_TIMEOUT_SECONDS = 0.5
 POOL_CONNECTIONS = 100
 
+BACKUPS_NOT_READY = "ContinuousBackupsUnavailableException"
+"""What DynamoDB says for some seconds after it has made a table."""
 _TRANSIENT = frozenset(
     {
         "InternalServerError",
@@ -47,6 +49,7 @@ _TRANSIENT = frozenset(
 _OUTAGES = frozenset(
     {
         "AccessDeniedException",
+        BACKUPS_NOT_READY,
         "IncompleteSignature",
         "InvalidSignatureException",
         "MissingAuthenticationTokenException",

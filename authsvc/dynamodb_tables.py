@@ -1,12 +1,12 @@
 """The DynamoDB tables: what they must be, making them, and checking them."""
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from authsvc.dynamodb_calls import DynamoDBCalls
+from authsvc.dynamodb_calls import BACKUPS_NOT_READY, DynamoDBCalls
 from authsvc.errors import StoreSetupError, StoreUnavailableError
 from authsvc.models import Finding
 
@@ -173,12 +173,21 @@ async def _find_index(call: DynamoDBCalls, table: _Table) -> Mapping[str, Any] |
 
 async def _wait_until_active(call: DynamoDBCalls, table: _Table) -> None:
     """Wait for a table and its index; DynamoDB takes seconds for a table, minutes for an index."""
+
+    async def look() -> bool:
+        return _is_active(await _describe(call, table))
+
     try:
-        async with asyncio.timeout(_ACTIVE_WAIT_SECONDS):
-            while not _is_active(await _describe(call, table)):  # noqa: ASYNC110 - DynamoDB sends no events
-                await asyncio.sleep(_ACTIVE_POLL_SECONDS)
+        await _until(look)
     except TimeoutError:
         raise StoreSetupError(f"table {table.name} is still being made: run this again in a minute") from None
+
+
+async def _until(look: Callable[[], Awaitable[bool]]) -> None:
+    """Look again and again."""
+    async with asyncio.timeout(_ACTIVE_WAIT_SECONDS):
+        while not await look():  # noqa: ASYNC110 - DynamoDB sends no events
+            await asyncio.sleep(_ACTIVE_POLL_SECONDS)
 
 
 def _is_active(there: Mapping[str, Any] | None) -> bool:
@@ -198,15 +207,28 @@ async def _enable_ttl(call: DynamoDBCalls, table: _Table) -> None:
 
 
 async def _enable_pitr(call: DynamoDBCalls, table: _Table) -> bool:
-    """Enable point-in-time recovery; False where the engine has none, as local ones do."""
+    """Enable point-in-time recovery of a new table; False where the engine has none, as local ones do."""
+
+    async def enable() -> bool:
+        try:
+            await call(
+                "update_continuous_backups",
+                TableName=table.name,
+                PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": True},
+            )
+        except StoreUnavailableError as error:
+            if error.cause != BACKUPS_NOT_READY:
+                raise
+            return False
+        return True
+
     try:
-        await call(
-            "update_continuous_backups",
-            TableName=table.name,
-            PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": True},
-        )
+        await _until(enable)
     except StoreSetupError:
         return False
+    except TimeoutError:
+        remedy = "authsvc tables check says what enables it"
+        raise StoreSetupError(f"table {table.name} has no point-in-time recovery yet: {remedy}") from None
     return True
 
 

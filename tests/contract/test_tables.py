@@ -1,12 +1,15 @@
-"""Making the tables where an answer is lost, as DynamoDB's slow ones can be: the second try finds them there."""
+"""Making the tables where an answer is lost, as DynamoDB's slow ones can be, or where DynamoDB is not ready yet."""
 
 import pytest
 
+from authsvc import dynamodb_tables
 from authsvc.dynamodb import open_dynamodb_store
 from tests.dynamodb import tables_of
 from tests.engines import Engine
-from tests.faults import FaultyProxy, Reset
+from tests.faults import FaultyProxy, Reset, Throttle
 from tests.support import use_engine
+
+NOT_READY = Throttle("ContinuousBackupsUnavailableException")
 
 
 @pytest.mark.parametrize("operation", ["CreateTable", "UpdateTable", "UpdateTimeToLive"])
@@ -30,3 +33,17 @@ async def test_a_lost_answer_is_no_failure(
                 await store.create_tables()
             assert lost.hits == 1
             assert await store.create_tables() == []
+
+
+async def test_point_in_time_recovery_is_waited_for(
+    moto: Engine, table_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DynamoDB refuses it in the first seconds of a table."""
+    monkeypatch.setattr(dynamodb_tables, "_ACTIVE_POLL_SECONDS", 0.0)
+    async with FaultyProxy(moto.endpoint_url) as proxy:
+        use_engine(moto, monkeypatch, proxy.endpoint_url)
+        async with open_dynamodb_store(table_prefix) as store:
+            with proxy.fault(NOT_READY, operations={"UpdateContinuousBackups"}, times=20):
+                done = await store.create_tables()
+            assert f"enabled point-in-time recovery on {table_prefix}users" in done
+            assert not any(finding.problem for finding in await store.check_tables())

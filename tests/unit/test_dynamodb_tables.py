@@ -5,7 +5,7 @@ from typing import Any, cast
 import pytest
 
 from authsvc import dynamodb_tables
-from authsvc.dynamodb_calls import DynamoDBCalls
+from authsvc.dynamodb_calls import BACKUPS_NOT_READY, DynamoDBCalls
 from authsvc.dynamodb_tables import Tables, create_tables
 from authsvc.errors import StoreSetupError, StoreUnavailableError
 
@@ -47,13 +47,14 @@ async def test_tables_are_waited_for() -> None:
 class RefusingDynamoDB(SlowDynamoDB):
     """Makes nothing of one kind."""
 
-    def __init__(self, refused: str) -> None:
+    def __init__(self, refused: str, error: Exception | None = None) -> None:
         super().__init__(questions=2)
         self._refused = refused
+        self._error = error or StoreSetupError(f"DynamoDB refuses a request: {refused}")
 
     async def __call__(self, operation: str, **request: Any) -> Any:
         if operation == self._refused:
-            raise StoreSetupError(f"DynamoDB refuses a request: {operation}")
+            raise self._error
         return await super().__call__(operation, **request)
 
 
@@ -67,3 +68,16 @@ async def test_waiting_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dynamodb_tables, "_ACTIVE_WAIT_SECONDS", 0.05)
     with pytest.raises(StoreSetupError, match="auth-users is still being made"):
         await create_tables(cast("DynamoDBCalls", SlowDynamoDB(10**9)), Tables("auth-"))
+
+
+async def test_point_in_time_recovery_that_does_not_come_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dynamodb_tables, "_ACTIVE_WAIT_SECONDS", 0.5)
+    unready = RefusingDynamoDB("update_continuous_backups", StoreUnavailableError(BACKUPS_NOT_READY))
+    with pytest.raises(StoreSetupError, match="auth-users has no point-in-time recovery yet: authsvc tables check"):
+        await create_tables(cast("DynamoDBCalls", unready), Tables("auth-"))
+
+
+async def test_an_outage_is_not_waited_for() -> None:
+    down = RefusingDynamoDB("update_continuous_backups", StoreUnavailableError("no answer in time"))
+    with pytest.raises(StoreUnavailableError):
+        await create_tables(cast("DynamoDBCalls", down), Tables("auth-"))
