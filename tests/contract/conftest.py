@@ -1,7 +1,7 @@
 """A store on every engine in turn."""
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,13 @@ from authsvc.store import Store
 from tests.contract.use_cases import UseCases, key_ring
 from tests.dynamodb import Tables, tables_of
 from tests.engines import CONCURRENT_ENGINES, ENGINES, Engine
+from tests.faults import Conflict, FaultyProxy, Reset, Throttle
 from tests.support import TEST_COST, FakeClock, use_engine
+
+FAILING = "failing"
+"""Dynoxide, whose answers get lost, whose transactions conflict, and which throttles."""
+WRITES = {"PutItem", "UpdateItem", "DeleteItem", "TransactWriteItems"}
+FAULTS = ((Reset(applied=True), WRITES), (Conflict(), {"TransactWriteItems"}), (Throttle(), None))
 
 
 @pytest.fixture(params=["sqlite", *ENGINES])
@@ -51,7 +57,7 @@ def use_cases(
 ) -> UseCases:
     """The use cases on concurrent_store."""
     name = request.node.callspec.params["concurrent_store"]
-    tables = None if name == "sqlite" else tables_of(request.getfixturevalue(name), table_prefix)
+    tables = None if name == "sqlite" else tables_of(_engine(request, name), table_prefix)
     return UseCases(concurrent_store, key_ring(signing_keys, clock), clock, hashing, tables)
 
 
@@ -63,11 +69,29 @@ async def _opened(
         async with open_sqlite_store(folder / "authsvc.db") as store:
             await store.create_tables()
             yield store
-    else:
-        use_engine(request.getfixturevalue(request.param), monkeypatch)
-        async with open_dynamodb_store(prefix) as store:
-            await store.create_tables()
-            yield store
+        return
+    async with AsyncExitStack() as stack:
+        engine = _engine(request, request.param)
+        endpoint_url = await stack.enter_async_context(_failing(engine)) if request.param == FAILING else ""
+        use_engine(engine, monkeypatch, endpoint_url)
+        dynamodb = await stack.enter_async_context(open_dynamodb_store(prefix))
+        await dynamodb.create_tables()
+        yield dynamodb
+
+
+@asynccontextmanager
+async def _failing(engine: Engine) -> AsyncIterator[str]:
+    """Return the URL at which an engine's calls fail now and then."""
+    async with FaultyProxy(engine.endpoint_url) as proxy:
+        with ExitStack() as faults:
+            for fault, operations in FAULTS:
+                faults.enter_context(proxy.fault(fault, operations=operations, probability=0.05))
+            yield proxy.endpoint_url
+
+
+def _engine(request: pytest.FixtureRequest, name: str) -> Engine:
+    engine: Engine = request.getfixturevalue("dynoxide" if name == FAILING else name)
+    return engine
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Races, many times over, with the promises of the store checked after each round.
+"""Races, many times over, with the promises of the store checked after each round; also while DynamoDB fails.
 
 AUTHSVC_TEST_RACE_ROUNDS multiplies the rounds, for a longer search.
 """
@@ -24,13 +24,18 @@ from authsvc.errors import (
 from authsvc.hashing import Hashing
 from authsvc.models import User
 from authsvc.sessions import Tokens
+from tests.contract.conftest import FAILING
 from tests.contract.use_cases import EMAIL, NEW_PASSWORD, UseCases
+from tests.engines import CONCURRENT_ENGINES
 from tests.support import PASSWORD, TEST_COST
 
-ROUNDS = {"sqlite": 20, "dynoxide": 10, "ministack": 3}
+ROUNDS = {"sqlite": 20, "dynoxide": 10, FAILING: 5, "ministack": 3}
 STAGGER_SECONDS = 0.01
 OTHER_EMAIL = "bob@example.com"
-pytestmark = pytest.mark.timeout(0 if "AUTHSVC_TEST_RACE_ROUNDS" in os.environ else 60)
+pytestmark = [
+    pytest.mark.timeout(0 if "AUTHSVC_TEST_RACE_ROUNDS" in os.environ else 60),
+    pytest.mark.parametrize("concurrent_store", ["sqlite", *CONCURRENT_ENGINES, FAILING], indirect=True),
+]
 T = TypeVar("T")
 _stagger = random.Random(20300101)  # noqa: S311 - repeatable, not secret
 
