@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from authsvc.accounts import every_user
 from authsvc.dynamodb import open_dynamodb_store
 from authsvc.errors import (
     AuthsvcError,
@@ -141,6 +142,16 @@ class Model(RuleBasedStateMachine):
         if user is not None:
             self.people.append(Person(user.user_id, email))
 
+    @rule(at=st.integers(0, 2))
+    def create_with_temporary_password(self, at: int) -> None:
+        email = self.emails[at]
+        call = self.use_cases.accounts.create_user_with_temporary_password(email=email, role="")
+        created = self.do(call, EmailAlreadyExistsError if self.owner(email) else None)
+        if created is not None:
+            user, temporary = created
+            WITNESS.hide(temporary.text)
+            self.people.append(Person(user.user_id, email, temporary.text, temporary_until=temporary.expire_time))
+
     @rule(at=st.integers(0, 2), wrong=st.sampled_from((None, None, *PASSWORDS)))
     def log_in(self, at: int, wrong: str | None) -> None:
         person = self.owner(self.emails[at])
@@ -256,12 +267,21 @@ class Model(RuleBasedStateMachine):
 
     async def compare(self) -> None:
         checks = [self.compare_token(login, tokens) for login in self.logins for tokens in login.issued]
-        await asyncio.gather(*checks, *map(self.compare_person, self.people))
+        addresses = map(self.compare_address, self.emails)
+        await asyncio.gather(*checks, *addresses, *map(self.compare_person, self.people))
 
     async def compare_token(self, login: Login, tokens: Tokens) -> None:
         validation = await self.use_cases.validations.validate(Check(tokens.access_token.text))
         is_active = login.lives() and self.now < tokens.access_token.expire_time + LEEWAY
         assert isinstance(validation.outcome, ActiveToken) is is_active, (validation.outcome, login)
+
+    async def compare_address(self, email: str) -> None:
+        owner = self.owner(email)
+        if owner is None:
+            with pytest.raises(UserNotFoundError):
+                await self.use_cases.accounts.get_user_by_email(email)
+            return
+        assert (await self.use_cases.accounts.get_user_by_email(email)).user_id == owner.user_id
 
     async def compare_person(self, person: Person) -> None:
         if not person.exists:
@@ -275,7 +295,16 @@ class Model(RuleBasedStateMachine):
         expected = {login.session_id for login in living if self.now < login.expire_time}
         assert {session.session_id for session in sessions} == expected
 
+    async def compare_list(self) -> None:
+        listed = [user.user_id async for user in every_user(self.use_cases.store)]
+        assert len(listed) == len(set(listed))
+        here = {person.user_id for person in self.people if person.exists}
+        gone = {person.user_id for person in self.people} - here
+        assert here <= set(listed)
+        assert not gone & set(listed)
+
     def teardown(self) -> None:
+        self.run(self.compare_list())
         for email in self.emails:
             if (person := self.owner(email)) is not None:
                 owner = self.run(self.use_cases.store.get_user_by_email(email, email))
