@@ -37,6 +37,7 @@ from tests.faults import (
 ITEM = {"user_id": {"S": "u1"}, "role": {"S": "admin"}}
 KEY = {"user_id": {"S": "u1"}}
 SESSION = aioboto3.Session()
+GIVE_UP_SECONDS = 30.0
 
 
 class Upstream:
@@ -79,9 +80,16 @@ async def dynamodb(proxy: FaultyProxy) -> AsyncIterator[DynamoDBClient]:
         yield dynamodb
 
 
+@pytest.fixture
+async def impatient(proxy: FaultyProxy) -> AsyncIterator[DynamoDBClient]:
+    """A client for answers that do not come."""
+    async with client(proxy.endpoint_url, read_timeout_seconds=0.1) as dynamodb:
+        yield dynamodb
+
+
 @asynccontextmanager
-async def client(url: str) -> AsyncIterator[DynamoDBClient]:
-    config = AioConfig(retries={"total_max_attempts": 1}, connect_timeout=0.3, read_timeout=0.5)
+async def client(url: str, read_timeout_seconds: float = GIVE_UP_SECONDS) -> AsyncIterator[DynamoDBClient]:
+    config = AioConfig(retries={"total_max_attempts": 1}, read_timeout=read_timeout_seconds)
     async with SESSION.client(
         "dynamodb",
         endpoint_url=url,
@@ -229,10 +237,10 @@ async def test_reset_is_an_rst(proxy: FaultyProxy) -> None:
 
 
 async def test_hang_never_answers_while_it_lasts(
-    proxy: FaultyProxy, upstream: Upstream, dynamodb: DynamoDBClient
+    proxy: FaultyProxy, upstream: Upstream, dynamodb: DynamoDBClient, impatient: DynamoDBClient
 ) -> None:
     with proxy.fault(Hang()), pytest.raises(ReadTimeoutError):
-        await get(dynamodb)
+        await get(impatient)
     assert upstream.applied == []
     assert await get(dynamodb) == ITEM
 
@@ -247,10 +255,10 @@ async def test_lifting_a_hang_resets_who_still_waits(proxy: FaultyProxy) -> None
     writer.close()
 
 
-async def test_a_hung_write_can_be_applied(proxy: FaultyProxy, upstream: Upstream, dynamodb: DynamoDBClient) -> None:
+async def test_a_hung_write_can_be_applied(proxy: FaultyProxy, upstream: Upstream, impatient: DynamoDBClient) -> None:
     with proxy.fault(Hang(applied=True)), pytest.raises(ReadTimeoutError):
-        await put(dynamodb)
-    assert upstream.applied == ["PutItem"]
+        await put(impatient)
+    await until(lambda: upstream.applied == ["PutItem"])
 
 
 async def test_delay_adds_to_every_call(proxy: FaultyProxy, dynamodb: DynamoDBClient) -> None:
@@ -261,10 +269,10 @@ async def test_delay_adds_to_every_call(proxy: FaultyProxy, dynamodb: DynamoDBCl
 
 
 async def test_a_delayed_write_arrives_although_its_sender_gave_up(
-    proxy: FaultyProxy, upstream: Upstream, dynamodb: DynamoDBClient
+    proxy: FaultyProxy, upstream: Upstream, impatient: DynamoDBClient
 ) -> None:
     with proxy.fault(Delay(1.0)), pytest.raises(ReadTimeoutError):
-        await put(dynamodb)
+        await put(impatient)
     assert upstream.applied == []
     await until(lambda: upstream.applied == ["PutItem"])
 
@@ -415,13 +423,16 @@ async def test_forget_starts_counting_anew(proxy: FaultyProxy, dynamodb: DynamoD
 
 async def test_a_proxy_in_a_thread_is_switched_from_outside(upstream: Upstream) -> None:
     with proxy_in_thread(upstream.url) as proxy:
-        async with client(proxy.endpoint_url) as dynamodb:
+        async with (
+            client(proxy.endpoint_url) as dynamodb,
+            client(proxy.endpoint_url, read_timeout_seconds=0.1) as impatient,
+        ):
             with proxy.fault(Throttle()):
                 await failure(get(dynamodb))
             with proxy.down(), pytest.raises((EndpointConnectionError, ConnectionClosedError)):
                 await get(dynamodb)
             with proxy.fault(Hang()), pytest.raises(ReadTimeoutError):
-                await get(dynamodb)
+                await get(impatient)
             assert await get(dynamodb) == ITEM
 
 
@@ -430,6 +441,6 @@ def address(proxy: FaultyProxy) -> tuple[str, int]:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(GIVE_UP_SECONDS):
         while not true():  # noqa: ASYNC110  # polls what another task changes
             await asyncio.sleep(0.001)
