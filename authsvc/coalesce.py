@@ -2,40 +2,36 @@
 
 - Fresh: a read joins a batch that is not yet sent, never one under way; its answer began after it was asked for.
 - Once: a batch has a key once, however many wait for it, and at most MAX_KEYS keys; first asked, first sent.
-- Soon: at once if no company is expected (after a batch of one, with none under way) or a batch is full; else when the
-  loop had no new key for QUIET_TURNS turns, at the latest after MAX_WAIT_SECONDS; MAX_UNDER_WAY batches at a time.
+- Soon: at once if no company is expected (after a batch of one, with none under way) or a batch is full; else after
+  QUIET_SECONDS without a new key, at the latest after MAX_WAIT_SECONDS. MAX_UNDER_WAY bounds the batches under way.
 - Apart: whoever is cancelled or out of time leaves without harm to others; a key that nobody waits for is not sent.
-- Again: a key without an answer is asked for again after a pause, up to its attempts. After a batch without any answer
-  all others pause as well, so that a store in trouble is asked little.
+- Again: a key without an answer is asked for again after a pause, up to its attempts; after a batch without any, all
+  pause, so that a store in trouble is asked little.
 """
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Generic, TypeAlias, TypeVar
 
 from authsvc import deadline
-from authsvc.errors import StoreUnavailableError
+from authsvc.errors import NoAnswerError, StoreUnavailableError
 
 MAX_KEYS = 100  # BatchGetItem takes no more
 MAX_UNDER_WAY = 16
 MAX_WAIT_SECONDS = 0.005
 MAX_READ_SECONDS = 1.0  # an answer that trickles in must not keep its place for ever
-QUIET_TURNS = 64
+QUIET_SECONDS = 0.001
 
 V = TypeVar("V")
 Read: TypeAlias = Callable[[Sequence[str]], Awaitable[Mapping[str, V]]]
 
 
-class NoAnswerError(Exception):
-    """A batch got no answer, and asking again may help; the text says what happened."""
-
-
 @dataclass(slots=True)
 class _Key(Generic[V]):
-    """A key that is asked for, and by whom."""
+    """A key that is asked for, and who waits for it."""
 
     waiters: "list[asyncio.Future[V | Exception]]" = field(default_factory=list)
     attempts: int = 0
@@ -56,19 +52,20 @@ class Coalescer(Generic[V]):
         self._under_way: set[asyncio.Task[None]] = set()
         self._patience: asyncio.TimerHandle | None = None
         self._failures = 0  # batches without any answer, in a row
-        self._is_paused = self._expects_company = self._is_watching = False
+        self._is_paused = self._is_watching = self._expects_company = False
 
     async def get(self, keys: Collection[str]) -> Mapping[str, V | Exception]:
-        """Return what each key holds, or why it cannot be read; one without an answer by the deadline is missing."""
+        """Return what each key holds, or why it cannot be read, by the request's deadline."""
         loop = asyncio.get_running_loop()
         waiters: dict[str, asyncio.Future[V | Exception]] = {key: loop.create_future() for key in keys}
         for key, waiter in waiters.items():
             self._waiting.setdefault(key, _Key()).waiters.append(waiter)
         self._consider()
+        timer = loop.call_at(deadline.at(), _settle, waiters.values(), StoreUnavailableError("no answer in time"))
         try:
-            await asyncio.wait(waiters.values(), timeout=deadline.remaining_seconds())
-            return {key: waiter.result() for key, waiter in waiters.items() if waiter.done()}
+            return {key: await waiter for key, waiter in waiters.items()}
         finally:
+            timer.cancel()
             for waiter in waiters.values():
                 waiter.cancel()
 
@@ -86,14 +83,13 @@ class Coalescer(Generic[V]):
         self._patience = self._patience or loop.call_later(MAX_WAIT_SECONDS, self._send)
         if not self._under_way and not self._is_watching:
             self._is_watching = True
-            loop.call_soon(self._watch, len(self._waiting), QUIET_TURNS)
+            loop.call_later(QUIET_SECONDS, self._watch, len(self._waiting))
 
-    def _watch(self, seen: int, turns: int) -> None:
-        """Let so many turns of the loop pass without a new key, then send."""
-        self._is_watching = bool(turns and self._may_send and not self._under_way)
+    def _watch(self, seen: int) -> None:
+        """Send once no new key has come for a while."""
+        self._is_watching = self._may_send and not self._under_way and seen < len(self._waiting)
         if self._is_watching:
-            turns = turns - 1 if seen == len(self._waiting) else QUIET_TURNS
-            asyncio.get_running_loop().call_soon(self._watch, len(self._waiting), turns)
+            asyncio.get_running_loop().call_later(QUIET_SECONDS, self._watch, len(self._waiting))
         elif not self._under_way:
             self._send()
 
@@ -101,12 +97,9 @@ class Coalescer(Generic[V]):
         if self._patience:
             self._patience.cancel()
             self._patience = None
-        if not self._may_send:
-            return
-        keys = list(itertools.islice(self._waiting, MAX_KEYS))
+        keys = list(itertools.islice(self._waiting, MAX_KEYS)) if self._may_send else ()
         asked = ((key, self._waiting.pop(key)) for key in keys)
-        batch = {key: entry for key, entry in asked if not all(waiter.done() for waiter in entry.waiters)}
-        if batch:
+        if batch := {key: entry for key, entry in asked if not all(waiter.done() for waiter in entry.waiters)}:
             self._expects_company = len(batch) > 1
             # In a context of its own, for a batch belongs to no single request.
             task = asyncio.get_running_loop().create_task(self._run(batch), context=Context())
@@ -120,15 +113,14 @@ class Coalescer(Generic[V]):
             async with asyncio.timeout(MAX_READ_SECONDS):
                 answers = await self._read(list(batch))
         except (NoAnswerError, TimeoutError) as error:
-            cause = str(error) or "no answer in time"
+            cause = error.cause if isinstance(error, NoAnswerError) else "no answer in time"
         except Exception as error:  # noqa: BLE001 - whatever it is, it is for those who wait
             answers = dict.fromkeys(batch, error)
         self._failures = 0 if answers else min(self._failures + 1, self._max_attempts)
         for key, entry in batch.items():
             entry.attempts += 1
             if key in answers or entry.attempts == self._max_attempts:
-                for waiter in (w for w in entry.waiters if not w.done()):
-                    waiter.set_result(answers[key] if key in answers else StoreUnavailableError(cause))
+                _settle(entry.waiters, answers[key] if key in answers else StoreUnavailableError(cause))
             else:
                 asyncio.get_running_loop().call_later(self._pause_seconds(entry.attempts), self._ask_again, key, entry)
 
@@ -148,3 +140,9 @@ class Coalescer(Generic[V]):
     def _go_on(self) -> None:
         self._is_paused = False
         self._consider()
+
+
+def _settle(waiters: "Iterable[asyncio.Future[V | Exception]]", value: V | Exception) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(value)

@@ -140,9 +140,7 @@ class DynamoDBStore:
 
     async def get_standings(self, user_ids: Collection[str]) -> Mapping[str, Standing | Exception | None]:
         """See Store."""
-        rows = await self._standings.get(user_ids)
-        late = StoreUnavailableError("BatchGetItem: no answer in time")
-        return {user_id: _standing(rows.get(user_id, late)) for user_id in user_ids}
+        return {user_id: _standing(row) for user_id, row in (await self._standings.get(user_ids)).items()}
 
     async def get_user_by_email(self, email: str, typed: str) -> EmailOwner:
         """See Store."""

@@ -19,8 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, 
 from botocore.session import Session as BotocoreSession
 
 from authsvc import deadline
-from authsvc.coalesce import NoAnswerError
-from authsvc.errors import ConfigError, StoreSetupError, StoreUnavailableError
+from authsvc.errors import ConfigError, NoAnswerError, StoreSetupError, StoreUnavailableError
 
 MAX_ATTEMPTS = 6
 BACKOFF_BASE_SECONDS = 0.025  # doubled at each attempt, with full jitter

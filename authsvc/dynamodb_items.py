@@ -1,7 +1,6 @@
 """Rows of the DynamoDB tables and the models they hold: strict on reading, for other programs write rows too."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeAlias, TypeVar
 
@@ -106,8 +105,8 @@ def user_from_item(item: Item) -> User:
     Raises:
         BrokenRowError: An attribute is missing or unreadable. It is logged.
     """
-    with _logging_users():
-        read = _Reader(item)
+    read = _Reader(item)
+    try:
         return User(
             **_standing(read),
             password_hash=read.optional("password_hash", _text, None),
@@ -116,6 +115,9 @@ def user_from_item(item: Item) -> User:
             create_time=read.optional("created_at", _time, None),
             update_time=read.optional("updated_at", _time, None),
         )
+    except BrokenRowError as error:
+        _log_broken_user(error)
+        raise
 
 
 def standing_from_item(item: Item) -> Standing:
@@ -124,8 +126,11 @@ def standing_from_item(item: Item) -> Standing:
     Raises:
         BrokenRowError: An attribute is missing or unreadable. It is logged.
     """
-    with _logging_users():
+    try:
         return Standing(**_standing(_Reader(item)))
+    except BrokenRowError as error:
+        _log_broken_user(error)
+        raise
 
 
 def _standing(read: "_Reader") -> dict[str, Any]:
@@ -139,13 +144,8 @@ def _standing(read: "_Reader") -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _logging_users() -> Iterator[None]:
-    try:
-        yield
-    except BrokenRowError as error:
-        _log.error("row_broken", table="users", user_id=error.key, attribute=error.attribute)
-        raise
+def _log_broken_user(error: BrokenRowError) -> None:
+    _log.error("row_broken", table="users", user_id=error.key, attribute=error.attribute)
 
 
 def claimant_from_item(item: Item) -> str:

@@ -5,9 +5,9 @@ from typing import Any
 
 import orjson
 
-from authsvc.coalesce import NoAnswerError
 from authsvc.dynamodb_calls import DynamoDBCalls
 from authsvc.dynamodb_items import Item
+from authsvc.errors import NoAnswerError
 
 ATTRIBUTES = ("user_id", "email", "role", "is_active", "token_generation", "revoked_sessions")
 """What a validation needs."""

@@ -16,6 +16,7 @@ AuthsvcError
 ├── RetryLaterError              nothing is wrong with the request, only with the moment
 │   ├── OverloadedError          too many passwords wait to be hashed
 │   └── StoreUnavailableError    the store cannot answer in time
+│       └── NoAnswerError        one attempt got no answer, and another one may
 └── OperatorError                what an operator has to mend: shown as it is, on a terminal or in the log
     ├── ConfigError              settings that are missing, malformed or unsafe together
     ├── KeyFileError             a signing-key file that cannot be used
@@ -129,6 +130,10 @@ class StoreUnavailableError(RetryLaterError):
     def __str__(self) -> str:
         """Return what an operator should read."""
         return f"the store cannot answer: {self.cause}"
+
+
+class NoAnswerError(StoreUnavailableError):
+    """One attempt to ask the store got no answer, and another one may get one."""
 
 
 class OperatorError(AuthsvcError):

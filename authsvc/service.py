@@ -1,6 +1,6 @@
 """RPC handlers: proto → use case → proto, and nothing else."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
@@ -24,6 +24,8 @@ from authsvc.v1 import user_service_pb2_grpc as user_grpc
 from authsvc.validations import Check, Validation, Validations
 
 _log = structlog.get_logger(__name__)
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -212,9 +214,8 @@ def _span(duration: Duration, name: str) -> timedelta:
 
 
 def _time(time: datetime) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromDatetime(time)
-    return timestamp
+    since = time - _EPOCH  # much cheaper than FromDatetime
+    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1000)
 
 
 def _user(user: User) -> resources_pb2.User:

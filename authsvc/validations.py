@@ -84,7 +84,12 @@ class Validations:
             BrokenRowError: The stored user is unreadable.
             StoreUnavailableError: The check cannot be finished; that is never "inactive".
         """
-        (validation,) = await self.validate_all([check])
+        now = self._clock()
+        token = self.tokens.verify(check.token, now)
+        if isinstance(token, InactiveReason):
+            return Validation(now, token)
+        (reading,) = await self._readings([(token.user_id, check)], now)
+        validation = _judge(token, reading)
         if isinstance(validation, Exception):
             raise validation
         return validation
@@ -111,11 +116,12 @@ class Validations:
         missing = [pair for pair, reading in zip(wanted, recalled, strict=True) if reading is None]
         if not missing:
             return list(filter(None, recalled))
-        seconds = deadline.remaining_seconds()
-        if all(self._stand_in(u, c) for u, c in missing):
-            seconds = min(seconds, PATIENCE_SECONDS)
-        with deadline.within(budget_seconds=seconds):
-            fresh = await self._read({user_id for user_id, _ in missing}, now)
+        user_ids = {user_id for user_id, _ in missing}
+        if all(self._stand_in(user_id, check) for user_id, check in missing):
+            with deadline.within(budget_seconds=min(PATIENCE_SECONDS, deadline.remaining_seconds())):
+                fresh = await self._read(user_ids, now)
+        else:
+            fresh = await self._read(user_ids, now)
         return [r or self._or_stand_in(fresh[u], u, c) for (u, c), r in zip(wanted, recalled, strict=True)]
 
     async def _read(self, user_ids: Collection[str], now: datetime) -> Mapping[str, Reading | Exception]:

@@ -45,8 +45,8 @@ ON_THE_WIRE: list[tuple[AuthsvcError, grpc.StatusCode, str]] = [
     (errors.BrokenRowError(SECRET, "role"), Code.INTERNAL, "INTERNAL"),
 ]
 ON_PURPOSE_INTERNAL = {errors.BrokenRowError, Exception}
-NEVER_SENT = {AuthsvcError, errors.RetryLaterError, errors.UserChangedError}
-"""Bases, and what every use case answers itself."""
+NEVER_SENT = {AuthsvcError, errors.RetryLaterError, errors.UserChangedError, errors.NoAnswerError}
+"""Bases, and what is always answered inside."""
 NOT_SENT_YET = {"TOO_MANY_ATTEMPTS"}
 
 
