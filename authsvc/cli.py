@@ -396,12 +396,32 @@ def _warn_of_early_use(key: "Key", now: datetime) -> None:
         click.echo(f"warning: {text}", err=True)
 
 
+@main.group(name="callers")
+def callers_files() -> None:
+    """Administer the backends that may call."""
+
+
+@callers_files.command(name="new-key")
+@command
+async def new_api_key() -> None:
+    """Print a new API key, and its SHA-256 for the callers file.
+
+    The key is for the backend alone: nothing keeps it.
+    """
+    from authsvc import callers
+
+    key = callers.new_api_key()
+    digest = callers.api_key_digest(key)
+    click.echo(f"{key}\n{digest}")
+    click.echo(f'in the callers file: api_key_sha256 = ["{digest}"]', err=True)
+
+
 @main.command(name="doctor")
 @command
 async def run_doctor() -> None:
     """Look for what is wrong, and say what to do about it.
 
-    Settings, keys, TLS, clock, store and tables are looked at.
+    Settings, keys, callers, TLS, clock, store and tables are looked at.
     """
     from authsvc import doctor
 

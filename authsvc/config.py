@@ -153,6 +153,7 @@ class Settings:
     max_stale_if_error: timedelta = _setting(_duration, "most that its stale_if_error is granted", "15m")
     bcrypt_cost: int = _setting(_number(10, 16), "cost of password hashes, 10 to 16", "12")
     password_min_length: int = _setting(_number(8, 256), "shortest new password, at least 8", "15")
+    callers: Path | None = _setting(_path, "file of the backends that may call (TOML); else whoever connects may")
     tls_cert: Path | None = _setting(_path, "file of the server's certificate chain (PEM)")
     tls_key: Path | None = _setting(_path, "file of its private key (PEM)")
     tls_client_ca: Path | None = _setting(_path, "file of the CA that clients must show (PEM)")
@@ -298,9 +299,10 @@ def _exposure_problems(values: Mapping[str, Any]) -> list[str]:
     if address.is_loopback:
         return []
     problems = []
-    if values["tls_client_ca"] is None and not values["allow_open"]:
+    is_open = values["callers"] is None and values["tls_client_ca"] is None
+    if is_open and not values["allow_open"]:
         problems.append(
-            f"AUTHSVC_LISTEN: {address} is open to whoever can connect: set AUTHSVC_TLS_CLIENT_CA,"
+            f"AUTHSVC_LISTEN: {address} is open to whoever can connect: set AUTHSVC_CALLERS or AUTHSVC_TLS_CLIENT_CA,"
             " or AUTHSVC_ALLOW_OPEN=true where the network lets only your backends in"
         )
     if values["tls_cert"] is None and not values["allow_plaintext"]:

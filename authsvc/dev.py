@@ -53,7 +53,8 @@ def environment(data_dir: Path, environ: Mapping[str, str]) -> dict[str, str]:
     own = {
         "AUTHSVC_STORE": f"sqlite:{data_dir / 'authsvc.db'}",
         "AUTHSVC_SIGNING_KEYS": str(data_dir / "keys.json"),
-        # The printed commands are for plain text, and need reflection.
+        # The printed commands are for plain text and show no API key, and need reflection.
+        "AUTHSVC_CALLERS": "",
         "AUTHSVC_TLS_CERT": "",
         "AUTHSVC_TLS_KEY": "",
         "AUTHSVC_TLS_CLIENT_CA": "",

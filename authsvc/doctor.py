@@ -9,8 +9,9 @@ from pathlib import Path
 from cryptography import x509
 
 from authsvc import checks, config, server
+from authsvc.callers import read_callers
 from authsvc.config import Settings
-from authsvc.errors import ConfigError, KeyFileError, OperatorError, StoreUnavailableError
+from authsvc.errors import CallersFileError, ConfigError, KeyFileError, OperatorError, StoreUnavailableError
 from authsvc.keys import KeyStatus, read_keys
 from authsvc.models import Clock, Finding
 
@@ -30,7 +31,7 @@ def remedy_for(error: StoreUnavailableError) -> str:
 
 
 async def examine(environ: Mapping[str, str], clock: Clock) -> AsyncIterator[Finding]:
-    """Return what there is to say about configuration, keys, TLS, clock, store and tables."""
+    """Return what there is to say about configuration, keys, callers, TLS, clock, store and tables."""
     try:
         settings = config.load(environ)
     except ConfigError as error:
@@ -43,6 +44,8 @@ async def examine(environ: Mapping[str, str], clock: Clock) -> AsyncIterator[Fin
         problem, _, meant = line.partition("; ")
         yield Finding("settings", problem, f"write {meant.removesuffix('?')}" if meant else "remove it")
     yield _examine_keys(settings.signing_keys, clock)
+    for finding in _examine_callers(settings):
+        yield finding
     for finding in _examine_tls(settings, clock):
         yield finding
     async for finding in _examine_store(settings, clock):
@@ -64,6 +67,25 @@ def _examine_keys(path: Path, clock: Clock) -> Finding:
     if not any(key.status is KeyStatus.NEXT for key in keys):
         return Finding(subject, "no next key is published", f"authsvc keys rotate {file}, which adds one")
     return Finding(subject)
+
+
+def _examine_callers(settings: Settings) -> Iterator[Finding]:
+    path = settings.callers
+    if path is None:
+        return
+    subject = f"callers in {path}"
+    try:
+        callers = read_callers(path)
+    except CallersFileError as error:
+        yield from (Finding(subject, problem, "correct the file") for problem in error.problems)
+        return
+    if path.stat().st_mode & 0o022:
+        problem = "others than the owner may change who may call"
+        yield Finding(subject, problem, f"chmod go-w {shlex.quote(str(path))}")
+    elif callers.has_tls_identities and settings.tls_client_ca is None:
+        yield Finding(subject, "TLS identities are not seen without a client CA", "set AUTHSVC_TLS_CLIENT_CA")
+    else:
+        yield Finding(subject)
 
 
 def _examine_tls(settings: Settings, clock: Clock) -> Iterator[Finding]:

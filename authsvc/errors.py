@@ -7,8 +7,9 @@ AuthsvcError
 ├── InvalidCredentialsError      address and password do not let anybody in
 ├── PasswordChangeRequiredError  the temporary password is right and must be changed first
 ├── InvalidRefreshTokenError     the refresh token is unknown, expired, reused, revoked, or of a disabled user
-├── CallerUnauthenticatedError   the caller gave no or wrong credentials
-├── CallerNotPermittedError      the caller lacks the permission
+├── CallerRefusedError           whoever calls may not
+│   ├── CallerUnauthenticatedError  the caller gave no or wrong credentials
+│   └── CallerNotPermittedError  the caller lacks the permission
 ├── EmailAlreadyExistsError      a user has that address
 ├── UserNotFoundError            there is no such user
 ├── UserChangedError             a user changed between a read and the write that rested on it
@@ -20,12 +21,14 @@ AuthsvcError
 └── OperatorError                what an operator has to mend: shown as it is, on a terminal or in the log
     ├── ConfigError              settings that are missing, malformed or unsafe together
     ├── KeyFileError             a signing-key file that cannot be used
+    ├── CallersFileError         a callers file that cannot be used
     └── StoreSetupError          a store that exists but is not what it must be
 
 The texts of errors never hold a password, a token, a key or a hash.
 """
 
 from datetime import timedelta
+from pathlib import Path
 
 
 class AuthsvcError(Exception):
@@ -66,11 +69,23 @@ class InvalidRefreshTokenError(AuthsvcError):
     """The refresh token gives no new tokens; why is for the log alone."""
 
 
-class CallerUnauthenticatedError(AuthsvcError):
+class CallerRefusedError(AuthsvcError):
+    """Whoever calls may not.
+
+    Args:
+        reason: Why, for the log alone.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class CallerUnauthenticatedError(CallerRefusedError):
     """The caller gave no or wrong credentials."""
 
 
-class CallerNotPermittedError(AuthsvcError):
+class CallerNotPermittedError(CallerRefusedError):
     """The caller lacks the permission."""
 
 
@@ -154,6 +169,19 @@ class ConfigError(OperatorError):
 
 class KeyFileError(OperatorError):
     """A signing-key file cannot be used."""
+
+
+class CallersFileError(OperatorError):
+    """A callers file cannot be used.
+
+    Args:
+        path: The file.
+        problems: One line for each, without what could be a key.
+    """
+
+    def __init__(self, path: Path, problems: list[str]) -> None:
+        super().__init__("\n".join(f"{path}: {problem}" for problem in problems))
+        self.problems = problems
 
 
 class StoreSetupError(OperatorError):

@@ -4,10 +4,12 @@ grpc.aio sends the text of a handler's exception to the client, and that of its 
 So methods are registered with plain bytes, and nothing but gRPC's own AbortError leaves a guarded method.
 """
 
+import functools
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import structlog
@@ -18,51 +20,90 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from authsvc import deadline, errors, logs
+from authsvc.callers import API_KEY_PREFIX, Callers, Permission
+from authsvc.config import Address
+from authsvc.followed_files import FollowedFile
 from authsvc.models import ADMIN_ROLE
 from authsvc.statuses import INTERNAL, Status, status_of
 from authsvc.tokens import InactiveReason
 from authsvc.validations import Check, Validations
 
 DOMAIN = "authsvc"
-_OPEN_SERVICES = frozenset({"authsvc.v1.AuthService"})
+CLIENT_ADDRESS = "client_address"
+"""Field of requests: where the end user is, as the caller saw it."""
 
 _log = structlog.get_logger(__name__)
 
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler = Callable[[Any, Context], Awaitable[Message]]
+Admission = Callable[[Context], Awaitable[None]]
 
-Handler = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Message]]
+_VALIDATE = frozenset({Permission.VALIDATE})
+_LOGIN = frozenset({Permission.LOGIN})
+_SESSIONS = frozenset({Permission.SESSIONS, Permission.USERS})
+_USERS = frozenset({Permission.USERS})
+PERMISSIONS: Mapping[str, frozenset[Permission]] = {
+    "authsvc.v1.AuthService.Authenticate": _LOGIN,
+    "authsvc.v1.AuthService.ValidateToken": _VALIDATE,
+    "authsvc.v1.AuthService.BatchValidateTokens": _VALIDATE,
+    "authsvc.v1.AuthService.RefreshTokens": _LOGIN,
+    "authsvc.v1.AuthService.RevokeToken": _LOGIN,
+    "authsvc.v1.AuthService.ChangePassword": _LOGIN,
+    "authsvc.v1.AuthService.GetJwks": frozenset(),
+    "authsvc.v1.UserService.CreateUser": _USERS,
+    "authsvc.v1.UserService.GetUser": _USERS,
+    "authsvc.v1.UserService.ListUsers": _USERS,
+    "authsvc.v1.UserService.UpdateUser": _USERS,
+    "authsvc.v1.UserService.DeleteUser": _USERS,
+    "authsvc.v1.UserService.ResetPassword": _USERS,
+    "authsvc.v1.UserService.ListUserSessions": _SESSIONS,
+    "authsvc.v1.UserService.RevokeUserSessions": _SESSIONS,
+}
+"""Which permissions open an RPC, any of them; where there are none, whoever connects may call it.
+
+An admin's access token stands for `users`, and what that opens is never open without a callers file.
+"""
 
 
 class Guard:
     """Puts handlers behind their protection.
 
     Args:
-        validations: Tells who a caller is by the access token that it shows.
+        validations: Tells who a user is by the access token that is shown.
+        callers: The backends that may call; None: they are not told apart.
     """
 
-    def __init__(self, validations: Validations) -> None:
+    def __init__(self, validations: Validations, callers: FollowedFile[Callers] | None) -> None:
         self._validations = validations
+        self._callers = callers
 
     def methods(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
-        """Return a service's methods, guarded, ready to be added to a server."""
+        """Return a service's methods, guarded, ready to be added to a server.
+
+        Raises:
+            KeyError: PERMISSIONS lacks one.
+        """
         handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             method.name: grpc.unary_unary_rpc_method_handler(self._guarded(method, getattr(servicer, method.name)))
             for method in service.methods
         }
         return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
-    def _guarded(
-        self, method: MethodDescriptor, handler: Handler
-    ) -> Callable[[bytes, grpc.aio.ServicerContext[Any, Any]], Awaitable[bytes]]:
+    def _guarded(self, method: MethodDescriptor, handler: Handler) -> Callable[[bytes, Context], Awaitable[bytes]]:
         request_class = message_factory.GetMessageClass(method.input_type)
-        is_open = method.containing_service.full_name in _OPEN_SERVICES
+        admit = self._admission(PERMISSIONS[method.full_name])
+        may_be_deceived = self._callers is None and CLIENT_ADDRESS in method.input_type.fields_by_name
 
-        async def guarded(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        async def guarded(data: bytes, context: Context) -> bytes:
             trace_id = logs.new_trace_id()
             try:
                 with deadline.within(context.time_remaining()):
-                    if not is_open:
-                        await self._require_admin(context)
-                    response = await handler(_decode(request_class, data), context)
+                    if admit is not None:
+                        await admit(context)
+                    request = _decode(request_class, data)
+                    if may_be_deceived and not _is_loopback(context.peer()):
+                        request.ClearField(CLIENT_ADDRESS)
+                    response = await handler(request, context)
                     return response.SerializeToString()
             except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, the client gets a status
                 status = status_of(error)
@@ -72,27 +113,92 @@ class Guard:
 
         return guarded
 
-    async def _require_admin(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    def _admission(self, permissions: frozenset[Permission]) -> Admission | None:
+        """Return what lets a caller in or raises CallerRefusedError; None where there is nothing to decide."""
+        if Permission.USERS in permissions:
+            return functools.partial(self._admit_caller_or_admin, permissions)
+        if self._callers is None or not permissions:
+            return None
+        return functools.partial(self._admit_caller, permissions)
+
+    async def _admit_caller(self, permissions: frozenset[Permission], context: Context) -> None:
+        """Let a backend in; a bearer that is no API key is somebody else's, a user's for instance."""
+        self._require_caller(_bearer(context), permissions, context)
+
+    async def _admit_caller_or_admin(self, permissions: frozenset[Permission], context: Context) -> None:
+        """Let a backend or an admin in; a bearer decides alone, whoever has the connection."""
+        bearer = _bearer(context)
+        if bearer and not bearer.startswith(API_KEY_PREFIX):
+            await self._require_admin(bearer)
+        else:
+            self._require_caller(bearer, permissions, context)
+
+    def _require_caller(self, bearer: str, permissions: frozenset[Permission], context: Context) -> None:
+        """Require a backend with one of the permissions.
+
+        Raises:
+            CallerUnauthenticatedError: It is not known.
+            CallerNotPermittedError: It has none of them.
+        """
+        known = Callers() if self._callers is None else self._callers.content
+        if bearer.startswith(API_KEY_PREFIX):
+            caller, reason = known.of_key(bearer), "unknown_key"
+        else:
+            caller, reason = known.of_tls_identities(_tls_identities(context)), "no_credentials"
+        if caller is None:
+            raise errors.CallerUnauthenticatedError(reason)
+        logs.caller.set(caller.name)
+        if permissions.isdisjoint(caller.permissions):
+            raise errors.CallerNotPermittedError("lacks_permission")
+
+    async def _require_admin(self, token: str) -> None:
         """Require an access token of an active user whose stored role is admin.
 
         Raises:
-            CallerUnauthenticatedError: There is no token, more than one, or it is not good.
+            CallerUnauthenticatedError: It is not good.
             CallerNotPermittedError: The user is no admin.
         """
-        credentials = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
-        # Two headers could mean one thing to a proxy and another to us.
-        if len(credentials) != 1:
-            raise errors.CallerUnauthenticatedError
-        scheme, _, token = str(credentials[0]).partition(" ")
-        if scheme.lower() != "bearer" or not token:
-            raise errors.CallerUnauthenticatedError
         validation = await self._validations.validate(Check(token))
         if isinstance(validation.outcome, InactiveReason):
-            raise errors.CallerUnauthenticatedError
+            raise errors.CallerUnauthenticatedError(f"token_{validation.outcome.name.lower()}")
         user = validation.outcome.user
+        logs.caller.set(f"user:{user.user_id}")  # no caller's name has a colon
         if user.role != ADMIN_ROLE:
-            _log.warning("caller_refused", user_id=user.user_id, reason="not_permitted")
-            raise errors.CallerNotPermittedError
+            raise errors.CallerNotPermittedError("no_admin")
+
+
+def _bearer(context: Context) -> str:
+    """Return the bearer credential, empty where there is none.
+
+    Raises:
+        CallerUnauthenticatedError: There are two headers, which could mean one thing to a proxy and another to us.
+    """
+    credentials = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+    if not credentials:
+        return ""
+    if len(credentials) > 1:
+        raise errors.CallerUnauthenticatedError("two_credentials")
+    scheme, _, bearer = str(credentials[0]).partition(" ")
+    return bearer if scheme.lower() == "bearer" else ""
+
+
+def _tls_identities(context: Context) -> list[str]:
+    """Return the URIs and DNS names of the client's certificate; its common name was never checked for either."""
+    properties = context.auth_context()
+    uris = (value.decode() for value in properties.get("peer_uri", ()))
+    names = (value.decode().lower() for value in properties.get("peer_dns", ()))
+    # What a certificate calls a name must not pass for a URI.
+    return [uri for uri in uris if "://" in uri] + [name for name in names if "://" not in name]
+
+
+def _is_loopback(peer: str) -> bool:
+    """Tell whether a client is on this machine.
+
+    Args:
+        peer: As gRPC has it, for instance ipv4:127.0.0.1:4711 or ipv6:%5B::1%5D:4711.
+    """
+    host = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
+    return Address(host, 0).is_loopback
 
 
 def _decode(request_class: type[Message], data: bytes) -> Message:
@@ -106,6 +212,8 @@ def _log_refusal(method: str, status: Status, error: Exception) -> None:
     """Log what the client is not told: the cause of an outage, the place of a fault, never its text."""
     if isinstance(error, errors.StoreUnavailableError):
         _log.warning("store_unavailable", method=method, cause=error.cause)
+    elif isinstance(error, errors.CallerRefusedError):
+        _log.warning("caller_refused", method=method, reason=error.reason)
     elif status is INTERNAL and not isinstance(error, errors.BrokenRowError):  # which is logged where it is found
         frames = traceback.extract_tb(error.__traceback__)
         place = [f"{frame.name} {frame.filename}:{frame.lineno}" for frame in frames]

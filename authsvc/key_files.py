@@ -10,17 +10,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from authsvc.errors import KeyFileError
+from authsvc.followed_files import FollowedFile
 from authsvc.keys import Key, KeyRing, KeyStatus, new_jwk, read_key_ring, read_keys, replace_file
 from authsvc.models import LEEWAY, Clock
 
 RETIRE_MARGIN = timedelta(seconds=60)
 PUBLISHED_BEFORE_SIGNING = timedelta(hours=2)
 """How long gateways keep the public keys that they fetched."""
-
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,38 +115,12 @@ def _write(path: Path, jwks: list[dict[str, Any]]) -> list[Key]:
     return read_keys(path)
 
 
-class KeyFile:
-    """A key file that may change: its last good ring.
+def follow_keys(path: Path, clock: Clock) -> FollowedFile[KeyRing]:
+    """Return the ring of a key file that may change.
 
     Raises:
-        KeyFileError: On the first reading. Later a broken or missing file leaves the last good ring, and is logged.
+        KeyFileError: It cannot be used now.
     """
-
-    def __init__(self, path: Path, clock: Clock) -> None:
-        self._path = path
-        self._clock = clock
-        self._seen = self._version()
-        self.ring = read_key_ring(path, clock())
-
-    def refresh(self) -> KeyRing:
-        """Read the file again if it has changed; return the last good ring."""
-        version = self._version()
-        if version == self._seen:
-            return self.ring
-        self._seen = version  # as it was before it is read: what changes meanwhile is read again
-        try:
-            self.ring = read_key_ring(self._path, self._clock())
-        except KeyFileError as error:
-            _log.error("keys_not_reloaded", problem=str(error), effect="the keys of before go on")
-        else:
-            _log.info("keys_reloaded", signing_key=self.ring.signing_key.kid)
-        return self.ring
-
-    def _version(self) -> tuple[int, ...]:
-        """Return what differs after every change of the file, however it was made."""
-        try:
-            stat = self._path.stat()
-        except OSError:
-            return ()
-        # A change of rights changes st_ctime alone.
-        return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return FollowedFile(
+        path, lambda: read_key_ring(path, clock()), "keys", lambda ring: {"signing_key": ring.signing_key.kid}
+    )

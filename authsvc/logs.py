@@ -1,4 +1,4 @@
-"""Structured logs: one line per event, to stderr, with the trace id of the request that it belongs to.
+"""Structured logs: one line per event, to stderr, with trace id and caller of its request.
 
 Events never hold a password, token, key or hash, nor an address in clear: `email_digest` stands for it.
 """
@@ -16,6 +16,9 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 trace_id: ContextVar[str] = ContextVar("trace_id")
 """Identifier of the request being served, in its log lines and in the error that its client gets."""
+
+caller: ContextVar[str] = ContextVar("caller")
+"""Who makes the request being served, where that is known: in its log lines, and in the tokens that it is given."""
 
 _LIBRARY_LEVEL = logging.WARNING
 _DIGEST_LENGTH = 16
@@ -52,7 +55,7 @@ def configure(log_format: str, level: str, digest_key: str | None = None, stream
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
         structlog.processors.format_exc_info,
-        _add_trace_id,
+        _add_request,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     is_console = log_format == "console" or (not log_format and stream.isatty())
@@ -95,8 +98,9 @@ def _one_line(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDi
     return event
 
 
-def _add_trace_id(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    identifier = trace_id.get("")
-    if identifier:
-        event["trace_id"] = identifier
+def _add_request(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    for variable in (caller, trace_id):
+        value = variable.get("")
+        if value:
+            event[variable.name] = value
     return event

@@ -19,11 +19,14 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from authsvc import http
 from authsvc.accounts import Accounts
+from authsvc.callers import Callers, follow_callers
 from authsvc.config import Address, Settings
 from authsvc.errors import ConfigError, OperatorError, StoreUnavailableError
+from authsvc.followed_files import FollowedFile
 from authsvc.guard import Guard
 from authsvc.hashing import Hashing
-from authsvc.key_files import KeyFile
+from authsvc.key_files import follow_keys
+from authsvc.keys import KeyRing
 from authsvc.logins import Logins
 from authsvc.memory import Memory
 from authsvc.models import Clock, utc_now
@@ -39,7 +42,7 @@ DRAIN_WAIT_SECONDS = 2.0
 """From NOT_SERVING to the end of new calls beyond loopback: balancers need a moment to look elsewhere."""
 GRACE_SECONDS = 10.0
 STORE_POLL_SECONDS = 0.5
-KEYS_POLL_SECONDS = 0.5
+FILES_POLL_SECONDS = 0.5
 
 _SERVICES: tuple[ServiceDescriptor, ...] = (
     auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"],
@@ -103,10 +106,12 @@ async def running(
     Raises:
         ConfigError: It cannot listen there, or a TLS file is not what it must be.
         KeyFileError: The signing keys cannot be used.
+        CallersFileError: The callers file cannot be used.
         StoreSetupError: The store cannot be opened.
     """
-    key_file = KeyFile(settings.signing_keys, clock)
-    tokens = AccessTokens(key_file.ring, settings.issuer, settings.audience, settings.access_token_ttl)
+    key_file = follow_keys(settings.signing_keys, clock)
+    callers_file = None if settings.callers is None else follow_callers(settings.callers)
+    tokens = AccessTokens(key_file.content, settings.issuer, settings.audience, settings.access_token_ttl)
     lifetimes = SessionLifetimes(settings.session_idle_ttl, settings.session_max_ttl)
     async with contextlib.AsyncExitStack() as stack:
         hashing = stack.enter_context(contextlib.closing(Hashing(settings.bcrypt_cost)))
@@ -125,11 +130,12 @@ async def running(
         accounts = Accounts(store, hashing, clock, settings.password_min_length)
         http_address = await stack.enter_async_context(http.listening(settings, sessions))
         servicers = (AuthService(logins, sessions, validations), UserService(accounts, sessions))
-        server, health_servicer = await _grpc_server(Guard(validations), servicers, reflects=settings.reflection)
+        guard = Guard(validations, callers_file)
+        server, health_servicer = await _grpc_server(guard, servicers, reflects=settings.reflection)
         port = _bind(server, settings)
         await server.start()
         stack.push_async_callback(server.stop, GRACE_SECONDS)
-        for work in (_announce(store, health_servicer), _follow_keys(key_file, tokens)):
+        for work in (_announce(store, health_servicer), _follow_files(key_file, tokens, callers_file)):
             stack.push_async_callback(_cancel, asyncio.create_task(work))
         address = str(Address(settings.listen.host, port))
         yield Service(address, http_address, logins, sessions, validations, accounts, health_servicer)
@@ -248,11 +254,15 @@ async def _announce(store: Store, servicer: health.aio.HealthServicer) -> None:
     _log.info("serving")
 
 
-async def _follow_keys(key_file: KeyFile, tokens: AccessTokens) -> None:
-    """Take up changes of the key file within 2 s."""
+async def _follow_files(
+    key_file: FollowedFile[KeyRing], tokens: AccessTokens, callers_file: FollowedFile[Callers] | None
+) -> None:
+    """Take up changes of the key file and the callers file within 2 s."""
     while True:
-        await asyncio.sleep(KEYS_POLL_SECONDS)
+        await asyncio.sleep(FILES_POLL_SECONDS)
         tokens.ring = await asyncio.to_thread(key_file.refresh)
+        if callers_file is not None:
+            await asyncio.to_thread(callers_file.refresh)
 
 
 async def _set_health(servicer: health.aio.HealthServicer, status: Any) -> None:  # noqa: ANN401 - its stub has no name

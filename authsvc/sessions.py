@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from authsvc import fields, paging, refresh_tokens
+from authsvc import fields, logs, paging, refresh_tokens
 from authsvc.errors import InvalidRefreshTokenError, StoreUnavailableError, UserNotFoundError
 from authsvc.models import ACCESS_TOKEN_MAX_LIFETIME, Clock, Session, User
 from authsvc.refresh_tokens import RefreshToken, stored_form
@@ -90,7 +90,7 @@ class Sessions:
             user_id=session.user_id,
             session_id=session.session_id,
             token_generation=session.token_generation,
-            client_id=DEFAULT_CLIENT_ID,
+            client_id=logs.caller.get(DEFAULT_CLIENT_ID),
             now=now,
             not_after=not_after,
         )

@@ -243,6 +243,7 @@ def make_settings(signing_keys: Path, store: str, **changes: Any) -> Settings:
         max_stale_if_error=timedelta(minutes=15),
         bcrypt_cost=TEST_COST,
         password_min_length=15,
+        callers=None,
         tls_cert=None,
         tls_key=None,
         tls_client_ca=None,

@@ -8,7 +8,7 @@ from authsvc import passwords
 from authsvc.accounts import Accounts
 from authsvc.errors import InvalidCredentialsError, InvalidRefreshTokenError
 from authsvc.hashing import Hashing
-from authsvc.key_files import KeyFile
+from authsvc.key_files import follow_keys
 from authsvc.keys import KeyRing
 from authsvc.logins import Logins
 from authsvc.memory import Memory
@@ -29,7 +29,7 @@ HASH = passwords.hash_password(PASSWORD, TEST_COST)
 
 
 def key_ring(signing_keys: Path, clock: FakeClock) -> KeyRing:
-    return KeyFile(signing_keys, clock).ring
+    return follow_keys(signing_keys, clock).content
 
 
 class UseCases:

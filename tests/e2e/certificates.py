@@ -1,5 +1,6 @@
 """A certificate authority for tests."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -33,11 +34,13 @@ class Authority:
         certificate = self._sign(self._name, self._key, days=30, is_ca=True)
         self.certificate = self._write("ca.pem", certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, days: float = 30, begin: datetime | None = None) -> Pair:
-        """Issue a certificate, good from a day ago unless told, for `days` from now."""
+    def issue(
+        self, name: str, days: float = 30, begin: datetime | None = None, names: Sequence[x509.GeneralName] = ()
+    ) -> Pair:
+        """Issue a certificate, good from a day ago unless told, for `days` from now, for other names as well."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate = self._sign(subject, key, days=days, begin=begin)
+        certificate = self._sign(subject, key, days=days, begin=begin, names=names)
         private = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
@@ -54,6 +57,7 @@ class Authority:
         *,
         is_ca: bool = False,
         begin: datetime | None = None,
+        names: Sequence[x509.GeneralName] = (),
     ) -> x509.Certificate:
         now = datetime.now(UTC)
         return (
@@ -65,7 +69,9 @@ class Authority:
             .not_valid_before(begin or now - timedelta(days=1))
             .not_valid_after(now + timedelta(days=days))
             .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+            .add_extension(
+                x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1")), *names]), critical=False
+            )
             .sign(self._key, hashes.SHA256())
         )
 

@@ -66,6 +66,7 @@ def test_the_defaults() -> None:
         session_max_ttl=timedelta(days=30),
         bcrypt_cost=12,
         password_min_length=15,
+        callers=None,
         tls_cert=None,
         tls_key=None,
         tls_client_ca=None,
@@ -308,7 +309,7 @@ EXPOSED = (
 def test_beyond_loopback_an_open_or_plain_port_is_refused(host: str) -> None:
     is_open, is_plain = problems_with(listen=f"{host}:1")
     assert is_open == (
-        f"AUTHSVC_LISTEN: {host}:1 is open to whoever can connect: set AUTHSVC_TLS_CLIENT_CA,"
+        f"AUTHSVC_LISTEN: {host}:1 is open to whoever can connect: set AUTHSVC_CALLERS or AUTHSVC_TLS_CLIENT_CA,"
         " or AUTHSVC_ALLOW_OPEN=true where the network lets only your backends in"
     )
     assert is_plain == (

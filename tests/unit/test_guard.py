@@ -11,7 +11,9 @@ import grpc
 import pytest
 
 from authsvc import deadline, errors, logs
+from authsvc.callers import Callers
 from authsvc.errors import AuthsvcError, OperatorError
+from authsvc.followed_files import FollowedFile
 from authsvc.guard import Guard
 from authsvc.models import User, utc_now
 from authsvc.statuses import STATUS_BY_ERROR
@@ -45,7 +47,13 @@ ON_THE_WIRE: list[tuple[AuthsvcError, grpc.StatusCode, str]] = [
     (errors.BrokenRowError(SECRET, "role"), Code.INTERNAL, "INTERNAL"),
 ]
 ON_PURPOSE_INTERNAL = {errors.BrokenRowError, Exception}
-NEVER_SENT = {AuthsvcError, errors.RetryLaterError, errors.UserChangedError, errors.NoAnswerError}
+NEVER_SENT = {
+    AuthsvcError,
+    errors.CallerRefusedError,
+    errors.NoAnswerError,
+    errors.RetryLaterError,
+    errors.UserChangedError,
+}
 """Bases, and what is always answered inside."""
 NOT_SENT_YET = {"TOO_MANY_ATTEMPTS"}
 
@@ -134,13 +142,15 @@ class Served:
 
 @asynccontextmanager
 async def served(
-    handler: Handler, outcome: ActiveToken | InactiveReason = InactiveReason.MALFORMED
+    handler: Handler,
+    outcome: ActiveToken | InactiveReason = InactiveReason.MALFORMED,
+    callers: FollowedFile[Callers] | None = None,
 ) -> AsyncIterator[Served]:
     """Both services on a real socket, guarded, with one handler for all methods."""
     log = io.StringIO()
     logs.configure("json", "debug", stream=log)
     validations, servicer = FakeValidations(outcome), Servicer(handler)
-    guard = Guard(validations)  # type: ignore[arg-type]
+    guard = Guard(validations, callers)  # type: ignore[arg-type]
     server = grpc.aio.server()
     services = (
         auth_pb2.DESCRIPTOR.services_by_name["AuthService"],
@@ -374,7 +384,7 @@ async def test_whoever_is_no_admin_is_not_permitted_and_that_is_logged(role: str
         assert (told.code, told.reason) == (Code.PERMISSION_DENIED, "CALLER_NOT_PERMITTED")
         assert service.servicer.requests == []
         assert service.events()[0]["event"] == "caller_refused"
-        assert service.events()[0]["user_id"] == "user-1"
+        assert service.events()[0]["caller"] == "user:user-1"
 
 
 async def test_who_may_not_call_learns_nothing_about_a_request() -> None:

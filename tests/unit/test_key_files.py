@@ -14,7 +14,7 @@ import pytest
 
 from authsvc import key_files
 from authsvc.errors import KeyFileError
-from authsvc.key_files import KeyFile, remove_key, rotate_keys, was_just_published
+from authsvc.key_files import follow_keys, remove_key, rotate_keys, was_just_published
 from authsvc.keys import KeyStatus, generate_key_file, read_key_ring, read_keys
 from tests.support import WITNESS, FakeClock
 
@@ -187,7 +187,7 @@ class Followed:
 
     def __init__(self, path: Path, clock: FakeClock) -> None:
         self.path = path
-        self.file = KeyFile(path, clock)
+        self.file = follow_keys(path, clock)
         self._position = len(WITNESS.lines.getvalue())
 
     def refresh(self) -> str:
@@ -216,7 +216,7 @@ def replace(path: Path, text: str) -> None:
 
 def test_a_file_that_does_not_change_is_not_read_again(followed: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(key_files, "read_key_ring")
-    ring = followed.file.ring
+    ring = followed.file.content
     assert followed.file.refresh() is ring
     assert followed.events == []
 
@@ -282,7 +282,7 @@ def test_a_broken_file_keeps_the_last_good_keys(
 ) -> None:
     """F16: an error for each change, and what is restored is taken."""
     good = followed.path.read_text()
-    ring = followed.file.ring
+    ring = followed.file.content
     damage(followed.path)
     assert followed.file.refresh() is ring
     assert followed.file.refresh() is ring
@@ -347,4 +347,4 @@ def test_rights_that_are_given_later_are_seen(
 def test_at_its_start_it_refuses_a_broken_file(path: Path, clock: FakeClock) -> None:
     path.write_text("{")
     with pytest.raises(KeyFileError, match="not a JWK Set"):
-        KeyFile(path, clock)
+        follow_keys(path, clock)
