@@ -22,6 +22,7 @@ import pytest
 import uvloop
 
 from authsvc import config, deadline, keys, passwords
+from authsvc.callers import api_key_digest, read_callers
 from authsvc.cli import main
 from authsvc.errors import AuthsvcError, UserNotFoundError
 from authsvc.models import utc_now
@@ -622,6 +623,25 @@ def test_a_key_whose_id_begins_with_a_dash_is_removed(key_file: Path) -> None:
     removed = invoke("keys", "remove", str(key_file), kid)
     assert (removed.exit_code, removed.stderr) == (0, "")
     assert kid not in removed.stdout
+
+
+# Callers
+
+
+def test_a_new_api_key_is_what_the_callers_file_takes(tmp_path: Path) -> None:
+    made = [invoke("callers", "new-key") for _ in range(2)]
+    keys = [result.stdout.splitlines()[0] for result in made]
+    WITNESS.hide(*keys)
+    assert len(set(keys)) == 2
+    for key, result in zip(keys, made, strict=True):
+        assert result.exit_code == 0
+        assert result.stdout.splitlines() == [key, api_key_digest(key)]
+        line = result.stderr.removeprefix("in the callers file: ")
+        file = tmp_path / "callers.toml"
+        file.write_text(f'[callers.a]\n{line}permissions = ["login"]\n')
+        caller = read_callers(file).of_key(key)
+        assert caller is not None
+        assert caller.name == "a"
 
 
 # Processes: terminals, pipes, bytes

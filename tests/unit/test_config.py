@@ -327,6 +327,9 @@ def test_beyond_loopback_an_open_or_plain_port_is_refused(host: str) -> None:
         ("tls_cert tls_key", {}, ["is open to whoever"]),
         ("tls_cert tls_key", {"allow_open": "true"}, []),
         ("tls_cert tls_key tls_client_ca", {}, []),
+        ("tls_cert tls_key callers", {}, []),
+        ("callers", {}, ["would send passwords"]),
+        ("callers", {"allow_plaintext": "true"}, []),
     ],
 )
 def test_beyond_loopback_each_danger_has_its_own_consent(

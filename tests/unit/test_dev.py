@@ -67,6 +67,7 @@ def test_store_keys_and_plain_text_are_its_own(signing_keys: Path) -> None:
     others = {
         "AUTHSVC_STORE": "dynamodb",
         "AUTHSVC_SIGNING_KEYS": str(signing_keys),
+        "AUTHSVC_CALLERS": str(signing_keys),
         "AUTHSVC_TLS_CERT": str(signing_keys),
         "AUTHSVC_TLS_KEY": str(signing_keys),
         "AUTHSVC_REFLECTION": "false",
@@ -74,7 +75,7 @@ def test_store_keys_and_plain_text_are_its_own(signing_keys: Path) -> None:
     settings = config.load(dev.environment(Path("d"), others), dev.DEFAULTS)
     assert settings.store == "sqlite:d/authsvc.db"
     assert settings.signing_keys == Path("d/keys.json")
-    assert settings.tls_cert is settings.tls_key is settings.tls_client_ca is None
+    assert settings.callers is settings.tls_cert is settings.tls_key is settings.tls_client_ca is None
     assert settings.reflection
 
 

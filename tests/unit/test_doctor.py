@@ -172,6 +172,56 @@ def test_no_next_key(settings: dict[str, str], keys: Path) -> None:
     assert invoke("doctor", **settings).exit_code == 0
 
 
+# Callers
+
+
+@pytest.fixture
+def callers(tmp_path: Path) -> Path:
+    path = tmp_path / "the callers.toml"
+    path.write_text('[callers.a]\ntls_identities = ["a.example.com"]\npermissions = ["login"]\n')
+    path.chmod(0o644)
+    return path
+
+
+def test_good_callers(settings: dict[str, str], callers: Path, authority: Authority) -> None:
+    with_callers = {
+        **with_tls(settings, authority.issue("server"), authority.certificate),
+        "AUTHSVC_CALLERS": str(callers),
+    }
+    result = invoke("doctor", **with_callers)
+    assert result.exit_code == 0
+    assert f"ok    callers in {callers}" in result.stdout.splitlines()
+
+
+def test_each_problem_of_the_callers(settings: dict[str, str], callers: Path) -> None:
+    callers.write_text("[callers.a]\n[callers.b]\n")
+    result = invoke("doctor", **settings, AUTHSVC_CALLERS=str(callers))
+    assert result.exit_code == 1
+    assert [line for line in result.stdout.splitlines() if "caller" in line] == [
+        f"WRONG callers in {callers}: caller '{name}': {problem}. Remedy: correct the file"
+        for name in "ab"
+        for problem in ("has neither api_key_sha256 nor tls_identities", "has no permissions")
+    ]
+
+
+def test_callers_that_others_can_change(settings: dict[str, str], callers: Path) -> None:
+    callers.write_text(
+        callers.read_text().replace("tls_identities", "api_key_sha256").replace("a.example.com", "0" * 64)
+    )
+    callers.chmod(0o664)
+    line = wrong(invoke("doctor", **settings, AUTHSVC_CALLERS=str(callers)))
+    assert line.startswith(f"callers in {callers}: others than the owner may change who may call. ")
+    subprocess.run(shlex.split(remedy(line)), check=True)
+    assert invoke("doctor", **settings, AUTHSVC_CALLERS=str(callers)).exit_code == 0
+
+
+def test_tls_identities_that_nobody_can_show(settings: dict[str, str], callers: Path) -> None:
+    line = wrong(invoke("doctor", **settings, AUTHSVC_CALLERS=str(callers)))
+    assert line == (
+        f"callers in {callers}: TLS identities are not seen without a client CA. Remedy: set AUTHSVC_TLS_CLIENT_CA"
+    )
+
+
 # TLS
 
 

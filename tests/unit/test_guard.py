@@ -392,3 +392,48 @@ async def test_who_may_not_call_learns_nothing_about_a_request() -> None:
     async with served(answering(USER)) as service:
         call: Any = service.channel.unary_unary("/authsvc.v1.UserService/GetUser")
         assert (await failure(call(b"\xff"))).reason == "CALLER_UNAUTHENTICATED"
+
+
+@dataclass
+class CallDetails:
+    method: str
+
+
+@dataclass
+class FakeContext:
+    """A call from somewhere else than this machine, which a test cannot make."""
+
+    address: str
+
+    def time_remaining(self) -> float | None:
+        return None
+
+    def peer(self) -> str:
+        return self.address
+
+
+@pytest.mark.parametrize("method", ["Authenticate", "RefreshTokens", "ChangePassword"])
+@pytest.mark.parametrize(
+    ("peer", "believed"),
+    [
+        ("ipv4:127.0.0.1:4711", "192.0.2.1"),
+        ("ipv4:127.8.9.10:4711", "192.0.2.1"),
+        ("ipv6:%5B::1%5D:4711", "192.0.2.1"),
+        ("ipv6:[::1]:4711", "192.0.2.1"),
+        ("ipv4:192.0.2.9:4711", ""),
+        ("ipv4:128.0.0.1:4711", ""),
+        ("ipv6:%5B2001:db8::1%5D:4711", ""),
+        ("ipv6:%5Bfe80::1%25eth0%5D:4711", ""),
+        ("unknown", ""),
+        ("", ""),
+    ],
+)
+async def test_a_stranger_is_not_believed_where_the_user_is(method: str, peer: str, believed: str) -> None:
+    """ASVS-4.1.3: nobody spreads guesses over sources of their choice."""
+    servicer = Servicer(answering(auth_pb2.AuthenticateResponse()))
+    guard = Guard(FakeSessions(), None)  # type: ignore[arg-type]
+    methods: Any = guard.methods(auth_pb2.DESCRIPTOR.services_by_name["AuthService"], servicer)
+    handler = methods.service(CallDetails(f"/authsvc.v1.AuthService/{method}"))
+    request = getattr(auth_pb2, f"{method}Request")(client_address="192.0.2.1")
+    await handler.unary_unary(request.SerializeToString(), FakeContext(peer))
+    assert [request.client_address for request in servicer.requests] == [believed]

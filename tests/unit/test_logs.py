@@ -156,6 +156,18 @@ def test_lines_of_a_request_have_its_trace_id(log_format: str) -> None:
     assert "trace_id" not in third
 
 
+@pytest.mark.parametrize("log_format", FORMATS)
+def test_lines_of_a_request_name_its_caller(log_format: str) -> None:
+    stream = configured(log_format)
+    reset = logs.caller.set("checkout")
+    own_log().info("login")
+    logs.caller.reset(reset)
+    own_log().info("stopped")
+    first, second = stream.getvalue().splitlines()
+    assert "checkout" in first
+    assert "caller" not in second
+
+
 def test_trace_ids_have_one_length_and_differ() -> None:
     reset = logs.trace_id.set("")
     identifiers = {logs.new_trace_id() for _ in range(1000)}
