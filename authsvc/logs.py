@@ -21,6 +21,8 @@ caller: ContextVar[str] = ContextVar("caller")
 """Who makes the request being served, where that is known: in its log lines, and in the tokens that it is given."""
 
 _LIBRARY_LEVEL = logging.WARNING
+# It writes out headers that are no UTF-8, a damaged API key for instance, and a stack for each client that leaves.
+_TALKATIVE = "grpc._cython.cygrpc"
 _DIGEST_LENGTH = 16
 _digest_key = secrets.token_bytes(32)
 
@@ -78,6 +80,7 @@ def configure(log_format: str, level: str, digest_key: str | None = None, stream
     root.handlers = [handler]
     root.setLevel(_LIBRARY_LEVEL)
     logging.getLogger("authsvc").setLevel(level.upper())
+    logging.getLogger(_TALKATIVE).setLevel(logging.CRITICAL)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -49,13 +49,16 @@ _SERVICES: tuple[ServiceDescriptor, ...] = (
     user_service_pb2.DESCRIPTOR.services_by_name["UserService"],
 )
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
-_OPTIONS = (
-    # Two processes on one port would share its connections without knowing of each other.
-    ("grpc.so_reuseport", 0),
-    # Connections end now and then, so that balancers spread them anew.
-    ("grpc.max_connection_age_ms", 30 * 60 * 1000),
-    ("grpc.max_connection_age_grace_ms", 30 * 1000),
-)
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+MAX_METADATA_BYTES = 16 * 1024
+"""Of one call. A user's token, which is what takes most of it, has at most half of that."""
+MAX_CONNECTIONS = 1000
+MAX_CONCURRENT_CALLS = 1000
+"""On one connection; more wait in the client."""
+HANDSHAKE_SECONDS = 10
+"""From a connection's begin to the end of TLS and of HTTP/2's first frames."""
+MIN_PING_SECONDS = 10
+"""Between keepalive pings of a client; one that pings more often three times is sent away."""
 
 _log = structlog.get_logger(__name__)
 
@@ -170,7 +173,7 @@ async def serve(settings: Settings, on_start: Callable[[Service], Awaitable[None
 async def _grpc_server(
     guard: Guard, servicers: tuple[AuthService, UserService], *, reflects: bool
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
-    server = grpc.aio.server(options=_OPTIONS)
+    server = grpc.aio.server(options=_options())
     server.add_generic_rpc_handlers(tuple(guard.methods(d, s) for d, s in zip(_SERVICES, servicers, strict=True)))
     health_servicer = health.aio.HealthServicer()
     await _set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -178,6 +181,31 @@ async def _grpc_server(
     if reflects:
         _add_reflection(server)
     return server, health_servicer
+
+
+def _options() -> tuple[tuple[str, int], ...]:
+    """Return gRPC's settings: what one client may take, and when connections end."""
+    return (
+        # Two processes on one port would share its connections without knowing of each other.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        # Between the two, gRPC would refuse some calls by chance.
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
+        ("grpc.max_concurrent_streams", MAX_CONCURRENT_CALLS),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
+        # Connections end now and then, so that balancers spread them anew, and when nobody has used them for a while.
+        ("grpc.max_connection_age_ms", 30 * 60 * 1000),
+        ("grpc.max_connection_age_grace_ms", 30 * 1000),
+        ("grpc.max_connection_idle_ms", 5 * 60 * 1000),
+        # A client that is gone without a word is noticed.
+        ("grpc.keepalive_time_ms", 60 * 1000),
+        ("grpc.keepalive_timeout_ms", 20 * 1000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_SECONDS * 1000),
+        ("grpc.http2.max_ping_strikes", 2),
+    )
 
 
 def _add_reflection(server: grpc.aio.Server) -> None:

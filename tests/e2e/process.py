@@ -71,6 +71,11 @@ class Process:
         self._folder = folder
 
     @property
+    def pid(self) -> int:
+        """Its id."""
+        return self._popen.pid
+
+    @property
     def output(self) -> str:
         """What it has written to stdout."""
         return (self._folder / "stdout").read_text()

@@ -429,7 +429,7 @@ class FakeContext:
     ],
 )
 async def test_a_stranger_is_not_believed_where_the_user_is(method: str, peer: str, believed: str) -> None:
-    """ASVS-4.1.3: nobody spreads guesses over sources of their choice."""
+    """Nobody spreads guesses over sources of their choice."""
     servicer = Servicer(answering(auth_pb2.AuthenticateResponse()))
     guard = Guard(FakeSessions(), None)  # type: ignore[arg-type]
     methods: Any = guard.methods(auth_pb2.DESCRIPTOR.services_by_name["AuthService"], servicer)
