@@ -120,7 +120,9 @@ class AuthenticateRequest(_message.Message):
     password: _builtins.str
     """Password of the user, at most 1,024 bytes of UTF-8, compared in NFC. Required. Secret, never logged."""
     client_address: _builtins.str
-    """IP address of the end user as the backend saw it, IPv4 or IPv6. Empty: not known."""
+    """IP address of the end user as the backend saw it, IPv4 or IPv6. Empty: not known. Ignored from a
+    caller that the service does not know, unless it is on the service's own machine.
+    """
     client_label: _builtins.str
     """What the session is called in session lists, at most 128 characters, for instance a device name. May be empty."""
     def __init__(
@@ -394,7 +396,9 @@ class RefreshTokensRequest(_message.Message):
     refresh_token: _builtins.str
     """Refresh token of a session. Required. Secret, never logged."""
     client_address: _builtins.str
-    """IP address of the end user as the backend saw it, IPv4 or IPv6. Empty: not known."""
+    """IP address of the end user as the backend saw it, IPv4 or IPv6. Empty: not known. Ignored from a
+    caller that the service does not know, unless it is on the service's own machine.
+    """
     def __init__(
         self,
         *,
@@ -492,7 +496,9 @@ class ChangePasswordRequest(_message.Message):
     logged.
     """
     client_address: _builtins.str
-    """IP address of the end user as the backend saw it, IPv4 or IPv6. Empty: not known."""
+    """IP address of the end user as the backend saw it, IPv4 or IPv6. Empty: not known. Ignored from a
+    caller that the service does not know, unless it is on the service's own machine.
+    """
     client_label: _builtins.str
     """What the new session is called in session lists, at most 128 characters. May be empty."""
     def __init__(

@@ -29,8 +29,14 @@ class AuthServiceStub:
     """Logs end users in and tells backends whether a token is good. Called by backends, for end users.
 
     Every error that a handler makes carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without
-    its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with INVALID_ARGUMENT
-    (MALFORMED_REQUEST) for bytes that do not decode, and with INTERNAL (INTERNAL).
+    its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with
+    - INVALID_ARGUMENT (MALFORMED_REQUEST): the bytes of the request do not decode,
+    - INTERNAL (INTERNAL),
+    and, where the service has a callers file, any but GetJwks with
+    - UNAUTHENTICATED (CALLER_UNAUTHENTICATED): the caller shows no known API key (metadata `authorization: Bearer KEY`)
+    or TLS identity,
+    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller lacks the permission: `validate` for ValidateToken and
+    BatchValidateTokens, `login` for the others.
     """
 
     def __init__(self, channel):
@@ -80,8 +86,14 @@ class AuthServiceServicer:
     """Logs end users in and tells backends whether a token is good. Called by backends, for end users.
 
     Every error that a handler makes carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without
-    its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with INVALID_ARGUMENT
-    (MALFORMED_REQUEST) for bytes that do not decode, and with INTERNAL (INTERNAL).
+    its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with
+    - INVALID_ARGUMENT (MALFORMED_REQUEST): the bytes of the request do not decode,
+    - INTERNAL (INTERNAL),
+    and, where the service has a callers file, any but GetJwks with
+    - UNAUTHENTICATED (CALLER_UNAUTHENTICATED): the caller shows no known API key (metadata `authorization: Bearer KEY`)
+    or TLS identity,
+    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller lacks the permission: `validate` for ValidateToken and
+    BatchValidateTokens, `login` for the others.
     """
 
     def Authenticate(self, request, context):
@@ -224,8 +236,14 @@ class AuthService:
     """Logs end users in and tells backends whether a token is good. Called by backends, for end users.
 
     Every error that a handler makes carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without
-    its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with INVALID_ARGUMENT
-    (MALFORMED_REQUEST) for bytes that do not decode, and with INTERNAL (INTERNAL).
+    its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with
+    - INVALID_ARGUMENT (MALFORMED_REQUEST): the bytes of the request do not decode,
+    - INTERNAL (INTERNAL),
+    and, where the service has a callers file, any but GetJwks with
+    - UNAUTHENTICATED (CALLER_UNAUTHENTICATED): the caller shows no known API key (metadata `authorization: Bearer KEY`)
+    or TLS identity,
+    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller lacks the permission: `validate` for ValidateToken and
+    BatchValidateTokens, `login` for the others.
     """
 
     @staticmethod

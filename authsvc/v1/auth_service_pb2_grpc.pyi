@@ -30,8 +30,14 @@ class AuthServiceStub:
     """Logs end users in and tells backends whether a token is good. Called by backends, for end users.
 
     Every error that a handler makes carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without
-    its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with INVALID_ARGUMENT
-    (MALFORMED_REQUEST) for bytes that do not decode, and with INTERNAL (INTERNAL).
+    its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with
+    - INVALID_ARGUMENT (MALFORMED_REQUEST): the bytes of the request do not decode,
+    - INTERNAL (INTERNAL),
+    and, where the service has a callers file, any but GetJwks with
+    - UNAUTHENTICATED (CALLER_UNAUTHENTICATED): the caller shows no known API key (metadata `authorization: Bearer KEY`)
+      or TLS identity,
+    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller lacks the permission: `validate` for ValidateToken and
+      BatchValidateTokens, `login` for the others.
     """
 
     @_typing.overload
@@ -106,8 +112,14 @@ class AuthServiceAsyncStub(AuthServiceStub):
     """Logs end users in and tells backends whether a token is good. Called by backends, for end users.
 
     Every error that a handler makes carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without
-    its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with INVALID_ARGUMENT
-    (MALFORMED_REQUEST) for bytes that do not decode, and with INTERNAL (INTERNAL).
+    its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with
+    - INVALID_ARGUMENT (MALFORMED_REQUEST): the bytes of the request do not decode,
+    - INTERNAL (INTERNAL),
+    and, where the service has a callers file, any but GetJwks with
+    - UNAUTHENTICATED (CALLER_UNAUTHENTICATED): the caller shows no known API key (metadata `authorization: Bearer KEY`)
+      or TLS identity,
+    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller lacks the permission: `validate` for ValidateToken and
+      BatchValidateTokens, `login` for the others.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -178,8 +190,14 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     """Logs end users in and tells backends whether a token is good. Called by backends, for end users.
 
     Every error that a handler makes carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without
-    its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with INVALID_ARGUMENT
-    (MALFORMED_REQUEST) for bytes that do not decode, and with INTERNAL (INTERNAL).
+    its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with
+    - INVALID_ARGUMENT (MALFORMED_REQUEST): the bytes of the request do not decode,
+    - INTERNAL (INTERNAL),
+    and, where the service has a callers file, any but GetJwks with
+    - UNAUTHENTICATED (CALLER_UNAUTHENTICATED): the caller shows no known API key (metadata `authorization: Bearer KEY`)
+      or TLS identity,
+    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller lacks the permission: `validate` for ValidateToken and
+      BatchValidateTokens, `login` for the others.
     """
 
     @_abc_1.abstractmethod

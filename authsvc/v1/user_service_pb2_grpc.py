@@ -26,14 +26,15 @@ if _version_not_supported:
 
 
 class UserServiceStub:
-    """Manages users. Called by the admin service and by operators, with an access token of an active user whose stored
-    role is `admin`, as metadata `authorization: Bearer TOKEN`.
+    """Manages users. Called by backends that the callers file gives the permission `users` (`sessions` is enough for
+    ListUserSessions and RevokeUserSessions), by API key or TLS identity, and with an access token of an active user whose
+    stored role is `admin`. Keys and tokens are metadata: `authorization: Bearer KEY-OR-TOKEN`. It is never open.
 
     Every error that a handler makes carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without
     its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with
     - INVALID_ARGUMENT (MALFORMED_REQUEST): the bytes of the request do not decode,
     - UNAUTHENTICATED (CALLER_UNAUTHENTICATED): the caller gave no or wrong credentials,
-    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller is not an admin,
+    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller lacks the permission, or its token's user is no admin,
     - UNAVAILABLE (STORE_UNAVAILABLE): the store cannot answer in time; carries RetryInfo,
     - INTERNAL (INTERNAL).
     """
@@ -87,14 +88,15 @@ class UserServiceStub:
 
 
 class UserServiceServicer:
-    """Manages users. Called by the admin service and by operators, with an access token of an active user whose stored
-    role is `admin`, as metadata `authorization: Bearer TOKEN`.
+    """Manages users. Called by backends that the callers file gives the permission `users` (`sessions` is enough for
+    ListUserSessions and RevokeUserSessions), by API key or TLS identity, and with an access token of an active user whose
+    stored role is `admin`. Keys and tokens are metadata: `authorization: Bearer KEY-OR-TOKEN`. It is never open.
 
     Every error that a handler makes carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without
     its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with
     - INVALID_ARGUMENT (MALFORMED_REQUEST): the bytes of the request do not decode,
     - UNAUTHENTICATED (CALLER_UNAUTHENTICATED): the caller gave no or wrong credentials,
-    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller is not an admin,
+    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller lacks the permission, or its token's user is no admin,
     - UNAVAILABLE (STORE_UNAVAILABLE): the store cannot answer in time; carries RetryInfo,
     - INTERNAL (INTERNAL).
     """
@@ -246,14 +248,15 @@ def add_UserServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class UserService:
-    """Manages users. Called by the admin service and by operators, with an access token of an active user whose stored
-    role is `admin`, as metadata `authorization: Bearer TOKEN`.
+    """Manages users. Called by backends that the callers file gives the permission `users` (`sessions` is enough for
+    ListUserSessions and RevokeUserSessions), by API key or TLS identity, and with an access token of an active user whose
+    stored role is `admin`. Keys and tokens are metadata: `authorization: Bearer KEY-OR-TOKEN`. It is never open.
 
     Every error that a handler makes carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without
     its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with
     - INVALID_ARGUMENT (MALFORMED_REQUEST): the bytes of the request do not decode,
     - UNAUTHENTICATED (CALLER_UNAUTHENTICATED): the caller gave no or wrong credentials,
-    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller is not an admin,
+    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller lacks the permission, or its token's user is no admin,
     - UNAVAILABLE (STORE_UNAVAILABLE): the store cannot answer in time; carries RetryInfo,
     - INTERNAL (INTERNAL).
     """

@@ -27,14 +27,15 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class UserServiceStub:
-    """Manages users. Called by the admin service and by operators, with an access token of an active user whose stored
-    role is `admin`, as metadata `authorization: Bearer TOKEN`.
+    """Manages users. Called by backends that the callers file gives the permission `users` (`sessions` is enough for
+    ListUserSessions and RevokeUserSessions), by API key or TLS identity, and with an access token of an active user whose
+    stored role is `admin`. Keys and tokens are metadata: `authorization: Bearer KEY-OR-TOKEN`. It is never open.
 
     Every error that a handler makes carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without
     its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with
     - INVALID_ARGUMENT (MALFORMED_REQUEST): the bytes of the request do not decode,
     - UNAUTHENTICATED (CALLER_UNAUTHENTICATED): the caller gave no or wrong credentials,
-    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller is not an admin,
+    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller lacks the permission, or its token's user is no admin,
     - UNAVAILABLE (STORE_UNAVAILABLE): the store cannot answer in time; carries RetryInfo,
     - INTERNAL (INTERNAL).
     """
@@ -109,14 +110,15 @@ class UserServiceStub:
 
 @_typing.type_check_only
 class UserServiceAsyncStub(UserServiceStub):
-    """Manages users. Called by the admin service and by operators, with an access token of an active user whose stored
-    role is `admin`, as metadata `authorization: Bearer TOKEN`.
+    """Manages users. Called by backends that the callers file gives the permission `users` (`sessions` is enough for
+    ListUserSessions and RevokeUserSessions), by API key or TLS identity, and with an access token of an active user whose
+    stored role is `admin`. Keys and tokens are metadata: `authorization: Bearer KEY-OR-TOKEN`. It is never open.
 
     Every error that a handler makes carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without
     its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with
     - INVALID_ARGUMENT (MALFORMED_REQUEST): the bytes of the request do not decode,
     - UNAUTHENTICATED (CALLER_UNAUTHENTICATED): the caller gave no or wrong credentials,
-    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller is not an admin,
+    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller lacks the permission, or its token's user is no admin,
     - UNAVAILABLE (STORE_UNAVAILABLE): the store cannot answer in time; carries RetryInfo,
     - INTERNAL (INTERNAL).
     """
@@ -187,14 +189,15 @@ class UserServiceAsyncStub(UserServiceStub):
     """
 
 class UserServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Manages users. Called by the admin service and by operators, with an access token of an active user whose stored
-    role is `admin`, as metadata `authorization: Bearer TOKEN`.
+    """Manages users. Called by backends that the callers file gives the permission `users` (`sessions` is enough for
+    ListUserSessions and RevokeUserSessions), by API key or TLS identity, and with an access token of an active user whose
+    stored role is `admin`. Keys and tokens are metadata: `authorization: Bearer KEY-OR-TOKEN`. It is never open.
 
     Every error that a handler makes carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without
     its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with
     - INVALID_ARGUMENT (MALFORMED_REQUEST): the bytes of the request do not decode,
     - UNAUTHENTICATED (CALLER_UNAUTHENTICATED): the caller gave no or wrong credentials,
-    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller is not an admin,
+    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller lacks the permission, or its token's user is no admin,
     - UNAVAILABLE (STORE_UNAVAILABLE): the store cannot answer in time; carries RetryInfo,
     - INTERNAL (INTERNAL).
     """
