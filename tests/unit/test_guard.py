@@ -431,7 +431,7 @@ class FakeContext:
 async def test_a_stranger_is_not_believed_where_the_user_is(method: str, peer: str, believed: str) -> None:
     """Nobody spreads guesses over sources of their choice."""
     servicer = Servicer(answering(auth_pb2.AuthenticateResponse()))
-    guard = Guard(FakeSessions(), None)  # type: ignore[arg-type]
+    guard = Guard(FakeValidations(), None)  # type: ignore[arg-type]
     methods: Any = guard.methods(auth_pb2.DESCRIPTOR.services_by_name["AuthService"], servicer)
     handler = methods.service(CallDetails(f"/authsvc.v1.AuthService/{method}"))
     request = getattr(auth_pb2, f"{method}Request")(client_address="192.0.2.1")
