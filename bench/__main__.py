@@ -36,9 +36,10 @@ def main(variants: Sequence[str], rounds: int, loads: Sequence[str], docs: Path 
     """
     results = Results()
     say(results.machine)
-    with Servers(say) as servers:
+    chosen = select(variants, loads)
+    with Servers({variant.target.users for variant in chosen}) as servers:
         bench = Bench(servers)
-        _measure(bench, select(variants, loads), rounds, results)
+        _measure(bench, chosen, rounds, results)
         if not variants and not loads:
             _measure_the_rest(bench, servers, results)
     results.write(FOLDER / f"{results.date}.json")

@@ -19,7 +19,7 @@ from authsvc.v1 import user_service_pb2 as user_pb2
 from authsvc.v1 import user_service_pb2_grpc as user_grpc
 from bench.load import Load
 from bench.measure import Loader
-from bench.servers import AUTHSVC, USERS, Server, Servers
+from bench.servers import AUTHSVC, USERS, Server, Servers, table_prefix
 from tests.faults import Exchange, Reply, proxy_in_thread
 
 # Inputs, to be checked with AWS's price list before anybody plans with them.
@@ -112,7 +112,7 @@ def units_of_validations(servers: Servers, loader: Loader) -> dict[str, float]:
 def _units_of_a_call(load: Load, loader: Loader, server: Server, metering: Metering) -> float:
     metering.take()
     sample, _ = loader.run(replace(load, warm_up=0.0, calls=METERED_CALLS), server.pid)
-    return metering.take()[0] / sample.calls
+    return metering.take()[0] / sample.all_calls
 
 
 def _units(call: Callable[[], object], metering: Metering) -> tuple[float, float]:
@@ -215,7 +215,7 @@ class _Calls:
 def bytes_per_user(servers: Servers) -> int:
     """Return what DynamoDB stores for a user: row and index, claim, sessions; each as the largest found."""
     dynamodb = boto3.client("dynamodb", **servers.engine.client_options())
-    prefix = servers.table_prefix(USERS)
+    prefix = table_prefix(USERS)
     copies = {"users": 2, "unique": 1, "sessions": SESSIONS_PER_USER}
     return sum(
         number * max(map(_item_bytes, dynamodb.scan(TableName=prefix + table)["Items"]), default=0)

@@ -1,29 +1,27 @@
 """What the servers need to be there first: tables with users in them, signing keys, and tokens."""
 
-import asyncio
+import gzip
+import json
 import secrets
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import aioboto3
-import boto3
-from aiobotocore.config import AioConfig
+import orjson
 
 from authsvc.dynamodb_items import user_item
+from authsvc.dynamodb_tables import EMAIL_INDEX
 from authsvc.keys import read_key_ring
 from authsvc.models import User, utc_now
 from authsvc.sqlite import open_sqlite_store
 from authsvc.tokens import AccessTokens
-from tests.engines import Engine
+from tests.engines.dynoxide import import_tables
 
 ISSUER = "https://auth.example.com"
 AUDIENCE = "backends"
 TOKEN_TTL = timedelta(hours=24)
-ITEMS_PER_WRITE = 25
-WRITES_IN_FLIGHT = 32
 CREATE_TIME = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -64,34 +62,39 @@ async def fill_sqlite(path: Path, users: int) -> None:
             await store.create_user(user(number), CREATE_TIME)
 
 
-def create_users_table(engine: Engine, table: str) -> None:
-    """Create a table that is good for validations alone: its index, which they never read, is left out."""
-    dynamodb = boto3.client("dynamodb", **engine.client_options())
-    dynamodb.create_table(
-        TableName=table,
-        AttributeDefinitions=[{"AttributeName": "user_id", "AttributeType": "S"}],
-        KeySchema=[{"AttributeName": "user_id", "KeyType": "HASH"}],
-        BillingMode="PAY_PER_REQUEST",
-    )
+def write_database(database: Path, tables: Mapping[str, int]) -> None:
+    """Make an engine's database with users in it.
+
+    Args:
+        database: The file to make.
+        tables: How many users are in each users table.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-export-", dir=database.parent) as name:
+        export = Path(name)
+        for table, users in tables.items():
+            _export_users(export / table / "data", users)
+        schema = export / "schema.json"
+        schema.write_text(json.dumps([_description(table) for table in tables]))
+        import_tables(export, schema, database)
 
 
-async def fill_users_table(engine: Engine, table: str, users: int) -> None:
-    """Write the users, as many requests at once as the engine takes."""
-    config = AioConfig(max_pool_connections=WRITES_IN_FLIGHT)
-    async with aioboto3.Session().client("dynamodb", config=config, **engine.client_options()) as dynamodb:
-        batches = _batches(user(number) for number in range(users))
-        await asyncio.gather(*(_write(dynamodb, table, batches) for _ in range(WRITES_IN_FLIGHT)))
+def _export_users(folder: Path, users: int) -> None:
+    folder.mkdir(parents=True)
+    with gzip.open(folder / "users.json.gz", "wb", compresslevel=1) as file:
+        file.writelines(orjson.dumps({"Item": user_item(user(number))}) + b"\n" for number in range(users))
 
 
-async def _write(dynamodb: Any, table: str, batches: Iterator[list[User]]) -> None:  # noqa: ANN401 - has no name
-    for batch in batches:
-        requests = [{"PutRequest": {"Item": user_item(each)}} for each in batch]
-        while requests:
-            answer = await dynamodb.batch_write_item(RequestItems={table: requests})
-            requests = answer["UnprocessedItems"].get(table, [])
-
-
-def _batches(users: Iterable[User]) -> Iterator[list[User]]:
-    rest = iter(users)
-    while batch := list(islice(rest, ITEMS_PER_WRITE)):
-        yield batch
+def _description(table: str) -> dict[str, Any]:
+    """Return what DescribeTable says of a users table."""
+    names = ("user_id", "email")
+    schemas = {name: [{"AttributeName": name, "KeyType": "HASH"}] for name in names}
+    index = {"IndexName": EMAIL_INDEX, "KeySchema": schemas["email"], "Projection": {"ProjectionType": "ALL"}}
+    return {
+        "Table": {
+            "TableName": table,
+            "AttributeDefinitions": [{"AttributeName": name, "AttributeType": "S"} for name in names],
+            "KeySchema": schemas["user_id"],
+            "GlobalSecondaryIndexes": [index],
+            "BillingModeSummary": {"BillingMode": "PAY_PER_REQUEST"},
+        }
+    }

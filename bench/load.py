@@ -1,7 +1,7 @@
-"""The load generator: a process that takes one Load a line on stdin and answers with two lines on stdout.
+"""The load generator: a process that takes one Load a line on stdin and answers with three lines on stdout.
 
-`begin` comes when the warm-up is over, and the Sample as JSON at the end. It sends bytes made ahead and looks at no
-more of an answer than it must, so that it costs less than any server.
+MARKS come when the measured time begins and ends, and then the Sample as JSON. It sends bytes made ahead and looks at
+no more of an answer than it must, so that it costs less than any server.
 """
 
 import asyncio
@@ -26,6 +26,7 @@ from authsvc.v1 import auth_service_pb2 as auth_pb2
 SERVICE = "/authsvc.v1.AuthService/"
 ACTIVE = auth_pb2.ValidateTokenResponse(state=auth_pb2.TOKEN_STATE_ACTIVE).SerializeToString()
 """What the bytes of an active answer begin with: `state` is field 1."""
+MARKS = ("begin", "end")
 TIMEOUT_SECONDS = 10.0
 REFUSED_PAUSE_SECONDS = 1.0
 """What RetryInfo asks of a login client that is refused, at least."""
@@ -69,9 +70,15 @@ class Load:
 
 @dataclass
 class Sample:
-    """What one run saw; times in seconds, latencies in milliseconds."""
+    """What one run saw; times in seconds, latencies in milliseconds.
+
+    Args:
+        calls: Answered in the measured time, however long before they were sent.
+        all_calls: Those before and after as well.
+    """
 
     calls: int = 0
+    all_calls: int = 0
     seconds: float = 0.0
     p50: float = 0.0
     p99: float = 0.0
@@ -84,48 +91,51 @@ class Run:
 
     Args:
         sends: One for each connection; calls and waits for a good answer.
+        mark: Told of the MARKS.
     """
 
-    def __init__(self, load: Load, sends: Sequence[Send], announce: Callable[[], None]) -> None:
+    def __init__(self, load: Load, sends: Sequence[Send], mark: Callable[[str], None]) -> None:
         self._load = load
         self._sends = itertools.cycle(sends)
-        self._announce = announce
+        self._mark = mark
+        self._is_over = False
+        self._sample = Sample()
         self._latencies: list[float] = []
         self._errors: Counter[str] = Counter()
-        self._begin = 0.0
-        self._end = time.perf_counter() + load.warm_up + load.seconds
+        self._begin_time = 0.0
 
     async def sample(self) -> Sample:
         """Run it to its end."""
-        begins = asyncio.create_task(self._begin_after_warm_up())
+        clock = asyncio.create_task(self._keep_time())
         await (self._closed() if self._load.in_flight else self._open())
-        await begins
+        clock.cancel()
         ordered = sorted(self._latencies)
-        return Sample(
-            calls=len(ordered),
-            seconds=time.perf_counter() - self._begin,
-            p50=_quantile(ordered, 0.5),
-            p99=_quantile(ordered, 0.99),
-            p999=_quantile(ordered, 0.999),
-            errors=dict(self._errors),
-        )
+        self._sample.p50, self._sample.p99, self._sample.p999 = (_quantile(ordered, q) for q in (0.5, 0.99, 0.999))
+        self._sample.errors = dict(self._errors)
+        return self._sample
 
-    async def _begin_after_warm_up(self) -> None:
+    async def _keep_time(self) -> None:
         await asyncio.sleep(self._load.warm_up)
         self._latencies.clear()
         self._errors.clear()
-        self._begin = time.perf_counter()
-        self._announce()
+        self._begin_time = time.perf_counter()
+        self._mark(MARKS[0])
+        await asyncio.sleep(self._load.seconds)
+        self._end()
 
-    def _is_over(self) -> bool:
-        return time.perf_counter() >= self._end or 0 < self._load.calls <= len(self._latencies)
+    def _end(self) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._sample.calls = len(self._latencies)
+            self._sample.seconds = time.perf_counter() - self._begin_time
+            self._mark(MARKS[1])
 
     async def _closed(self) -> None:
         await asyncio.gather(*(self._client() for _ in range(self._load.in_flight)))
 
     async def _client(self) -> None:
         send = next(self._sends)
-        while not self._is_over():
+        while not self._is_over:
             await self._timed(send, time.perf_counter())
 
     async def _open(self) -> None:
@@ -133,7 +143,7 @@ class Run:
         loop = asyncio.get_running_loop()
         calls: set[asyncio.Task[None]] = set()
         due = time.perf_counter()
-        while due < self._end:
+        while not self._is_over:
             await asyncio.sleep(due - time.perf_counter())
             call = loop.create_task(self._timed(next(self._sends), due))
             calls.add(call)
@@ -150,6 +160,9 @@ class Run:
             self._errors[str(error)] += 1
         else:
             self._latencies.append((time.perf_counter() - begin) * 1000)
+            self._sample.all_calls += 1
+            if len(self._latencies) == self._load.calls:
+                self._end()
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
@@ -235,7 +248,7 @@ async def _calls(load: Load, stack: AsyncExitStack) -> list[Send]:
 async def run(load: Load) -> Sample:
     """Send a load and return what it saw; a line on stdout says when the warm-up is over."""
     async with AsyncExitStack() as stack:
-        return await Run(load, await _calls(load, stack), lambda: _say("begin")).sample()
+        return await Run(load, await _calls(load, stack), _say).sample()
 
 
 def _say(line: str) -> None:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 from bench import cores
-from bench.load import Load, Sample
-from bench.servers import TOKENS, Server, Servers, Target
+from bench.load import MARKS, Load, Sample
+from bench.servers import TOKENS, USERS, Server, Servers, Target, table_prefix
 from bench.variants import BATCH_CALLS, MANY_USERS, Variant
 
 WARM_UP_SECONDS = 5.0
@@ -61,10 +61,12 @@ class Loader:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(asdict(load)) + "\n")
         self._process.stdin.flush()
-        self._read_line()
-        before = cores.cpu_seconds(pid)
-        sample = Sample(**json.loads(self._read_line()))
-        return sample, cores.cpu_seconds(pid) - before
+        used = []
+        for _ in MARKS:
+            self._read_line()
+            used.append(cores.cpu_seconds(pid))
+        begin, end = used
+        return Sample(**json.loads(self._read_line())), end - begin
 
     def _read_line(self) -> str:
         assert self._process.stdout is not None
@@ -114,7 +116,7 @@ class Bench:
         return seen
 
     def _measure_get_item(self, variant: Variant) -> Figures:
-        table = self._servers.table_prefix() + "users"
+        table = table_prefix(USERS) + "users"
         load = replace(
             variant.load, address=self._servers.engine.endpoint_url, tokens=str(self._servers.user_ids), table=table
         )

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -69,14 +69,13 @@ class Servers:
     """Everything that runs, until the context is left.
 
     Args:
-        say: Told what takes long.
+        users: How many users the tables have: one set of tables for each number.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, users: Collection[int]) -> None:
+        self._users = users
         self._stack = ExitStack()
         self._targets: dict[Target, Server] = {}
-        self._prefixes: dict[int, str] = {}
 
     def __enter__(self) -> Self:
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
@@ -109,30 +108,25 @@ class Servers:
 
     @cached_property
     def engine(self) -> Engine:
-        """The engine, in memory."""
+        """The engine, with its tables."""
+        database = self._folder / "engine.sqlite"
+        deployment.write_database(database, {f"{table_prefix(users)}users": users for users in self._users})
         with cores.on(cores.REST):
-            return self._stack.enter_context(launch(in_memory=True))
+            engine = self._stack.enter_context(launch(database=database))
+        for users in self._users:
+            self._create_tables(self._on_engine(engine, engine.endpoint_url, users))
+        return engine
 
-    def table_prefix(self, users: int = USERS) -> str:
-        """Return the prefix of tables with that many users, written when they are first asked for."""
-        if users not in self._prefixes:
-            begin = time.monotonic()
-            prefix = self._prefixes[users] = f"bench-{users}-"
-            if users == USERS:
-                self._create_tables(self.on_dynamodb(self.engine.endpoint_url))
-            else:
-                deployment.create_users_table(self.engine, f"{prefix}users")
-            asyncio.run(deployment.fill_users_table(self.engine, f"{prefix}users", users))
-            self._say(f"{users:,} users written in {time.monotonic() - begin:.0f} s")
-        return self._prefixes[users]
+    def on_dynamodb(self, endpoint_url: str = "", users: int = USERS) -> dict[str, str]:
+        """Return the environment of a server whose users are in the engine, behind an endpoint or directly."""
+        return self._on_engine(self.engine, endpoint_url or self.engine.endpoint_url, users)
 
-    def on_dynamodb(self, endpoint_url: str, users: int = USERS) -> dict[str, str]:
-        """Return the environment of a server whose users are behind an endpoint."""
+    def _on_engine(self, engine: Engine, endpoint_url: str, users: int) -> dict[str, str]:
         return {
             **self._environ(),
-            **self.engine.environ(),
+            **engine.environ(),
             "AUTHSVC_STORE": "dynamodb",
-            "AUTHSVC_TABLE_PREFIX": self.table_prefix(users),
+            "AUTHSVC_TABLE_PREFIX": table_prefix(users),
             "AWS_ENDPOINT_URL_DYNAMODB": endpoint_url,
         }
 
@@ -166,7 +160,7 @@ class Servers:
             return self._listening("bench.empty", environ={}, on=cores.SERVER)
         if target.store == "sqlite":
             return self.serve(self._on_sqlite(target.users))
-        endpoint_url = self.engine.endpoint_url if target.delay is None else self._delayed(target.delay)
+        endpoint_url = "" if target.delay is None else self._delayed(target.delay)
         environ = self.on_dynamodb(endpoint_url, target.users)
         if target.what == "naive":
             return self._listening("bench.naive", environ=environ, on=cores.SERVER)
@@ -203,6 +197,11 @@ class Servers:
             "AUTHSVC_AUDIENCE": deployment.AUDIENCE,
             "AUTHSVC_SIGNING_KEYS": str(self._keys),
         }
+
+
+def table_prefix(users: int) -> str:
+    """Return what the names of the tables with that many users begin with."""
+    return f"bench-{users}-"
 
 
 def _events(log: Path) -> dict[str, dict[str, str]]:

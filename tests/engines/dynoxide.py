@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import platform
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -25,12 +26,17 @@ LACKS = {
 
 
 @contextmanager
-def launch(*, in_memory: bool = False) -> Iterator[Engine]:
-    """Run a fresh dynoxide; in memory it is faster and a restart finds it empty."""
+def launch(*, in_memory: bool = False, database: Path | None = None) -> Iterator[Engine]:
+    """Run a fresh dynoxide; in memory it is faster and a restart finds it empty.
+
+    Args:
+        in_memory: instead of in a file.
+        database: a file that `import_tables` has made, instead of an empty one.
+    """
     binary = _binary()
     with tempfile.TemporaryDirectory(prefix="dynoxide-") as folder:
         home, port = Path(folder), free_port()
-        storage = [] if in_memory else ["--db-path", str(home / "data.sqlite")]
+        storage = [] if in_memory else ["--db-path", str(database or home / "data.sqlite")]
         command = [str(binary), "serve", "--host", "127.0.0.1", "--port", str(port), *storage]
         server = ServerProcess(command, port=port, cwd=home, env={})
         server.start()
@@ -38,6 +44,19 @@ def launch(*, in_memory: bool = False) -> Iterator[Engine]:
             yield Engine("dynoxide", f"http://127.0.0.1:{port}", LACKS, server)
         finally:
             server.stop()
+
+
+def import_tables(export: Path, schema: Path, database: Path) -> None:
+    """Make a database of tables with items in them, many times faster than through DynamoDB's API.
+
+    Args:
+        export: a folder `TABLE/data` for each table, with `*.json.gz` as DynamoDB exports them.
+        schema: the answers of DescribeTable for all tables, as a JSON array.
+        database: the file to make.
+    """
+    paths = {"--source": export, "--schema": schema, "--output": database}
+    arguments = [str(text) for pair in paths.items() for text in pair]
+    subprocess.run([str(_binary()), "import", *arguments], check=True, capture_output=True)
 
 
 def _binary() -> Path:
