@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -12,6 +13,7 @@ from bench.results import Results
 from bench.servers import Servers
 from bench.variants import Variant, select
 
+EXISTING = click.Path(path_type=Path, exists=True)
 FOLDER = Path(__file__).parent / "results"
 BEGIN = "<!-- written by python -m bench -->\n"
 END = "<!-- end -->\n"
@@ -27,25 +29,33 @@ def say(line: str) -> None:
 @click.argument("variants", nargs=-1)
 @click.option("--rounds", default=5, show_default=True, help="How often each variant is run.")
 @click.option("--load", "loads", multiple=True, help="Only these loads: calls in flight as 64, or a second as 300/s.")
-@click.option("--docs", type=click.Path(path_type=Path, exists=True), help="Folder of performance.md to write it to.")
-def main(variants: Sequence[str], rounds: int, loads: Sequence[str], docs: Path | None) -> None:
+@click.option("--again", type=EXISTING, help="File of earlier results, to be shown instead of measuring.")
+@click.option("--docs", type=EXISTING, help="Folder of performance.md: write tables and plots there.")
+def main(variants: Sequence[str], rounds: int, loads: Sequence[str], again: Path | None, docs: Path | None) -> None:
     """Measure VARIANTS in rounds, each as a ratio to the empty RPC of its round.
 
     A variant is named by its subject or by subject and load, as in a shell: fresh, 'batch-*', 'fresh 64'. Without
     any, all are measured, and memory and the units that each RPC consumes.
     """
-    results = Results()
-    say(results.machine)
-    chosen = select(variants, loads)
-    with Servers({variant.target.users for variant in chosen}) as servers:
-        bench = Bench(servers)
-        _measure(bench, chosen, rounds, results)
-        if not variants and not loads:
-            _measure_the_rest(bench, servers, results)
-    results.write(FOLDER / f"{results.date}.json")
+    results = Results.read(again) if again else _results(variants, loads, rounds)
     say(report.whole(results))
     if docs is not None:
         _publish(results, docs)
+
+
+def _results(words: Sequence[str], loads: Sequence[str], rounds: int) -> Results:
+    results = Results()
+    say(results.machine)
+    variants = select(words, loads)
+    with Servers({variant.target.users for variant in variants}) as servers:
+        bench = Bench(servers)
+        _measure(bench, variants, rounds, results)
+        if not words and not loads:
+            _measure_the_rest(bench, servers, results)
+    path = FOLDER / f"{datetime.now(UTC):%Y-%m-%dT%H%M}.json"
+    results.write(path)
+    say(f"written to {path}\n")
+    return results
 
 
 def _measure(bench: Bench, variants: Sequence[Variant], rounds: int, results: Results) -> None:
@@ -78,7 +88,7 @@ def _publish(results: Results, docs: Path) -> None:
     page = docs / "performance.md"
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{report.whole(results)}\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n{report.whole(results)}\n\n{END}{after}")
 
 
 main()

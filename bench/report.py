@@ -8,6 +8,11 @@ from bench.results import Results, Spread
 from bench.variants import VARIANTS
 
 _BASELINES = {variant.name: variant.baseline_name for variant in VARIANTS}
+_PRICES = (
+    f"Prices of DynamoDB in {costs.PRICES}: ${costs.DOLLARS_PER_MILLION_READS} for a million read units, "
+    f"${costs.DOLLARS_PER_MILLION_WRITES} for a million write units, "
+    f"${costs.DOLLARS_PER_GB_MONTH:.2f} for a GB and month with point-in-time recovery."
+)
 _HEADER = ("variant", "CPU µs", "× empty RPC", "calls/s", "p50 ms", "p99 ms", "p99.9 ms", "RSS MiB", "errors")
 
 
@@ -59,15 +64,21 @@ def dollars_table(results: Results) -> str:
 
 
 def whole(results: Results) -> str:
-    """Return everything, ready for a page."""
-    parts = [f"Measured on {results.date}, {len(results.rounds)} rounds. {results.machine}."]
-    parts += [bars_table(results), figures_table(results)]
-    parts += [f"Left out: {name}: {reason}." for name, reason in results.left_out.items()]
+    """Return everything that was measured, in sections."""
+    return "\n\n".join(f"{'### ' * bool(title)}{title}\n\n{body}".strip() for title, body in _sections(results))
+
+
+def _sections(results: Results) -> Iterator[tuple[str, str]]:
+    rounds = f"{len(results.rounds)} round" + "s" * (len(results.rounds) != 1)
+    yield "", f"Measured on {results.date} in {rounds}. {results.machine}."
+    yield "The bars", bars_table(results)
+    left_out = "".join(f"\n\nLeft out: {name}: {reason}." for name, reason in results.left_out.items())
+    yield "Every variant", figures_table(results) + left_out
     if results.units:
-        parts.append(units_table(results))
+        yield "Read units of a fresh validation", units_table(results)
     if results.costs:
-        parts += [costs_table(results), dollars_table(results)]
-    return "\n\n".join(parts) + "\n"
+        yield "Units of each RPC", costs_table(results)
+        yield "Dollars a month", f"{_PRICES}\n\n{dollars_table(results)}"
 
 
 def _row(results: Results, name: str) -> Sequence[str]:
