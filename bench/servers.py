@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -130,14 +130,17 @@ class Servers:
             "AWS_ENDPOINT_URL_DYNAMODB": endpoint_url,
         }
 
-    def spawn(self, *command: str, environ: Mapping[str, str], on: Sequence[int]) -> "subprocess.Popen[str]":
-        """Start a program, with pipes to talk to it; it is ended with all the others."""
-        with cores.on(on):
+    def spawn(
+        self, *command: str, environ: Mapping[str, str], on: Sequence[int], log: Path | None = None
+    ) -> "subprocess.Popen[str]":
+        """Start a program, with pipes to talk to it and stderr where given; it is ended with all the others."""
+        with cores.on(on), nullcontext() if log is None else log.open("w") as stderr:
             process = subprocess.Popen(
                 command,
                 env={"PATH": os.environ["PATH"], **environ},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                stderr=stderr,
                 text=True,
             )
         self._stack.callback(_end, process)
@@ -146,8 +149,7 @@ class Servers:
     def serve(self, environ: Mapping[str, str], on: Sequence[int] = cores.SERVER) -> Server:
         """Start the service, and wait until it serves."""
         log = self._folder / f"serve-{time.monotonic_ns()}.log"
-        command = 'exec "$0" serve 2>"$1"'
-        process = self.spawn("sh", "-c", command, AUTHSVC, str(log), environ=environ, on=on)
+        process = self.spawn(AUTHSVC, "serve", environ=environ, on=on, log=log)
         give_up = time.monotonic() + READY_SECONDS
         while not (events := _events(log)).get("serving"):
             if process.poll() is not None or time.monotonic() > give_up:
@@ -206,7 +208,7 @@ def table_prefix(users: int) -> str:
 
 def _events(log: Path) -> dict[str, dict[str, str]]:
     """Return the lines of a log by their event."""
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    lines = map(json.loads, log.read_text().splitlines())
     return {line["event"]: line for line in lines}
 
 
