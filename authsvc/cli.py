@@ -469,7 +469,7 @@ async def _opened_accounts(settings: Settings) -> "AsyncIterator[Accounts]":
 
     with closing(Hashing(settings.bcrypt_cost)) as hashing:
         async with _opened_store(settings) as store:
-            with deadline.within(budget_seconds=deadline.COMMAND_BUDGET_SECONDS):
+            with deadline.within(deadline.COMMAND_BUDGET_SECONDS):
                 yield Accounts(store, hashing, utc_now, settings.password_min_length)
 
 

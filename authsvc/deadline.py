@@ -21,17 +21,21 @@ _MARGIN = 0.1
 _deadline: ContextVar[float] = ContextVar("deadline")
 
 
-@contextmanager
-def within(client_seconds: float | None = None, *, budget_seconds: float | None = None) -> Iterator[None]:
-    """Bound what runs inside.
+def begin(client_seconds: float | None) -> None:
+    """Bound the rest of this task, which serves one request.
 
     Args:
         client_seconds: Seconds that the client still waits, or None where it set no deadline.
-        budget_seconds: The most that it may take; None: BUDGET_SECONDS.
     """
-    seconds = BUDGET_SECONDS if budget_seconds is None else budget_seconds
+    seconds = BUDGET_SECONDS
     if client_seconds is not None:
         seconds = min(seconds, max(client_seconds, 0.0) * (1 - _MARGIN))
+    _deadline.set(asyncio.get_running_loop().time() + seconds)
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Bound what runs inside."""
     token = _deadline.set(asyncio.get_running_loop().time() + seconds)
     try:
         yield

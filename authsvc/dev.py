@@ -86,11 +86,11 @@ async def run(data_dir: Path, settings: Settings) -> None:
     _make_folder(data_dir)
     _prepare_keys(settings.signing_keys)
     credentials = data_dir / "dev.env"
-    with deadline.within(budget_seconds=deadline.COMMAND_BUDGET_SECONDS):
+    with deadline.within(deadline.COMMAND_BUDGET_SECONDS):
         await _prepare_store(settings, credentials)
 
     async def show(service: server.Service) -> None:
-        with deadline.within(budget_seconds=deadline.COMMAND_BUDGET_SECONDS):
+        with deadline.within(deadline.COMMAND_BUDGET_SECONDS):
             token = await _admin_token(service, credentials)
         click.echo(_welcome(service, token, credentials, settings))
 

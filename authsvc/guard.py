@@ -97,18 +97,18 @@ class Guard:
         async def guarded(data: bytes, context: Context) -> bytes:
             trace_id = logs.new_trace_id()
             try:
-                with deadline.within(context.time_remaining()):
-                    if admit is not None:
-                        await admit(context)
-                    request = _decode(request_class, data)
-                    if may_be_deceived and not _is_loopback(context.peer()):
-                        request.ClearField(CLIENT_ADDRESS)
-                    response = await handler(request, context)
-                    return response.SerializeToString()
+                deadline.begin(context.time_remaining())
+                if admit is not None:
+                    await admit(context)
+                request = _decode(request_class, data)
+                if may_be_deceived and not _is_loopback(context.peer()):
+                    request.ClearField(CLIENT_ADDRESS)
+                response = await handler(request, context)
+                return response.SerializeToString()
             except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, the client gets a status
                 status = status_of(error)
                 _log_refusal(method.full_name, status, error)
-                metadata = _error_metadata(status, error, trace_id)
+                metadata = _error_metadata(status, error, str(trace_id))
             return await context.abort(status.code, status.text, metadata)
 
         return guarded

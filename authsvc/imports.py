@@ -85,7 +85,7 @@ class _Import:
         try:
             members = _members(line)
             self._refuse_twice(number, members["email"])
-            with deadline.within(budget_seconds=deadline.COMMAND_BUDGET_SECONDS):
+            with deadline.within(deadline.COMMAND_BUDGET_SECONDS):
                 await self._accounts.import_user(**members)
         except EmailAlreadyExistsError:
             self.result.already_there += 1

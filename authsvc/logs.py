@@ -14,8 +14,23 @@ from typing import TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-trace_id: ContextVar[str] = ContextVar("trace_id")
-"""Identifier of the request being served, in its log lines and in the error that its client gets."""
+
+class TraceId:
+    """Identifier of a request, 32 hexadecimal digits, made when it is first needed: most requests need none."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self) -> None:
+        self._text = ""
+
+    def __str__(self) -> str:
+        """Return it."""
+        self._text = self._text or secrets.token_hex(16)
+        return self._text
+
+
+trace_id: ContextVar[TraceId] = ContextVar("trace_id")
+"""Of the request being served, in its log lines and in the error that its client gets."""
 
 caller: ContextVar[str] = ContextVar("caller")
 """Who makes the request being served, where that is known: in its log lines, and in the tokens that it is given."""
@@ -27,9 +42,9 @@ _DIGEST_LENGTH = 16
 _digest_key = secrets.token_bytes(32)
 
 
-def new_trace_id() -> str:
-    """Begin a request: return its identifier, 32 hexadecimal digits, and mark log lines with it from now on."""
-    identifier = secrets.token_hex(16)
+def new_trace_id() -> TraceId:
+    """Begin a request: return its identifier, and mark log lines with it from now on."""
+    identifier = TraceId()
     trace_id.set(identifier)
     return identifier
 
@@ -103,7 +118,7 @@ def _one_line(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDi
 
 def _add_request(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     for variable in (caller, trace_id):
-        value = variable.get("")
-        if value:
-            event[variable.name] = value
+        value = variable.get(None)
+        if value is not None:
+            event[variable.name] = str(value)
     return event

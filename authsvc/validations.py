@@ -118,7 +118,7 @@ class Validations:
             return list(filter(None, recalled))
         user_ids = {user_id for user_id, _ in missing}
         if all(self._stand_in(user_id, check) for user_id, check in missing):
-            with deadline.within(budget_seconds=min(PATIENCE_SECONDS, deadline.remaining_seconds())):
+            with deadline.within(min(PATIENCE_SECONDS, deadline.remaining_seconds())):
                 fresh = await self._read(user_ids, now)
         else:
             fresh = await self._read(user_ids, now)

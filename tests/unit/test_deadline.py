@@ -1,10 +1,11 @@
 import asyncio
+from contextvars import copy_context
 from types import SimpleNamespace
 
 import pytest
 
 from authsvc import deadline
-from authsvc.deadline import BUDGET_SECONDS, remaining_seconds, within
+from authsvc.deadline import BUDGET_SECONDS, begin, remaining_seconds, within
 
 pytestmark = pytest.mark.usefixtures("production_timeouts")
 
@@ -38,23 +39,26 @@ def test_without_a_request_there_is_a_full_budget(loop_time: list[float]) -> Non
 )
 @pytest.mark.usefixtures("loop_time")
 def test_the_earlier_deadline_counts_and_leaves_time_to_answer(client_seconds: float | None, expected: float) -> None:
-    with within(client_seconds):
-        assert remaining_seconds() == pytest.approx(expected)
+    def ask() -> float:
+        begin(client_seconds)
+        return remaining_seconds()
+
+    assert copy_context().run(ask) == pytest.approx(expected)
 
 
 def test_time_passes_until_the_deadline_and_beyond(loop_time: list[float]) -> None:
-    with within():
+    with within(2.5):
         at = deadline.at()
         loop_time[0] += 2.0
-        assert remaining_seconds() == pytest.approx(BUDGET_SECONDS - 2)
+        assert remaining_seconds() == pytest.approx(0.5)
         loop_time[0] += 2.0
-        assert remaining_seconds() == pytest.approx(BUDGET_SECONDS - 4)
+        assert remaining_seconds() == pytest.approx(-1.5)
         assert deadline.at() == at
 
 
 @pytest.mark.usefixtures("loop_time")
 def test_a_command_has_more_time() -> None:
-    with within(budget_seconds=deadline.COMMAND_BUDGET_SECONDS):
+    with within(deadline.COMMAND_BUDGET_SECONDS):
         assert remaining_seconds() == deadline.COMMAND_BUDGET_SECONDS
 
 
@@ -70,9 +74,9 @@ async def test_requests_at_once_have_a_deadline_each() -> None:
     both_inside = asyncio.Barrier(2)
 
     async def request(client_seconds: float) -> float:
-        with within(client_seconds):
-            await both_inside.wait()
-            return deadline.at()
+        begin(client_seconds)
+        await both_inside.wait()
+        return deadline.at()
 
     sooner, later = await asyncio.gather(request(0.5), request(1.5))
     assert later - sooner == pytest.approx(0.9)

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import sys
+from contextvars import copy_context
 from typing import Any
 
 import pytest
@@ -142,13 +143,14 @@ def test_stacks_stay_on_their_line(log_format: str) -> None:
 @pytest.mark.parametrize("log_format", FORMATS)
 def test_lines_of_a_request_have_its_trace_id(log_format: str) -> None:
     stream = configured(log_format)
-    reset = logs.trace_id.set("")
-    try:
+
+    def serve() -> str:
         identifier = logs.new_trace_id()
         own_log().info("login")
         logging.getLogger("library").warning("slow")
-    finally:
-        logs.trace_id.reset(reset)
+        return str(identifier)
+
+    identifier = copy_context().run(serve)
     own_log().info("stopped")
     first, second, third = stream.getvalue().splitlines()
     assert identifier in first
@@ -169,9 +171,7 @@ def test_lines_of_a_request_name_its_caller(log_format: str) -> None:
 
 
 def test_trace_ids_have_one_length_and_differ() -> None:
-    reset = logs.trace_id.set("")
-    identifiers = {logs.new_trace_id() for _ in range(1000)}
-    logs.trace_id.reset(reset)
+    identifiers = {str(copy_context().run(logs.new_trace_id)) for _ in range(1000)}
     assert len(identifiers) == 1000
     assert {len(identifier) for identifier in identifiers} == {32}
     assert all(int(identifier, 16) >= 0 for identifier in identifiers)
