@@ -3,8 +3,8 @@
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from authsvc.models import Standing
 
@@ -12,8 +12,7 @@ MAX_USERS = 65_536
 """Some 30 MiB."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """What the store said of a user.
 
     Args:
@@ -59,8 +58,6 @@ class Memory:
 
     def recall(self, user_id: str, max_age: timedelta) -> Reading | None:
         """Return what a read that began at most that long ago brought; None where nothing is that young."""
-        if not max_age:
-            return None
         _, begun, reading = self._readings.get(user_id, (0, 0.0, None))
         return reading if self._monotonic() - begun <= max_age.total_seconds() else None
 

@@ -260,14 +260,15 @@ def _tokens(tokens: Tokens) -> resources_pb2.Tokens:
 
 
 def _validation(validation: Validation) -> auth_pb2.ValidateTokenResponse:
-    if isinstance(validation.outcome, InactiveReason):
+    checked_time, outcome, degraded = validation
+    if isinstance(outcome, InactiveReason):
         return auth_pb2.ValidateTokenResponse(
             state=auth_pb2.TOKEN_STATE_INACTIVE,
-            reason=_REASONS[validation.outcome],
-            checked_time=_time(validation.checked_time),
-            degraded=validation.degraded,
+            reason=_REASONS[outcome],
+            checked_time=_time(checked_time),
+            degraded=degraded,
         )
-    token, user = validation.outcome.token, validation.outcome.user
+    token, user = outcome
     return auth_pb2.ValidateTokenResponse(
         state=auth_pb2.TOKEN_STATE_ACTIVE,
         user_id=user.user_id,
@@ -277,6 +278,6 @@ def _validation(validation: Validation) -> auth_pb2.ValidateTokenResponse:
         token_id=token.token_id,
         issue_time=Timestamp(seconds=token.issued_at),
         expire_time=Timestamp(seconds=token.expires_at),
-        checked_time=_time(validation.checked_time),
-        degraded=validation.degraded,
+        checked_time=_time(checked_time),
+        degraded=degraded,
     )

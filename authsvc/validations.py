@@ -1,8 +1,8 @@
 """Use case: telling whether access tokens are good now, by themselves and by what the store says of their users."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from authsvc import deadline
 from authsvc.errors import StoreUnavailableError
@@ -13,10 +13,10 @@ from authsvc.tokens import AccessToken, AccessTokens, InactiveReason
 
 PATIENCE_SECONDS = 0.5
 """How long the store is waited for where something remembered may stand in for it."""
+_ZERO = timedelta()
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(NamedTuple):
     """A token to check.
 
     Args:
@@ -26,20 +26,18 @@ class Check:
     """
 
     token: str
-    max_staleness: timedelta = timedelta()
-    stale_if_error: timedelta = timedelta()
+    max_staleness: timedelta = _ZERO
+    stale_if_error: timedelta = _ZERO
 
 
-@dataclass(frozen=True, slots=True)
-class ActiveToken:
+class ActiveToken(NamedTuple):
     """A token that is good, and the user for whom it speaks."""
 
     token: AccessToken
     user: Standing
 
 
-@dataclass(frozen=True, slots=True)
-class Validation:
+class Validation(NamedTuple):
     """A finished check of a token.
 
     Args:
@@ -88,7 +86,12 @@ class Validations:
         token = self.tokens.verify(check.token, now)
         if isinstance(token, InactiveReason):
             return Validation(now, token)
-        (reading,) = await self._readings([(token.user_id, check)], now)
+        user_id = token.user_id
+        reading: Reading | Exception | None = self._recall(user_id, check)
+        if reading is None:
+            is_patient = self._stand_in(user_id, check) is None
+            (found,) = (await self._read((user_id,), now, is_patient=is_patient)).values()
+            reading = self._or_stand_in(found, user_id, check)
         validation = _judge(token, reading)
         if isinstance(validation, Exception):
             raise validation
@@ -112,22 +115,24 @@ class Validations:
 
     async def _readings(self, wanted: Sequence[tuple[str, Check]], now: datetime) -> list[Reading | Exception]:
         """Return what each check may rest on, or why there is nothing."""
-        recalled = [self._memory.recall(u, min(c.max_staleness, self._max_staleness)) for u, c in wanted]
+        recalled = [self._recall(user_id, check) for user_id, check in wanted]
         missing = [pair for pair, reading in zip(wanted, recalled, strict=True) if reading is None]
-        if not missing:
-            return list(filter(None, recalled))
-        user_ids = {user_id for user_id, _ in missing}
-        if all(self._stand_in(user_id, check) for user_id, check in missing):
-            with deadline.within(min(PATIENCE_SECONDS, deadline.remaining_seconds())):
-                fresh = await self._read(user_ids, now)
-        else:
-            fresh = await self._read(user_ids, now)
-        return [r or self._or_stand_in(fresh[u], u, c) for (u, c), r in zip(wanted, recalled, strict=True)]
+        is_patient = any(self._stand_in(user_id, check) is None for user_id, check in missing)
+        found = await self._read({user_id for user_id, _ in missing}, now, is_patient=is_patient)
+        return [r or self._or_stand_in(found[u], u, c) for (u, c), r in zip(wanted, recalled, strict=True)]
 
-    async def _read(self, user_ids: Collection[str], now: datetime) -> Mapping[str, Reading | Exception]:
+    async def _read(
+        self, user_ids: Collection[str], now: datetime, *, is_patient: bool
+    ) -> Mapping[str, Reading | Exception]:
+        """Ask the store, by the request's deadline, or without patience where something else may stand in."""
         begun = self._memory.begin()
+        if is_patient:
+            standings = await self._store.get_standings(user_ids)
+        else:
+            with deadline.within(min(PATIENCE_SECONDS, deadline.remaining_seconds())):
+                standings = await self._store.get_standings(user_ids)
         readings: dict[str, Reading | Exception] = {}
-        for user_id, standing in (await self._store.get_standings(user_ids)).items():
+        for user_id, standing in standings.items():
             if isinstance(standing, Exception):
                 readings[user_id] = standing
             else:
@@ -135,14 +140,22 @@ class Validations:
                 self._memory.remember(user_id, begun, reading)
         return readings
 
+    def _recall(self, user_id: str, check: Check) -> Reading | None:
+        """Return what the check may rest on without a look at the store."""
+        if not check.max_staleness:
+            return None
+        return self._memory.recall(user_id, min(check.max_staleness, self._max_staleness))
+
     def _or_stand_in(self, reading: Reading | Exception, user_id: str, check: Check) -> Reading | Exception:
         """Return what was read before, where the store cannot answer and the check allows that."""
         if not isinstance(reading, StoreUnavailableError):
             return reading
         stand_in = self._stand_in(user_id, check)
-        return reading if stand_in is None else replace(stand_in, degraded=True)
+        return reading if stand_in is None else stand_in._replace(degraded=True)
 
     def _stand_in(self, user_id: str, check: Check) -> Reading | None:
+        if not check.stale_if_error:
+            return None
         return self._memory.recall(user_id, min(check.stale_if_error, self._max_stale_if_error))
 
 
