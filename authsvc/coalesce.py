@@ -5,15 +5,14 @@
 - Soon: at once if no company is expected (after a batch of one, with none under way) or a batch is full; else after
   QUIET_SECONDS without a new key, at the latest after MAX_WAIT_SECONDS. MAX_UNDER_WAY bounds the batches under way.
 - Apart: whoever is cancelled or out of time leaves without harm to others; a key that nobody waits for is not sent.
-- Again: a key without an answer is asked for again after a pause, up to its attempts; after a batch without any, all
-  pause, so that a store in trouble is asked little.
+- Again: a key without an answer is asked for again after a pause, as often as each who waits has attempts; after a
+  batch without any, all pause, so that a store in trouble is asked little.
 """
 
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextvars import Context
-from dataclasses import dataclass, field
 from typing import Generic, TypeAlias, TypeVar
 
 from authsvc import deadline
@@ -27,14 +26,8 @@ QUIET_SECONDS = 0.001
 
 V = TypeVar("V")
 Read: TypeAlias = Callable[[Sequence[str]], Awaitable[Mapping[str, V]]]
-
-
-@dataclass(slots=True)
-class _Key(Generic[V]):
-    """A key that is asked for, and who waits for it."""
-
-    waiters: "list[asyncio.Future[V | Exception]]" = field(default_factory=list)
-    attempts: int = 0
+_Waiters: TypeAlias = dict[asyncio.Future[V | Exception], int]
+"""Who waits for a key, each with the attempts made meanwhile."""
 
 
 class Coalescer(Generic[V]):
@@ -48,7 +41,7 @@ class Coalescer(Generic[V]):
         self._read = read
         self._max_attempts = max_attempts
         self._pause_seconds = pause_seconds
-        self._waiting: dict[str, _Key[V]] = {}
+        self._waiting: dict[str, _Waiters[V]] = {}
         self._under_way: set[asyncio.Task[None]] = set()
         self._patience: asyncio.TimerHandle | None = None
         self._failures = 0  # batches without any answer, in a row
@@ -59,7 +52,7 @@ class Coalescer(Generic[V]):
         loop = asyncio.get_running_loop()
         waiters: dict[str, asyncio.Future[V | Exception]] = {key: loop.create_future() for key in keys}
         for key, waiter in waiters.items():
-            self._waiting.setdefault(key, _Key()).waiters.append(waiter)
+            self._waiting.setdefault(key, {})[waiter] = 0
         self._consider()
         timer = loop.call_at(deadline.at(), _settle, waiters.values(), StoreUnavailableError("no answer in time"))
         try:
@@ -99,14 +92,15 @@ class Coalescer(Generic[V]):
             self._patience = None
         keys = list(itertools.islice(self._waiting, MAX_KEYS)) if self._may_send else ()
         asked = ((key, self._waiting.pop(key)) for key in keys)
-        if batch := {key: entry for key, entry in asked if not all(waiter.done() for waiter in entry.waiters)}:
+        if batch := {key: waiters for key, waiters in asked if not all(waiter.done() for waiter in waiters)}:
             self._expects_company = len(batch) > 1
             # In a context of its own, for a batch belongs to no single request.
             task = asyncio.get_running_loop().create_task(self._run(batch), context=Context())
             self._under_way.add(task)
-            task.add_done_callback(self._end)
+            task.add_done_callback(self._under_way.discard)
+            task.add_done_callback(lambda _: self._consider())
 
-    async def _run(self, batch: Mapping[str, _Key[V]]) -> None:
+    async def _run(self, batch: Mapping[str, _Waiters[V]]) -> None:
         answers: Mapping[str, V | Exception] = {}
         cause = "keys were left out"
         try:
@@ -116,26 +110,32 @@ class Coalescer(Generic[V]):
             cause = error.cause if isinstance(error, NoAnswerError) else "no answer in time"
         except Exception as error:  # noqa: BLE001 - whatever it is, it is for those who wait
             answers = dict.fromkeys(batch, error)
-        self._failures = 0 if answers else min(self._failures + 1, self._max_attempts)
-        for key, entry in batch.items():
-            entry.attempts += 1
-            if key in answers or entry.attempts == self._max_attempts:
-                _settle(entry.waiters, answers[key] if key in answers else StoreUnavailableError(cause))
+        if answers:
+            self._failures = 0
+        elif not self._is_paused:  # of several that fail together one counts
+            self._pause()
+        for key, waiters in batch.items():
+            if key in answers:
+                _settle(waiters, answers[key])
             else:
-                asyncio.get_running_loop().call_later(self._pause_seconds(entry.attempts), self._ask_again, key, entry)
+                self._fail(key, waiters, cause)
 
-    def _ask_again(self, key: str, entry: _Key[V]) -> None:
-        newer = self._waiting.setdefault(key, entry)
-        if newer is not entry:
-            newer.waiters += entry.waiters
+    def _fail(self, key: str, waiters: _Waiters[V], cause: str) -> None:
+        """Ask again for those who have attempts left, and give the others up."""
+        again = {waiter: made + 1 for waiter, made in waiters.items() if made + 1 < self._max_attempts}
+        _settle(waiters.keys() - again.keys(), StoreUnavailableError(cause))
+        if again:
+            pause = self._pause_seconds(max(again.values()))
+            asyncio.get_running_loop().call_later(pause, self._ask_again, key, again)
+
+    def _ask_again(self, key: str, waiters: _Waiters[V]) -> None:
+        self._waiting.setdefault(key, {}).update(waiters)
         self._consider()
 
-    def _end(self, task: asyncio.Task[None]) -> None:
-        self._under_way.discard(task)
-        if self._failures and not self._is_paused:
-            self._is_paused = True
-            asyncio.get_running_loop().call_later(self._pause_seconds(self._failures), self._go_on)
-        self._consider()
+    def _pause(self) -> None:
+        self._is_paused = True
+        self._failures = min(self._failures + 1, self._max_attempts)
+        asyncio.get_running_loop().call_later(self._pause_seconds(self._failures), self._go_on)
 
     def _go_on(self) -> None:
         self._is_paused = False
