@@ -53,7 +53,8 @@ class Coalescer(Generic[V]):
         waiters: dict[str, asyncio.Future[V | Exception]] = {key: loop.create_future() for key in keys}
         for key, waiter in waiters.items():
             self._waiting.setdefault(key, {})[waiter] = 0
-        self._consider()
+        if self._patience is None or len(self._waiting) >= MAX_KEYS:  # else it is seen to already
+            self._consider()
         timer = loop.call_at(deadline.at(), _settle, waiters.values(), StoreUnavailableError("no answer in time"))
         try:
             return {key: await waiter for key, waiter in waiters.items()}

@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -36,7 +37,7 @@ class Memory:
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._tickets = itertools.count()
-        self._readings: dict[str, tuple[int, float, Reading | None]] = {}
+        self._readings: OrderedDict[str, tuple[int, float, Reading | None]] = OrderedDict()
 
     def begin(self) -> tuple[int, float]:
         """Return what stands for a read that begins now: its place in the order of all, and the time."""
@@ -44,12 +45,13 @@ class Memory:
 
     def remember(self, user_id: str, begun: tuple[int, float], reading: Reading | None) -> None:
         """Remember what a read brought, unless a later one is remembered already."""
-        known = self._readings.pop(user_id, None)
-        if known is not None and known[0] > begun[0]:
-            self._readings[user_id] = known
-            return
-        if len(self._readings) >= MAX_USERS:
-            del self._readings[next(iter(self._readings))]
+        known = self._readings.get(user_id)
+        if known is not None:
+            if known[0] > begun[0]:
+                return
+            self._readings.move_to_end(user_id)
+        elif len(self._readings) >= MAX_USERS:
+            self._readings.popitem(last=False)
         self._readings[user_id] = (*begun, reading)
 
     def forget(self, user_id: str) -> None:

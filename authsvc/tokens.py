@@ -10,6 +10,8 @@ import hashlib
 import json
 import re
 import secrets
+import sys
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -92,7 +94,7 @@ class AccessTokens:
         self._issuer = issuer
         self._audience = audience
         self._lifetime = lifetime
-        self._verified: dict[bytes, tuple[Key, AccessToken]] = {}
+        self._verified: OrderedDict[bytes, tuple[Key, AccessToken]] = OrderedDict()
 
     def issue(  # noqa: PLR0913 - a token's claims are many
         self,
@@ -166,14 +168,14 @@ class AccessTokens:
             raise _InactiveError(InactiveReason.WRONG_TYPE)
         if len(text) > MAX_LENGTH or not text.isascii():
             raise _InactiveError(InactiveReason.MALFORMED)
-        digest = hashlib.sha256(text.encode()).digest()
+        digest = hashlib.blake2b(text.encode(), digest_size=32).digest()
         key, token = self._verified.get(digest, (None, None))
         # A key that was removed, retired, or replaced under its kid takes its remembered tokens with it.
         if key is not None and token is not None and self.ring.get(key.kid, second) is key:
             return token
         key, token = self._check_signature(text, second)
         if len(self._verified) >= CACHE_SIZE:
-            del self._verified[next(iter(self._verified))]
+            self._verified.popitem(last=False)
         self._verified[digest] = (key, token)
         return token
 
@@ -210,10 +212,10 @@ class AccessTokens:
 def _access_token(claims: Mapping[str, Any]) -> AccessToken:
     """Return claims as a token, each with its exact type."""
     token = AccessToken(
-        issuer=_claim(claims, "iss", str),
-        audience=_claim(claims, "aud", str),
+        issuer=sys.intern(_claim(claims, "iss", str)),  # the same in all tokens
+        audience=sys.intern(_claim(claims, "aud", str)),
         user_id=_claim(claims, "sub", str),
-        client_id=_claim(claims, "client_id", str),
+        client_id=sys.intern(_claim(claims, "client_id", str)),
         session_id=_claim(claims, "sid", str),
         token_id=_claim(claims, "jti", str),
         token_generation=_claim(claims, "gen", int),

@@ -133,7 +133,7 @@ def ask(coalescer: Coalescer[str]) -> Callable[..., Asked]:
     """Asks for keys, and does not wait."""
 
     def ask(*keys: str, budget_seconds: float | None = None) -> Asked:
-        with deadline.within(budget_seconds=budget_seconds):
+        with deadline.within(budget_seconds):
             return asyncio.ensure_future(coalescer.get(keys))
 
     return ask
@@ -561,7 +561,7 @@ async def test_a_read_belongs_to_no_request() -> None:
         return dict.fromkeys(keys, "value")
 
     _tracer.set("request")
-    with deadline.within(budget_seconds=0.5):
+    with deadline.within(0.5):
         await Coalescer(read, MAX_ATTEMPTS, lambda _: 0.0).get(["a"])
     assert seen == [("nobody", BUDGET_SECONDS)]
 
@@ -581,7 +581,7 @@ async def test_a_storm_of_the_impatient_leaves_nothing_behind_and_harms_nobody()
 
     async def impatient(number: int) -> None:
         await asyncio.sleep(chance.uniform(0, 0.2))
-        with deadline.within(budget_seconds=chance.uniform(-0.01, 0.02)):
+        with deadline.within(chance.uniform(-0.01, 0.02)):
             asked = asyncio.ensure_future(coalescer.get([f"k{number % 150}", f"i{number}"]))
         await asyncio.sleep(chance.uniform(0, 0.02))
         if number % 2:
@@ -593,7 +593,7 @@ async def test_a_storm_of_the_impatient_leaves_nothing_behind_and_harms_nobody()
         keys = [f"k{(number + more) % 150}" for more in range(3)]
         assert await coalescer.get(keys) == {key: key for key in keys}
 
-    with deadline.within(budget_seconds=1_000.0):
+    with deadline.within(1_000.0):
         await asyncio.gather(*map(impatient, range(1_000)), *map(patient, range(200)))
     await asyncio.sleep(1.0)
     assert_empty(coalescer)
