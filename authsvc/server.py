@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import time
@@ -162,6 +163,9 @@ async def serve(settings: Settings, on_start: Callable[[Service], Awaitable[None
         _log.info("listening", address=service.address, http_address=http_address)
         if on_start is not None:
             await on_start(service)
+        # What was made until now lives as long as the process: the garbage collector need not look at it again, which
+        # would hold calls up for tens of milliseconds.
+        gc.freeze()
         await stop.wait()
         _log.info("stopping")
         await service.health.enter_graceful_shutdown()
