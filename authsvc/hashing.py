@@ -1,6 +1,8 @@
 """Password hashing off the event loop: one thread at low priority, behind a short queue.
 
-One thread, for a hash takes a core for a quarter of a second, and validations must go on beside it.
+One thread, for a hash takes a core for a quarter of a second, and validations must go on beside it. Strangers, from
+whose addresses nobody has logged in before, come last and never get all places: a flood of guesses holds up nobody
+else.
 """
 
 import asyncio
@@ -8,20 +10,58 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from authsvc import deadline, passwords
 from authsvc.errors import OverloadedError
 
 QUEUE_LIMIT = 16
 """Hashes that wait or run; more are refused at once."""
+STRANGERS_LIMIT = 12
+"""How many of these may be strangers'."""
 THREAD_NICENESS = 10
 _SMOOTHING = 0.2
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A hash to compute, and who waits for it."""
+
+    work: Callable[[], object]
+    begin: Callable[[], None]
+    future: Future[Any] = field(default_factory=Future)
+
+    def run(self) -> None:
+        # First, so that whoever could not cancel it knows that it began.
+        self.begin()
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            result = self.work()
+        except BaseException as error:  # noqa: BLE001 - it is for whoever waits
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(result)
+
+
+@dataclass(slots=True)
+class _Line:
+    """Jobs that go in turn.
+
+    Args:
+        jobs: Those that wait, cancelled ones included.
+        pending: How many wait or run, without the cancelled ones.
+    """
+
+    jobs: deque[_Job] = field(default_factory=deque)
+    pending: int = 0
 
 
 class Hashing:
@@ -35,12 +75,14 @@ class Hashing:
         self.cost = cost
         self._thread = ThreadPoolExecutor(1, "hashing", initializer=_lower_priority)
         self._lock = threading.Lock()
-        self._pending = 0
+        self._first, self._last = _Line(), _Line()
         self._seconds_per_job = 0.0
 
     def close(self) -> None:
         """Drop what waits, finish what runs."""
-        self._thread.shutdown(cancel_futures=True)
+        for job in [*self._first.jobs, *self._last.jobs]:
+            job.future.cancel()
+        self._thread.shutdown()
 
     async def hash(self, password: str) -> str:
         """Return the form in which a password is kept.
@@ -48,36 +90,66 @@ class Hashing:
         Raises:
             OverloadedError: It would not be finished by the request's deadline, or the queue is full.
         """
-        return await self._run(lambda: passwords.hash_password(password, self.cost))
+        return await self._run(lambda: passwords.hash_password(password, self.cost), self._first)
 
-    async def verify(self, password: str, stored: str | None) -> bool:
+    async def verify(
+        self,
+        password: str,
+        stored: str | None,
+        *,
+        is_stranger: bool = False,
+        begin: Callable[[], None] = lambda: None,
+    ) -> bool:
         """Tell whether a password is the stored one, at the same cost whatever is stored.
+
+        Args:
+            password: In NFC.
+            stored: A hash; None where there is none.
+            is_stranger: Whether others go first.
+            begin: Called in the hashing thread before the password is looked at. Where this method raises and has not
+                called it, nobody has looked.
 
         Raises:
             OverloadedError: It would not be finished by the request's deadline, or the queue is full.
         """
-        return await self._run(lambda: passwords.verify_password(password, stored, self.cost))
+        line = self._last if is_stranger else self._first
+        return await self._run(lambda: passwords.verify_password(password, stored, self.cost), line, begin)
 
-    async def _run(self, job: Callable[[], T]) -> T:
-        self._admit()
-        future = self._thread.submit(self._timed, job)
-        future.add_done_callback(lambda _: self._leave())
+    async def _run(self, work: Callable[[], T], line: _Line, begin: Callable[[], None] = lambda: None) -> T:
+        job = _Job(lambda: self._timed(work), begin)
+        self._admit(job, line)
+        job.future.add_done_callback(lambda _: self._leave(line))
+        self._thread.submit(self._run_next)
         try:
             async with asyncio.timeout_at(deadline.at()):
-                return await asyncio.wrap_future(future)
+                result: T = await asyncio.wrap_future(job.future)
         except TimeoutError:
             raise self._overloaded() from None
+        return result
 
-    def _admit(self) -> None:
+    def _admit(self, job: _Job, line: _Line) -> None:
         with self._lock:
-            wait_seconds = (self._pending + 1) * self._seconds_per_job
-            if self._pending >= QUEUE_LIMIT or wait_seconds > deadline.remaining_seconds():
+            strangers = self._last.pending
+            # At most one stranger's job runs already; those that wait are overtaken.
+            ahead = self._first.pending + (strangers if line is self._last else min(strangers, 1))
+            is_full = self._pending >= QUEUE_LIMIT or (line is self._last and strangers >= STRANGERS_LIMIT)
+            if is_full or (ahead + 1) * self._seconds_per_job > deadline.remaining_seconds():
                 raise self._overloaded()
-            self._pending += 1
+            line.pending += 1
+            line.jobs.append(job)
 
-    def _leave(self) -> None:
+    @property
+    def _pending(self) -> int:
+        return self._first.pending + self._last.pending
+
+    def _run_next(self) -> None:
         with self._lock:
-            self._pending -= 1
+            job = (self._first.jobs or self._last.jobs).popleft()
+        job.run()
+
+    def _leave(self, line: _Line) -> None:
+        with self._lock:
+            line.pending -= 1
 
     def _overloaded(self) -> OverloadedError:
         return OverloadedError(timedelta(seconds=max(1.0, self._pending * self._seconds_per_job)))

@@ -3,13 +3,15 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from authsvc import deadline, hashing, passwords
 from authsvc.errors import OverloadedError
-from authsvc.hashing import QUEUE_LIMIT, THREAD_NICENESS, Hashing
+from authsvc.hashing import QUEUE_LIMIT, STRANGERS_LIMIT, THREAD_NICENESS, Hashing
 from tests.support import TEST_COST
 
 
@@ -22,6 +24,9 @@ class Gate:
         self.done: list[str] = []
         self.threads: set[int] = set()
         self.priority: int | None = None
+
+    def verify_password(self, password: str, _stored: str | None, cost: int) -> bool:
+        return bool(self.hash_password(password, cost))
 
     def hash_password(self, password: str, cost: int) -> str:
         self.entered.set()
@@ -37,6 +42,7 @@ class Gate:
 def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     gate = Gate()
     monkeypatch.setattr(passwords, "hash_password", gate.hash_password)
+    monkeypatch.setattr(passwords, "verify_password", gate.verify_password)
     return gate
 
 
@@ -108,6 +114,53 @@ async def test_a_full_queue_refuses_at_once(hasher: Hashing, gate: Gate) -> None
     assert await hasher.hash("afterwards") == "afterwards at 4"
 
 
+async def strangers(hasher: Hashing, *names: str) -> list[asyncio.Task[bool]]:
+    """Strangers' passwords that wait or run, in order."""
+    tasks = [asyncio.create_task(hasher.verify(name, None, is_stranger=True)) for name in names]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_strangers_never_get_all_places(hasher: Hashing, gate: Gate) -> None:
+    tasks: list[asyncio.Task[Any]] = [*await strangers(hasher, *map(str, range(STRANGERS_LIMIT)))]
+    with pytest.raises(OverloadedError):
+        await hasher.verify("one stranger too many", None, is_stranger=True)
+    tasks += await queued(hasher, *map(str, range(STRANGERS_LIMIT, QUEUE_LIMIT)))
+    with pytest.raises(OverloadedError):
+        await hasher.verify("one too many", None)
+    gate.opened.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_a_place_that_others_took_is_none_for_strangers(hasher: Hashing, gate: Gate) -> None:
+    tasks: list[asyncio.Task[Any]] = [*await queued(hasher, *map(str, range(QUEUE_LIMIT)))]
+    with pytest.raises(OverloadedError):
+        await hasher.verify("stranger", None, is_stranger=True)
+    gate.opened.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_strangers_come_last(hasher: Hashing, gate: Gate) -> None:
+    tasks: list[asyncio.Task[Any]] = [*await strangers(hasher, "runs", "stranger 1", "stranger 2")]
+    await asyncio.to_thread(gate.entered.wait)
+    tasks += [asyncio.create_task(hasher.verify("known", None)), *await queued(hasher, "new")]
+    gate.opened.set()
+    await asyncio.gather(*tasks)
+    assert gate.done == ["runs", "known", "new", "stranger 1", "stranger 2"]
+
+
+async def test_what_begins_is_told_and_what_waits_is_not(hasher: Hashing, gate: Gate) -> None:
+    begun: list[str] = []
+    tasks = [
+        asyncio.create_task(hasher.verify(name, None, begin=partial(begun.append, name))) for name in ("runs", "waits")
+    ]
+    await asyncio.to_thread(gate.entered.wait)
+    assert begun == ["runs"]
+    gate.opened.set()
+    await asyncio.gather(*tasks)
+    assert begun == ["runs", "waits"]
+
+
 @pytest.fixture
 def slow_clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Makes every hash seem to take as many seconds as its one item says."""
@@ -138,6 +191,23 @@ async def test_what_would_end_too_late_is_refused_at_once(hasher: Hashing, gate:
     gate.opened.set()
     await asyncio.gather(running, waiting)
     assert gate.done == ["measured", "runs", "ends after 2 s"]
+
+
+async def test_the_strangers_that_others_overtake_do_not_delay_them(
+    hasher: Hashing, gate: Gate, slow_clock: list[float]
+) -> None:
+    gate.opened.set()
+    await hasher.hash("measured")
+    gate.opened.clear()
+    tasks: list[asyncio.Task[Any]] = [*await strangers(hasher, "runs", "waits 1", "waits 2")]
+    with deadline.within(2.5):
+        with pytest.raises(OverloadedError):
+            await hasher.verify("would end after 4 s", None, is_stranger=True)
+        tasks += await queued(hasher, "ends after 2 s")
+    with deadline.within(2.5), pytest.raises(OverloadedError):
+        await hasher.hash("would end after 3 s")
+    gate.opened.set()
+    await asyncio.gather(*tasks)
 
 
 async def test_the_estimate_follows_what_hashes_take(hasher: Hashing, gate: Gate, slow_clock: list[float]) -> None:
