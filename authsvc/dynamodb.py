@@ -1,7 +1,7 @@
 """The store on DynamoDB: production, and the distributed engine."""
 
 import contextlib
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -13,6 +13,7 @@ import structlog
 from authsvc import fields
 from authsvc.coalesce import Coalescer
 from authsvc.dynamodb_addresses import Addresses
+from authsvc.dynamodb_attempts import AttemptCounters
 from authsvc.dynamodb_calls import MAX_ATTEMPTS, ConditionFailedError, DynamoDBCalls, open_calls, pause_seconds
 from authsvc.dynamodb_items import (
     Item,
@@ -45,6 +46,7 @@ from authsvc.store import (
     Wrote,
     tell_nobody,
 )
+from authsvc.throttle import Counter, Settlement, Tries
 
 _TIDY_PAGE = 100
 
@@ -60,6 +62,7 @@ class DynamoDBStore:
         self._wrote = wrote
         self._standings = Coalescer(UserReads(calls, tables.users), MAX_ATTEMPTS, pause_seconds)
         self._addresses = Addresses(calls, tables)
+        self._counters = AttemptCounters(calls, tables.login_attempts)
 
     async def ping(self) -> datetime | None:
         """See Store: asks for a key that nobody has; the answer's Date header tells the time."""
@@ -349,6 +352,18 @@ class DynamoDBStore:
                 "ExpressionAttributeValues": item_of(**{":expected": session.rotating_part_sha256}),
             }
         }
+
+    async def get_attempts(self, keys: Sequence[str], now: datetime) -> Mapping[str, Tries]:
+        """See Store."""
+        return await self._counters.get(keys, now)
+
+    async def reserve_attempt(self, attempt_id: str, counters: Sequence[Counter], now: datetime) -> bool:
+        """See Store."""
+        return await self._counters.reserve(attempt_id, counters, now)
+
+    async def settle_attempt(self, attempt_id: str, settlement: Settlement) -> None:
+        """See Store."""
+        await self._counters.settle(attempt_id, settlement)
 
     async def create_tables(self) -> list[str]:
         """See Store."""

@@ -9,6 +9,7 @@ import structlog
 from authsvc.errors import BrokenRowError
 from authsvc.models import Session, Standing, User
 from authsvc.store import DECISIVE_FIELDS
+from authsvc.throttle import Tries
 
 Item: TypeAlias = Mapping[str, Mapping[str, Any]]
 """An item as DynamoDB's API writes it: `{"email": {"S": "a@example.com"}, …}`."""
@@ -158,6 +159,21 @@ def claimant_from_item(item: Item) -> str:
         return _Reader(item).required("user_id", _text)
     except BrokenRowError as error:
         _log.error("row_broken", table="unique", attribute=error.attribute)
+        raise
+
+
+def tries_from_item(item: Item) -> Tries:
+    """Return what an item of the login attempts counts.
+
+    Raises:
+        BrokenRowError: It is unreadable. It is logged.
+    """
+    read = _Reader(item)
+    try:
+        attempts = read.optional("attempts", _texts, frozenset())
+        return Tries(len(attempts), read.required("expires_at", _second))
+    except BrokenRowError as error:
+        _log.error("row_broken", table="login_attempts", attribute=error.attribute)
         raise
 
 

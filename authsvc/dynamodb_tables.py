@@ -45,7 +45,7 @@ class Tables:
 
     @property
     def login_attempts(self) -> str:
-        """Counters of failed logins."""
+        """Counters of failed logins, and which sources are known to an account."""
         return f"{self.prefix}login-attempts"
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -41,13 +41,14 @@ from authsvc.store import (
     Wrote,
     tell_nobody,
 )
+from authsvc.throttle import Counter, Settlement, Tries
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 WRITE_LOCK_SECONDS = 2.0
 READ_LOCK_SECONDS = 0.1
 _WAL_POLL_SECONDS = 0.01
 
-_SCHEMA = """
+_VERSION_1 = """
 CREATE TABLE users (
     user_id TEXT PRIMARY KEY,
     email TEXT NOT NULL UNIQUE,
@@ -88,6 +89,16 @@ CREATE TABLE sessions (
 CREATE INDEX requests_by_expire_time ON requests (expire_time);
 CREATE INDEX sessions_by_expire_time ON sessions (expire_time);
 """
+_VERSION_2 = """
+CREATE TABLE login_attempts (
+    attempt_key TEXT PRIMARY KEY,
+    attempts TEXT NOT NULL,
+    expire_time TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX login_attempts_by_expire_time ON login_attempts (expire_time);
+"""
+_STEPS = (_VERSION_1, _VERSION_2)
+"""What makes each version of the one before it."""
 
 _INSERT_USER = """
 INSERT INTO users VALUES (:user_id, :email, :role, :password_hash, :is_active, :token_generation,
@@ -221,6 +232,21 @@ class SQLiteStore:
         """See Store."""
         return await self._write_user(user_id, lambda db: _end_session(db, user_id, session_id, now, unless_known))
 
+    async def get_attempts(self, keys: Sequence[str], now: datetime) -> Mapping[str, Tries]:
+        """See Store."""
+        marks = ", ".join("?" * len(keys))
+        query = f"SELECT * FROM login_attempts WHERE attempt_key IN ({marks}) AND expire_time > ?"  # noqa: S608 - marks
+        rows = self._read(query, *keys, _text(now))
+        return {row["attempt_key"]: Tries(len(_attempt_ids(row)), _expiry(row)) for row in rows}
+
+    async def reserve_attempt(self, attempt_id: str, counters: Sequence[Counter], now: datetime) -> bool:
+        """See Store."""
+        return await self._write(lambda db: _reserve_attempt(db, attempt_id, counters, now))
+
+    async def settle_attempt(self, attempt_id: str, settlement: Settlement) -> None:
+        """See Store."""
+        await self._write(lambda db: _settle_attempt(db, attempt_id, settlement))
+
     async def create_tables(self) -> list[str]:
         """See Store."""
         return await self._write(_create_schema)
@@ -233,7 +259,7 @@ class SQLiteStore:
             Finding(
                 f"schema version {SCHEMA_VERSION}",
                 "" if version == SCHEMA_VERSION else f"is {version}",
-                "authsvc tables create" if version == 0 else "use the authsvc that wrote the file",
+                "authsvc tables create" if version < SCHEMA_VERSION else "use the authsvc that wrote the file",
             ),
             Finding("file is sound", "" if is_sound else "is damaged", "restore it from a backup"),
         ]
@@ -331,16 +357,57 @@ def _requested_user(db: sqlite3.Connection, earlier: sqlite3.Row, user: User) ->
     return _one_user(db.execute(query, (earlier["user_id"],)).fetchall())
 
 
+def _reserve_attempt(db: sqlite3.Connection, attempt_id: str, counters: Sequence[Counter], now: datetime) -> bool:
+    db.execute("DELETE FROM login_attempts WHERE expire_time <= ?", (_text(now),))
+    query = "SELECT * FROM login_attempts WHERE attempt_key = ?"
+    rows = [db.execute(query, (counter.key,)).fetchone() for counter in counters]
+    held = [set() if row is None else _attempt_ids(row) for row in rows]
+    if any(len(ids) >= counter.limit for ids, counter in zip(held, counters, strict=True)):
+        return False
+    for row, ids, counter in zip(rows, held, counters, strict=True):
+        expire_time = _expiry(row) if ids else counter.expire_time
+        _put_attempts(db, counter.key, {*ids, attempt_id}, expire_time)
+    return True
+
+
+def _settle_attempt(db: sqlite3.Connection, attempt_id: str, settlement: Settlement) -> None:
+    query = "SELECT * FROM login_attempts WHERE attempt_key = ?"
+    for key in settlement.given_back:
+        row = db.execute(query, (key,)).fetchone()
+        if row is not None:
+            _put_attempts(db, key, _attempt_ids(row) - {attempt_id}, _expiry(row))
+    for key in settlement.cleared:
+        db.execute("DELETE FROM login_attempts WHERE attempt_key = ?", (key,))
+    if settlement.known is not None:
+        key, expire_time = settlement.known
+        _put_attempts(db, key, set(), expire_time)
+
+
+def _put_attempts(db: sqlite3.Connection, key: str, attempt_ids: set[str], expire_time: datetime) -> None:
+    values = (key, json.dumps(sorted(attempt_ids)), _text(expire_time))
+    db.execute("INSERT OR REPLACE INTO login_attempts VALUES (?, ?, ?)", values)
+
+
+def _attempt_ids(row: sqlite3.Row) -> set[str]:
+    return set(json.loads(row["attempts"]))
+
+
+def _expiry(row: sqlite3.Row) -> datetime:
+    return datetime.fromisoformat(row["expire_time"])
+
+
 def _create_schema(db: sqlite3.Connection) -> list[str]:
     version = _schema_version(db)
+    if version > SCHEMA_VERSION:
+        raise StoreSetupError(f"the file has schema version {version}, not {SCHEMA_VERSION}")
     if version == SCHEMA_VERSION:
         return []
-    if version != 0:
-        raise StoreSetupError(f"the file has schema version {version}, not {SCHEMA_VERSION}")
-    for statement in _SCHEMA.split(";"):
-        db.execute(statement)
+    for step in _STEPS[version:]:
+        for statement in step.split(";"):
+            db.execute(statement)
     db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    return [f"created the schema, version {SCHEMA_VERSION}"]
+    done = "created the schema," if version == 0 else f"brought the schema from version {version} to"
+    return [f"{done} version {SCHEMA_VERSION}"]
 
 
 def _schema_version(db: sqlite3.Connection) -> int:

@@ -14,6 +14,7 @@ from typing import Protocol, TypeAlias
 
 from authsvc.errors import BrokenRowError
 from authsvc.models import Finding, Session, Standing, User
+from authsvc.throttle import Counter, Settlement, Tries
 
 MAX_REVOKED_SESSIONS = 100
 """Living entries of revoked_sessions, which keep a user within DynamoDB's 4 KiB read unit."""
@@ -240,6 +241,39 @@ class Store(Protocol):
 
     async def list_sessions(self, user_id: str, limit: int, after_session_id: str | None) -> SessionPage:
         """Return at most `limit` sessions of a user, ended and expired ones included."""
+        ...
+
+    async def get_attempts(self, keys: Sequence[str], now: datetime) -> Mapping[str, Tries]:
+        """Return what is stored under keys of throttle.Target, leaving out what has expired.
+
+        Each key is read strongly, though not all at one moment.
+        """
+        ...
+
+    async def reserve_attempt(self, attempt_id: str, counters: Sequence[Counter], now: datetime) -> bool:
+        """Put a try into each of its counters, or into none.
+
+        Each counter takes it atomically: none ever holds more than its limit, however many calls there are at once. A
+        counter that has expired or holds nothing begins anew, with the try as its first. A counter holds a try once,
+        so a call that is repeated because its response was lost counts nothing twice. A call that raises may have
+        put the try into some of them.
+
+        Args:
+            attempt_id: New and random.
+            counters: In the order in which they are tried; those before a full one are given back.
+            now: Decides which have expired.
+
+        Returns:
+            Whether they hold it; False where one was full, or kept changing.
+        """
+        ...
+
+    async def settle_attempt(self, attempt_id: str, settlement: Settlement) -> None:
+        """Take a try out of some counters, empty others, and remember that a source is known.
+
+        Each key by itself is atomic. A try is taken out of the counter that it was put into, never out of one that has
+        begun anew since. Repeating it changes nothing more.
+        """
         ...
 
     async def create_tables(self) -> Sequence[str]:

@@ -36,6 +36,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine is slow, which is no failure unless time is what a test is about."""
     monkeypatch.setattr(deadline, "BUDGET_SECONDS", PATIENCE_SECONDS)
     monkeypatch.setattr(dynamodb_calls, "READ_TIMEOUT_SECONDS", PATIENCE_SECONDS)
+    monkeypatch.setattr(dynamodb_calls, "CONNECT_TIMEOUT_SECONDS", PATIENCE_SECONDS)
 
 
 @pytest.fixture

@@ -28,6 +28,10 @@ class Tables:
     def sessions(self) -> str:
         return f"{self.prefix}sessions"
 
+    @property
+    def login_attempts(self) -> str:
+        return f"{self.prefix}login-attempts"
+
     def create_users_table(self) -> None:
         """Create the users table as AWS's documentation does."""
         self.dynamodb.create_table(
@@ -78,6 +82,10 @@ class Tables:
     def get_user(self, user_id: str) -> dict[str, Any]:
         key = {"user_id": {"S": user_id}}
         return dict(self.dynamodb.get_item(TableName=self.users, Key=key, ConsistentRead=True).get("Item", {}))
+
+    def forget_attempts(self) -> None:
+        for row in self.rows(self.login_attempts):
+            self.dynamodb.delete_item(TableName=self.login_attempts, Key={"attempt_key": row["attempt_key"]})
 
     def claim(self, email: str) -> str | None:
         """Whom the claim of an address names."""

@@ -19,7 +19,9 @@ from authsvc.errors import (
 from authsvc.hashing import Hashing
 from authsvc.models import User, revocation
 from authsvc.store import MAX_REVOKED_SESSIONS, EmailOwner
-from tests.contract.test_store import DIGEST, NOW, new_session, new_user, rotated
+from authsvc.throttle import Settlement
+from tests.contract.test_attempts import counter
+from tests.contract.test_store import DIGEST, NOW, SECOND, new_session, new_user, rotated
 from tests.contract.use_cases import EMAIL, HASH, NEW_PASSWORD, UseCases, key_ring
 from tests.dynamodb import Tables, tables_of
 from tests.engines import Engine
@@ -203,7 +205,37 @@ async def end_session_without_a_row(stage: Stage, failing: Failing) -> None:
     assert after == replace(user, revoked_sessions=frozenset({revocation("gone", NOW + timedelta(hours=1))}))
 
 
+async def reserve_attempt(stage: Stage, failing: Failing) -> None:
+    counters = [counter("pair", 2), counter("source", 3)]
+    assert await stage.store.reserve_attempt("first", counters, NOW)
+    with failing():
+        assert await stage.store.reserve_attempt("second", counters, NOW)
+    assert not await stage.store.reserve_attempt("third", counters, NOW)
+    stored = await stage.store.get_attempts(["pair", "source"], NOW)
+    assert [stored[key].count for key in ("pair", "source")] == [2, 2]
+
+
+async def reserve_first_attempt(stage: Stage, failing: Failing) -> None:
+    with failing():
+        assert await stage.store.reserve_attempt("first", [counter("pair", 1)], NOW)
+    assert not await stage.store.reserve_attempt("second", [counter("pair", 1)], NOW)
+
+
+async def settle_attempt(stage: Stage, failing: Failing) -> None:
+    keys = ["pair", "account", "source"]
+    for name in ("first", "second"):
+        assert await stage.store.reserve_attempt(name, [counter(key) for key in keys], NOW)
+    known = ("known", SECOND + timedelta(days=30))
+    with failing():
+        await stage.store.settle_attempt("first", Settlement(("account", "source"), ("pair",), known))
+    stored = await stage.store.get_attempts([*keys, "known"], NOW)
+    assert {key: tries.count for key, tries in stored.items()} == {"account": 1, "source": 1, "known": 0}
+
+
 SCENARIOS = (
+    reserve_attempt,
+    reserve_first_attempt,
+    settle_attempt,
     create_user,
     create_user_by_request,
     claim_email,
@@ -258,7 +290,8 @@ class _Noted(AbstractContextManager[Injection]):
 
 
 async def clear(stage: Stage) -> None:
-    """Take away all users and what the unique table remembers."""
+    """Take away all users, what the unique table remembers, and what was counted."""
+    stage.tables.forget_attempts()
     for row in stage.tables.rows(stage.tables.users):
         stage.tables.delete_user(row["user_id"]["S"])
     for row in stage.tables.rows(stage.tables.unique):

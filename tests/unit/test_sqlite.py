@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from authsvc import deadline
 from authsvc.errors import StoreSetupError, StoreUnavailableError
 from authsvc.sqlite import SQLiteStore, open_sqlite_store
+from tests.contract.test_attempts import counter
 from tests.contract.test_store import NOW, new_user
 
 
@@ -51,8 +53,30 @@ async def test_a_file_of_another_version_is_left_alone(path: Path) -> None:
     with closing(sqlite3.connect(path)) as other:
         other.execute("PRAGMA user_version = 99")
     async with open_sqlite_store(path) as store:
-        with pytest.raises(StoreSetupError, match="schema version 99, not 1"):
+        with pytest.raises(StoreSetupError, match="schema version 99, not 2"):
             await store.create_tables()
+
+
+async def test_a_file_of_an_earlier_version_is_brought_up_to_date(store: SQLiteStore, path: Path) -> None:
+    """What it holds stays."""
+    user = await store.create_user(new_user(), NOW)
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("DROP TABLE login_attempts")
+        other.execute("PRAGMA user_version = 1")
+    async with open_sqlite_store(path) as again:
+        (finding, _) = await again.check_tables()
+        assert str(finding) == "WRONG schema version 2: is 1. Remedy: authsvc tables create"
+        assert await again.create_tables() == ["brought the schema from version 1 to version 2"]
+        assert await again.get_user(user.user_id) == user
+        assert await again.reserve_attempt("try", [counter()], NOW)
+        assert await again.create_tables() == []
+
+
+async def test_counters_that_have_expired_are_removed(store: SQLiteStore, path: Path) -> None:
+    await store.reserve_attempt("old", [counter("old")], NOW)
+    await store.reserve_attempt("new", [counter("new", span=timedelta(hours=1))], NOW + timedelta(minutes=16))
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("SELECT attempt_key FROM login_attempts").fetchall() == [("new",)]
 
 
 async def test_a_file_without_tables_is_unavailable(path: Path) -> None:

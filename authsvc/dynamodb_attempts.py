@@ -1,0 +1,106 @@
+"""The counters of tries at passwords, in the table of login attempts.
+
+An item holds the ids of its tries as a set, not their number. So a write that is repeated because its response was lost
+counts nothing twice, and a try is taken out of the very counter that it was put into. Each write is a conditional
+update of one item: unlike transactions, these do not fail each other when a thousand guesses meet at one item.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from authsvc.dynamodb_calls import ConditionFailedError, DynamoDBCalls
+from authsvc.dynamodb_items import item_of, tries_from_item
+from authsvc.throttle import Counter, Settlement, Tries
+
+_ROUNDS = 2
+"""A counter that another try began between two writes is joined in the second round."""
+
+
+class AttemptCounters:
+    """The counters in one table."""
+
+    def __init__(self, calls: DynamoDBCalls, table: str) -> None:
+        self._calls = calls
+        self._table = table
+
+    async def get(self, keys: Sequence[str], now: datetime) -> dict[str, Tries]:
+        """See Store.get_attempts."""
+        items = await asyncio.gather(*(self._calls.get(self._table, attempt_key=key) for key in keys))
+        found = {key: tries_from_item(item) for key, item in zip(keys, items, strict=True) if item is not None}
+        # TTL deletes days late.
+        return {key: tries for key, tries in found.items() if tries.expire_time > now}
+
+    async def reserve(self, attempt_id: str, counters: Sequence[Counter], now: datetime) -> bool:
+        """See Store.reserve_attempt."""
+        for number, counter in enumerate(counters):
+            if not await self._put_into(counter, attempt_id, now):
+                await self._take_out(attempt_id, (earlier.key for earlier in counters[:number]))
+                return False
+        return True
+
+    async def _put_into(self, counter: Counter, attempt_id: str, now: datetime) -> bool:
+        for _ in range(_ROUNDS):
+            if await self._begin(counter, attempt_id, now) or await self._join(counter, attempt_id, now):
+                return True
+        return False
+
+    async def _begin(self, counter: Counter, attempt_id: str, now: datetime) -> bool:
+        """Begin a counter anew, where it has expired or holds nothing."""
+        return await self._has_updated(
+            counter.key,
+            "SET attempts = :attempt, expires_at = :end",
+            "attribute_not_exists(attempts) OR expires_at <= :now",
+            attempt=frozenset({attempt_id}),
+            end=int(counter.expire_time.timestamp()),
+            now=int(now.timestamp()),
+        )
+
+    async def _join(self, counter: Counter, attempt_id: str, now: datetime) -> bool:
+        """Put a try into a counter that runs, unless it is full."""
+        return await self._has_updated(
+            counter.key,
+            "ADD attempts :attempt",
+            "expires_at > :now AND (size(attempts) < :limit OR contains(attempts, :id))",
+            attempt=frozenset({attempt_id}),
+            id=attempt_id,
+            limit=counter.limit,
+            now=int(now.timestamp()),
+        )
+
+    async def _has_updated(self, key: str, expression: str, condition: str, **values: object) -> bool:
+        request: dict[str, Any] = {
+            "TableName": self._table,
+            "Key": item_of(attempt_key=key),
+            "UpdateExpression": expression,
+            "ConditionExpression": condition,
+            "ExpressionAttributeValues": item_of(**{f":{name}": value for name, value in values.items()}),
+        }
+        try:
+            await self._calls("update_item", **request)
+        except ConditionFailedError:
+            return False
+        return True
+
+    async def _take_out(self, attempt_id: str, keys: Iterable[str]) -> None:
+        attempt = frozenset({attempt_id})
+        changes = (
+            self._has_updated(key, "DELETE attempts :attempt", "attribute_exists(attempts)", attempt=attempt)
+            for key in keys
+        )
+        await asyncio.gather(*changes)
+
+    async def settle(self, attempt_id: str, settlement: Settlement) -> None:
+        """See Store.settle_attempt."""
+        changes = [self._take_out(attempt_id, settlement.given_back), *map(self._clear, settlement.cleared)]
+        if settlement.known is not None:
+            changes.append(self._remember(*settlement.known))
+        await asyncio.gather(*changes)
+
+    async def _clear(self, key: str) -> None:
+        await self._calls("delete_item", TableName=self._table, Key=item_of(attempt_key=key))
+
+    async def _remember(self, key: str, expire_time: datetime) -> None:
+        item = item_of(attempt_key=key, expires_at=int(expire_time.timestamp()))
+        await self._calls("put_item", TableName=self._table, Item=item)
