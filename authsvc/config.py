@@ -12,17 +12,23 @@ from typing import Any
 
 from authsvc.errors import ConfigError
 from authsvc.models import ACCESS_TOKEN_MAX_LIFETIME
+from authsvc.throttle import Budget
 
 PREFIX = "AUTHSVC_"
 MAX_PORT = 65535
 MAX_DURATION_DAYS = 36_500
 """Times that far from now can still be told."""
+MAX_ACCOUNT_FAILURES = 100
+"""NIST SP 800-63B §3.2.2 allows no more."""
+MAX_FAILURES = 1000
+"""What a counter remembers must stay small."""
 DEFAULT_HTTP_LISTEN = "127.0.0.1:8080"
 DYNAMODB = "dynamodb"
 SQLITE_SCHEME = "sqlite:"
 
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):(?P<port>[0-9]{1,5})")
 _DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d)")
+_BUDGET = re.compile(r"([0-9]{1,4})/([0-9]{1,9}[smhd])")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _TABLE_PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,200}")
@@ -115,6 +121,19 @@ def _number(least: int, most: int) -> Callable[[str], int]:
     return parse
 
 
+def _budget(most: int) -> Callable[[str], Budget]:
+    def parse(text: str) -> Budget:
+        match = _BUDGET.fullmatch(text)
+        if match is None or not 1 <= int(match[1]) <= most:
+            raise ValueError(f"must be a number from 1 to {most}, a slash and a time, for instance 10/15m")
+        span = _duration(match[2])
+        if not span:
+            raise ValueError("must count for 1s or more")
+        return Budget(int(match[1]), span)
+
+    return parse
+
+
 def _one_of(*choices: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text in choices:
@@ -153,6 +172,13 @@ class Settings:
     max_stale_if_error: timedelta = _setting(_duration, "most that its stale_if_error is granted", "15m")
     bcrypt_cost: int = _setting(_number(10, 16), "cost of password hashes, 10 to 16", "12")
     password_min_length: int = _setting(_number(8, 256), "shortest new password, at least 8", "15")
+    failures_per_pair: Budget = _setting(
+        _budget(MAX_FAILURES), "failed logins of an account from one source, and how long they count", "10/15m"
+    )
+    failures_per_account: Budget = _setting(
+        _budget(MAX_ACCOUNT_FAILURES), "of an account, from all sources not known to it", "100/24h"
+    )
+    failures_per_source: Budget = _setting(_budget(MAX_FAILURES), "from one source, of all accounts", "300/15m")
     callers: Path | None = _setting(_path, "file of the backends that may call (TOML); else whoever connects may")
     tls_cert: Path | None = _setting(_path, "file of the server's certificate chain (PEM)")
     tls_key: Path | None = _setting(_path, "file of its private key (PEM)")

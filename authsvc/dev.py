@@ -22,6 +22,7 @@ from authsvc.errors import (
     KeyFileError,
     OperatorError,
     PasswordChangeRequiredError,
+    TooManyAttemptsError,
     UserNotFoundError,
 )
 from authsvc.hashing import Hashing
@@ -169,10 +170,10 @@ async def _admin_token(service: server.Service, credentials: Path) -> IssuedToke
         tokens, _ = await service.logins.authenticate(
             email=values.get(EMAIL_VARIABLE, ""),
             password=values.get(PASSWORD_VARIABLE, ""),
-            client_address="",
+            client_address="127.0.0.1",
             client_label="authsvc dev",
         )
-    except (InvalidFieldError, InvalidCredentialsError, PasswordChangeRequiredError):
+    except (InvalidFieldError, InvalidCredentialsError, PasswordChangeRequiredError, TooManyAttemptsError):
         return None
     return tokens.access_token
 

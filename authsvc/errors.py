@@ -16,6 +16,7 @@ AuthsvcError
 ├── BrokenRowError               a stored row that cannot be read
 ├── RetryLaterError              nothing is wrong with the request, only with the moment
 │   ├── OverloadedError          too many passwords wait to be hashed
+│   ├── TooManyAttemptsError     too many passwords were wrong
 │   └── StoreUnavailableError    the store cannot answer in time
 │       └── NoAnswerError        one attempt got no answer, and another one may
 └── OperatorError                what an operator has to mend: shown as it is, on a terminal or in the log
@@ -129,6 +130,19 @@ class RetryLaterError(AuthsvcError):
 
 class OverloadedError(RetryLaterError):
     """Too many passwords wait to be hashed."""
+
+
+class TooManyAttemptsError(RetryLaterError):
+    """Too many passwords were wrong, of this account or from this source.
+
+    Args:
+        counter: Which budget is used up, for the log; never sent to a client.
+        retry_delay: How long until it has room.
+    """
+
+    def __init__(self, counter: str, retry_delay: timedelta) -> None:
+        super().__init__(retry_delay)
+        self.counter = counter
 
 
 class StoreUnavailableError(RetryLaterError):

@@ -6,6 +6,7 @@ import structlog
 
 from authsvc import fields, passwords
 from authsvc.accounts import CHANGE_TRIES
+from authsvc.attempts import Attempt, Attempts
 from authsvc.errors import (
     AuthsvcError,
     BrokenRowError,
@@ -33,10 +34,17 @@ class Logins:
         password_min_length: Of new passwords, in code points.
     """
 
-    def __init__(
-        self, store: Store, hashing: Hashing, sessions: Sessions, clock: Clock, password_min_length: int
+    def __init__(  # noqa: PLR0913, PLR0917 - a login brings all of these together
+        self,
+        store: Store,
+        attempts: Attempts,
+        hashing: Hashing,
+        sessions: Sessions,
+        clock: Clock,
+        password_min_length: int,
     ) -> None:
         self._store = store
+        self._attempts = attempts
         self._hashing = hashing
         self._sessions = sessions
         self._clock = clock
@@ -53,18 +61,20 @@ class Logins:
             InvalidFieldError: A field is empty, too long or malformed.
             InvalidCredentialsError: They let nobody in; the log alone says why.
             PasswordChangeRequiredError: The password is a temporary one.
+            TooManyAttemptsError: Too many passwords were wrong before; this one was not looked at.
             OverloadedError: Too many passwords wait to be checked.
         """
         address = fields.normal_email(email)
         secret = fields.password(password)
         client_address = fields.client_address(client_address)
         client_label = fields.client_label(client_label)
-        user = await self._check_password(await self._find(address, email), secret, address)
-        if user.password_change_required:
-            _log.info("login_refused", user_id=user.user_id, reason="password_change_required")
-            raise PasswordChangeRequiredError
-        await self._strengthen_hash(user, secret)
-        tokens = await self._sessions.begin(user, client_address, client_label)
+        async with self._attempts.reserved(address, client_address) as attempt:
+            user = await self._check_password(await self._find(address, email), secret, address, attempt)
+            if user.password_change_required:
+                _log.info("login_refused", user_id=user.user_id, reason="password_change_required")
+                raise PasswordChangeRequiredError
+            await self._strengthen_hash(user, secret)
+            tokens = await self._sessions.begin(user, client_address, client_label)
         session_id = tokens.refresh_token.session_id
         _log.info("login", user_id=user.user_id, session_id=session_id, source=client_address)
         return tokens, user
@@ -80,6 +90,7 @@ class Logins:
             InvalidFieldError: A field is empty, too long or malformed.
             PasswordRejectedError: The new password is against the policy.
             InvalidCredentialsError: Address and current password let nobody in; the log alone says why.
+            TooManyAttemptsError: Too many passwords were wrong before; this one was not looked at.
             OverloadedError: Too many passwords wait to be checked.
         """
         address = fields.normal_email(email)
@@ -90,10 +101,11 @@ class Logins:
         passwords.check_policy(new_secret, address, self._password_min_length, "new_password")
         if new_secret == secret:
             raise PasswordRejectedError("new_password", "is the current password")
-        user = await self._check_password(await self._find(address, email), secret, address)
-        changed = await self._replace_password(user, await self._hashing.hash(new_secret), address)
-        _log.info("password_changed", user_id=user.user_id)
-        return await self._sessions.begin(changed, client_address, client_label)
+        async with self._attempts.reserved(address, client_address) as attempt:
+            user = await self._check_password(await self._find(address, email), secret, address, attempt)
+            changed = await self._replace_password(user, await self._hashing.hash(new_secret), address)
+            _log.info("password_changed", user_id=user.user_id)
+            return await self._sessions.begin(changed, client_address, client_label)
 
     async def _replace_password(self, proved: User, password_hash: str, address: str) -> User:
         """Write a new hash over the one whose password was proved, and end every session."""
@@ -133,7 +145,7 @@ class Logins:
         except (UserNotFoundError, BrokenRowError):
             return None
 
-    async def _check_password(self, owner: EmailOwner | None, secret: str, address: str) -> User:
+    async def _check_password(self, owner: EmailOwner | None, secret: str, address: str, attempt: Attempt) -> User:
         """Return the user whose password it is, who may be due to change it.
 
         Raises:
@@ -141,7 +153,8 @@ class Logins:
         """
         user = None if owner is None else owner.user
         stored = None if user is None else user.password_hash
-        is_right = await self._hashing.verify(secret, stored)
+        is_stranger = not attempt.is_from_known_source
+        is_right = await self._hashing.verify(secret, stored, is_stranger=is_stranger, begin=attempt.begin)
         if owner is None or user is None:
             raise _refused(address, "unknown_email")
         reason = self._reason_to_refuse(user, is_right=is_right)
@@ -149,6 +162,7 @@ class Logins:
             raise _refused(address, reason, user)
         if not owner.is_claimed and not await self._store.claim_email(user):
             raise _refused(address, "email_owned_by_another", user)
+        attempt.is_right = True
         return user
 
     def _reason_to_refuse(self, user: User, *, is_right: bool) -> str | None:

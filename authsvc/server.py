@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from authsvc import http
 from authsvc.accounts import Accounts
+from authsvc.attempts import Attempts
 from authsvc.callers import Callers, follow_callers
 from authsvc.config import Address, Settings
 from authsvc.errors import ConfigError, OperatorError, StoreUnavailableError
@@ -35,6 +36,7 @@ from authsvc.service import AuthService, UserService
 from authsvc.sessions import SessionLifetimes, Sessions
 from authsvc.sqlite import open_sqlite_store
 from authsvc.store import Store, Wrote, tell_nobody
+from authsvc.throttle import Budgets
 from authsvc.tokens import AccessTokens
 from authsvc.v1 import auth_service_pb2, user_service_pb2
 from authsvc.validations import Validations
@@ -130,7 +132,8 @@ async def running(
             max_staleness=settings.max_staleness,
             max_stale_if_error=settings.max_stale_if_error,
         )
-        logins = Logins(store, hashing, sessions, clock, settings.password_min_length)
+        attempts = await stack.enter_async_context(contextlib.aclosing(Attempts(store, _budgets(settings), clock)))
+        logins = Logins(store, attempts, hashing, sessions, clock, settings.password_min_length)
         accounts = Accounts(store, hashing, clock, settings.password_min_length)
         http_address = await stack.enter_async_context(http.listening(settings, sessions))
         servicers = (AuthService(logins, sessions, validations), UserService(accounts, sessions))
@@ -143,6 +146,10 @@ async def running(
             stack.push_async_callback(_cancel, asyncio.create_task(work))
         address = str(Address(settings.listen.host, port))
         yield Service(address, http_address, logins, sessions, validations, accounts, health_servicer)
+
+
+def _budgets(settings: Settings) -> Budgets:
+    return Budgets(settings.failures_per_pair, settings.failures_per_account, settings.failures_per_source)
 
 
 async def serve(settings: Settings, on_start: Callable[[Service], Awaitable[None]] | None = None) -> None:

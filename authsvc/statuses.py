@@ -49,6 +49,9 @@ STATUS_BY_ERROR: Mapping[type[BaseException], Status] = {
     errors.OverloadedError: Status(
         grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", "too many passwords wait to be hashed"
     ),
+    errors.TooManyAttemptsError: Status(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_ATTEMPTS", "there were too many failed attempts"
+    ),
     errors.CallerUnauthenticatedError: Status(
         grpc.StatusCode.UNAUTHENTICATED,
         "CALLER_UNAUTHENTICATED",

@@ -17,6 +17,7 @@ from grpc_status import rpc_status
 
 from authsvc import server
 from authsvc.config import Address, Settings
+from authsvc.throttle import Budget
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from authsvc.v1 import resources_pb2
@@ -243,6 +244,9 @@ def make_settings(signing_keys: Path, store: str, **changes: Any) -> Settings:
         max_stale_if_error=timedelta(minutes=15),
         bcrypt_cost=TEST_COST,
         password_min_length=15,
+        failures_per_pair=Budget(10, timedelta(minutes=15)),
+        failures_per_account=Budget(100, timedelta(hours=24)),
+        failures_per_source=Budget(300, timedelta(minutes=15)),
         callers=None,
         tls_cert=None,
         tls_key=None,

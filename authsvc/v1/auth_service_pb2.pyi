@@ -120,8 +120,9 @@ class AuthenticateRequest(_message.Message):
     password: _builtins.str
     """Password of the user, at most 1,024 bytes of UTF-8, compared in NFC. Required. Secret, never logged."""
     client_address: _builtins.str
-    """IP address of the end user as the backend saw it, IPv4 or IPv6. Empty: not known. Ignored from a
-    caller that the service does not know, unless it is on the service's own machine.
+    """IP address of the end user as the backend saw it, IPv4 or IPv6. Empty: not known, and then strangers can lock the
+    user out; please give it. Ignored from a caller that the service does not know, unless it is on the service's own
+    machine.
     """
     client_label: _builtins.str
     """What the session is called in session lists, at most 128 characters, for instance a device name. May be empty."""

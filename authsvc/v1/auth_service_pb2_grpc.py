@@ -104,6 +104,8 @@ class AuthServiceServicer:
         - UNAUTHENTICATED, INVALID_CREDENTIALS: unknown address, wrong password, disabled user, user without a password,
         unreadable row, expired temporary password; alike for all of these.
         - FAILED_PRECONDITION, PASSWORD_CHANGE_REQUIRED: the password is right and must be changed first.
+        - RESOURCE_EXHAUSTED, TOO_MANY_ATTEMPTS: too many passwords were wrong, of this address or from this client_address,
+        whether or not the address has an account; this one was not looked at. Carries RetryInfo.
         - RESOURCE_EXHAUSTED, OVERLOADED: too many passwords wait to be checked; carries RetryInfo.
         - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
         """
@@ -170,6 +172,7 @@ class AuthServiceServicer:
         - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed.
         - INVALID_ARGUMENT, PASSWORD_REJECTED: the new password is against the policy; BadRequest says why.
         - UNAUTHENTICATED, INVALID_CREDENTIALS: as in Authenticate.
+        - RESOURCE_EXHAUSTED, TOO_MANY_ATTEMPTS: as in Authenticate, with which it shares what is counted.
         - RESOURCE_EXHAUSTED, OVERLOADED: too many passwords wait to be checked; carries RetryInfo.
         - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
         """

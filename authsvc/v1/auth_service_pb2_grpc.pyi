@@ -52,6 +52,8 @@ class AuthServiceStub:
     - UNAUTHENTICATED, INVALID_CREDENTIALS: unknown address, wrong password, disabled user, user without a password,
       unreadable row, expired temporary password; alike for all of these.
     - FAILED_PRECONDITION, PASSWORD_CHANGE_REQUIRED: the password is right and must be changed first.
+    - RESOURCE_EXHAUSTED, TOO_MANY_ATTEMPTS: too many passwords were wrong, of this address or from this client_address,
+      whether or not the address has an account; this one was not looked at. Carries RetryInfo.
     - RESOURCE_EXHAUSTED, OVERLOADED: too many passwords wait to be checked; carries RetryInfo.
     - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
     """
@@ -98,6 +100,7 @@ class AuthServiceStub:
     - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed.
     - INVALID_ARGUMENT, PASSWORD_REJECTED: the new password is against the policy; BadRequest says why.
     - UNAUTHENTICATED, INVALID_CREDENTIALS: as in Authenticate.
+    - RESOURCE_EXHAUSTED, TOO_MANY_ATTEMPTS: as in Authenticate, with which it shares what is counted.
     - RESOURCE_EXHAUSTED, OVERLOADED: too many passwords wait to be checked; carries RetryInfo.
     - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
     """
@@ -131,6 +134,8 @@ class AuthServiceAsyncStub(AuthServiceStub):
     - UNAUTHENTICATED, INVALID_CREDENTIALS: unknown address, wrong password, disabled user, user without a password,
       unreadable row, expired temporary password; alike for all of these.
     - FAILED_PRECONDITION, PASSWORD_CHANGE_REQUIRED: the password is right and must be changed first.
+    - RESOURCE_EXHAUSTED, TOO_MANY_ATTEMPTS: too many passwords were wrong, of this address or from this client_address,
+      whether or not the address has an account; this one was not looked at. Carries RetryInfo.
     - RESOURCE_EXHAUSTED, OVERLOADED: too many passwords wait to be checked; carries RetryInfo.
     - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
     """
@@ -177,6 +182,7 @@ class AuthServiceAsyncStub(AuthServiceStub):
     - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed.
     - INVALID_ARGUMENT, PASSWORD_REJECTED: the new password is against the policy; BadRequest says why.
     - UNAUTHENTICATED, INVALID_CREDENTIALS: as in Authenticate.
+    - RESOURCE_EXHAUSTED, TOO_MANY_ATTEMPTS: as in Authenticate, with which it shares what is counted.
     - RESOURCE_EXHAUSTED, OVERLOADED: too many passwords wait to be checked; carries RetryInfo.
     - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
     """
@@ -213,6 +219,8 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         - UNAUTHENTICATED, INVALID_CREDENTIALS: unknown address, wrong password, disabled user, user without a password,
           unreadable row, expired temporary password; alike for all of these.
         - FAILED_PRECONDITION, PASSWORD_CHANGE_REQUIRED: the password is right and must be changed first.
+        - RESOURCE_EXHAUSTED, TOO_MANY_ATTEMPTS: too many passwords were wrong, of this address or from this client_address,
+          whether or not the address has an account; this one was not looked at. Carries RetryInfo.
         - RESOURCE_EXHAUSTED, OVERLOADED: too many passwords wait to be checked; carries RetryInfo.
         - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
         """
@@ -289,6 +297,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed.
         - INVALID_ARGUMENT, PASSWORD_REJECTED: the new password is against the policy; BadRequest says why.
         - UNAUTHENTICATED, INVALID_CREDENTIALS: as in Authenticate.
+        - RESOURCE_EXHAUSTED, TOO_MANY_ATTEMPTS: as in Authenticate, with which it shares what is counted.
         - RESOURCE_EXHAUSTED, OVERLOADED: too many passwords wait to be checked; carries RetryInfo.
         - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
         """

@@ -23,8 +23,8 @@ from tests.engines import Engine
 from tests.support import PASSWORD, TEST_COST, FakeClock, use_engine
 
 WRITES = frozenset({"put_item", "update_item", "delete_item", "transact_write_items"})
-LOOK_UP = 3
-"""Calls by which a login reads the user; later ones rest on what it read."""
+LOOK_UP = 5
+"""Calls by which a login reserves its try and reads the user; later ones rest on what it read."""
 
 
 class Interrupted(DynamoDBCalls):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from authsvc import passwords
 from authsvc.accounts import Accounts
+from authsvc.attempts import Attempts
 from authsvc.errors import InvalidCredentialsError, InvalidRefreshTokenError
 from authsvc.hashing import Hashing
 from authsvc.key_files import follow_keys
@@ -15,6 +16,7 @@ from authsvc.memory import Memory
 from authsvc.models import User
 from authsvc.sessions import SessionLifetimes, Sessions, Tokens
 from authsvc.store import Store
+from authsvc.throttle import Budget, Budgets
 from authsvc.tokens import AccessTokens
 from authsvc.validations import ActiveToken, Check, Validations
 from tests.dynamodb import Tables
@@ -25,6 +27,11 @@ NEW_PASSWORD = "another password of words"
 ACCESS_TTL = timedelta(minutes=15)
 IDLE_TTL = timedelta(days=7)
 MAX_TTL = timedelta(days=30)
+BUDGETS = Budgets(
+    pair=Budget(10, timedelta(minutes=15)),
+    account=Budget(100, timedelta(hours=24)),
+    source=Budget(300, timedelta(minutes=15)),
+)
 HASH = passwords.hash_password(PASSWORD, TEST_COST)
 
 
@@ -55,7 +62,8 @@ class UseCases:
             max_staleness=timedelta(seconds=60),
             max_stale_if_error=timedelta(minutes=15),
         )
-        self.logins = Logins(store, hashing, self.sessions, clock, 15)
+        self.attempts = Attempts(store, BUDGETS, clock)
+        self.logins = Logins(store, self.attempts, hashing, self.sessions, clock, 15)
         self.accounts = Accounts(store, hashing, clock, 15)
 
     def with_hashing(self, hashing: Hashing) -> "UseCases":

@@ -1,5 +1,6 @@
 """What each RPC costs: store calls, seen by the engine, and hashing work."""
 
+from collections import Counter
 from typing import Any
 
 import bcrypt
@@ -7,10 +8,16 @@ import pytest
 
 from tests.rpc.conftest import Proxied
 from tests.rpc.test_foreign_rows import hash_of
-from tests.support import PASSWORD, TEST_COST, failure
+from tests.support import PASSWORD, TEST_COST, Client, Failure, failure
 
-LOOK_UP = {"GetItem": 2, "Query": 1}
+SOURCE = "192.0.2.7"
+LOOK_UP = Counter({"GetItem": 2, "Query": 1})
 """Finding a user by address: claim and row, and the index."""
+RESERVE = Counter({"GetItem": 4, "UpdateItem": 3})
+"""Looking at a try's counters and whether its source is known, and putting it into the three."""
+RESERVE_AGAIN = Counter({"GetItem": 4, "UpdateItem": 6})
+"""The same where the counters run already: each is first asked to begin."""
+SESSION = Counter({"PutItem": 1})
 
 
 @pytest.fixture
@@ -53,12 +60,35 @@ async def test_a_token_that_is_refused_by_itself_costs_no_read(proxied: Proxied)
     assert proxied.proxy.requests == {}
 
 
-async def test_a_login_is_a_look_up_one_hash_and_one_write(proxied: Proxied, rounds: list[int]) -> None:
+async def test_a_first_login_from_a_source(proxied: Proxied, rounds: list[int]) -> None:
+    """It gives back two counters, clears the third, and marks the source as known."""
+    await proxied.client.create_user()
+    proxied.proxy.forget()
+    rounds.clear()
+    await proxied.client.log_in(client_address=SOURCE)
+    settled = Counter({"UpdateItem": 2, "DeleteItem": 1, "PutItem": 1})
+    assert proxied.proxy.requests == RESERVE + LOOK_UP + SESSION + settled
+    assert rounds == [2**TEST_COST]
+
+
+async def test_a_login_from_a_known_source(proxied: Proxied, rounds: list[int]) -> None:
+    """It leaves the account's counter alone, and clears it."""
+    await proxied.client.create_user()
+    await proxied.client.log_in(client_address=SOURCE)
+    proxied.proxy.forget()
+    rounds.clear()
+    await proxied.client.log_in(client_address=SOURCE)
+    reserved, settled = Counter({"GetItem": 4, "UpdateItem": 2}), Counter({"UpdateItem": 1, "DeleteItem": 2})
+    assert proxied.proxy.requests == reserved + LOOK_UP + SESSION + settled
+    assert rounds == [2**TEST_COST]
+
+
+async def test_a_login_without_a_source(proxied: Proxied, rounds: list[int]) -> None:
     await proxied.client.create_user()
     proxied.proxy.forget()
     rounds.clear()
     await proxied.client.log_in()
-    assert proxied.proxy.requests == {**LOOK_UP, "PutItem": 1}
+    assert proxied.proxy.requests == Counter({"GetItem": 1, "UpdateItem": 2}) + LOOK_UP + SESSION
     assert rounds == [2**TEST_COST]
 
 
@@ -78,9 +108,8 @@ async def test_a_change_of_password_is_a_look_up_two_hashes_and_two_writes(proxi
     proxied.proxy.forget()
     rounds.clear()
     await proxied.client.change_password("another password of words")
-    requests = proxied.proxy.requests
-    assert {name: requests[name] for name in LOOK_UP} == LOOK_UP
-    assert requests.total() == sum(LOOK_UP.values()) + 2
+    counted = Counter({"GetItem": 1, "UpdateItem": 2})
+    assert proxied.proxy.requests == counted + LOOK_UP + Counter({"TransactWriteItems": 1}) + SESSION
     assert rounds == [2**TEST_COST] * 2
 
 
@@ -99,6 +128,8 @@ async def prepare(proxied: Proxied, what: str) -> None:
         case "expired":
             temporary = {"password_change_required": {"BOOL": True}, "temporary_password_expires_at": {"N": "1"}}
             tables.put_user("alice", "alice@example.com", password_hash=hash_of(PASSWORD), **temporary)
+        case "right password":
+            await proxied.client.create_user()
         case "unreadable row":
             tables.put_user("alice", "alice@example.com", is_active={"S": "yes"})
 
@@ -106,23 +137,60 @@ async def prepare(proxied: Proxied, what: str) -> None:
 REFUSED = ["unknown", "wrong password", "disabled", "without password", "unreadable hash", "unreadable row", "expired"]
 
 
-@pytest.mark.parametrize("method", ["Authenticate", "ChangePassword"])
+METHODS = ["Authenticate", "ChangePassword"]
+
+
+async def refused_login(client: Client, method: str) -> Failure:
+    if method == "Authenticate":
+        return await failure(client.log_in(client_address=SOURCE))
+    return await failure(client.change_password("another password of mine", client_address=SOURCE))
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("what", REFUSED)
 async def test_every_refused_login_costs_the_same(proxied: Proxied, rounds: list[int], what: str, method: str) -> None:
-    """ASVS-6.3.8: the same store calls, the same hashing, the same bytes."""
+    """ASVS-6.3.8, B9: the same store calls, counters and hashing, the same bytes."""
     await prepare(proxied, what)
-    proxied.proxy.forget()
-    rounds.clear()
-    client = proxied.client
-    call = client.log_in() if method == "Authenticate" else client.change_password("another password of mine")
-    refused = await failure(call)
-    assert proxied.proxy.requests == LOOK_UP
-    assert sum(rounds) == 2**TEST_COST
-    assert (refused.code.name, refused.reason, refused.text) == (
-        "UNAUTHENTICATED",
-        "INVALID_CREDENTIALS",
-        "the email or the password is wrong",
-    )
+    for reserved in (RESERVE, RESERVE_AGAIN, RESERVE_AGAIN):
+        proxied.proxy.forget()
+        rounds.clear()
+        refused = await refused_login(proxied.client, method)
+        assert proxied.proxy.requests == reserved + LOOK_UP
+        assert sum(rounds) == 2**TEST_COST
+        assert (refused.code.name, refused.reason, refused.text) == (
+            "UNAUTHENTICATED",
+            "INVALID_CREDENTIALS",
+            "the email or the password is wrong",
+        )
+    assert counters(proxied) == [3, 3, 3]
+
+
+def counters(proxied: Proxied) -> list[int]:
+    """How many tries each counter holds."""
+    return [len(row["attempts"]["SS"]) for row in proxied.tables.rows(proxied.tables.login_attempts) if len(row) == 3]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("what", [*REFUSED, "right password"])
+async def test_every_throttled_login_costs_the_same(
+    proxied: Proxied, rounds: list[int], what: str, method: str
+) -> None:
+    """ASVS-6.3.8: no hashing, no write; the same bytes, with the right password too."""
+    await prepare(proxied, what)
+    for _ in range(10):
+        await failure(proxied.client.log_in(password="a wrong password of words", client_address=SOURCE))
+    for reads in (4, 0, 0):  # the first refusal is remembered
+        proxied.proxy.forget()
+        rounds.clear()
+        refused = await refused_login(proxied.client, method)
+        assert proxied.proxy.requests == ({"GetItem": reads} if reads else {})
+        assert rounds == []
+        assert (refused.code.name, refused.reason, refused.text, refused.retry_seconds) == (
+            "RESOURCE_EXHAUSTED",
+            "TOO_MANY_ATTEMPTS",
+            "there were too many failed attempts",
+            900.0,
+        )
 
 
 async def test_a_hash_of_lower_cost_is_upgraded_at_the_next_login(
@@ -142,4 +210,4 @@ async def test_a_hash_of_lower_cost_is_upgraded_at_the_next_login(
     assert stored.startswith(f"$2b$0{TEST_COST + 2}$")
     proxied.proxy.forget()
     await proxied.client.log_in("carol@example.com")
-    assert proxied.proxy.requests == {**LOOK_UP, "PutItem": 1}
+    assert "TransactWriteItems" not in proxied.proxy.requests

@@ -68,6 +68,7 @@ async def test_a_store_that_fails_is_unavailable_and_nothing_else(proxied: Proxi
 async def test_attributes_of_wrong_types_decide_nothing(proxied: Proxied) -> None:
     alice = await proxied.client.create_user()
     token = await proxied.client.access_token()
+    proxied.tables.forget_attempts()
     with proxied.proxy.fault(WRONG_TYPES, operations={"GetItem", "BatchGetItem"}):
         outcomes = reasons(await every_rpc(proxied.client, alice.user_id, token))
     # A login does not tell an unreadable row from no row; a validation, an admin's too, cannot tell whose row it is.

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from dataclasses import fields, replace
 from datetime import timedelta
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from authsvc import config
 from authsvc.config import Address, Settings, describe, load, load_access_token_ttl, load_store, unknown_settings
 from authsvc.errors import ConfigError
+from authsvc.throttle import Budget
 
 REQUIRED = {
     "AUTHSVC_STORE": "dynamodb",
@@ -66,6 +68,9 @@ def test_the_defaults() -> None:
         session_max_ttl=timedelta(days=30),
         bcrypt_cost=12,
         password_min_length=15,
+        failures_per_pair=Budget(10, timedelta(minutes=15)),
+        failures_per_account=Budget(100, timedelta(hours=24)),
+        failures_per_source=Budget(300, timedelta(minutes=15)),
         callers=None,
         tls_cert=None,
         tls_key=None,
@@ -77,6 +82,14 @@ def test_the_defaults() -> None:
         log_level="info",
         log_digest_key="",
     )
+
+
+def test_the_documented_budgets_are_the_defaults() -> None:
+    """ASVS-6.1.1."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    documented = dict(re.findall(r"`(AUTHSVC_FAILURES_PER_\w+)=(\S+)`", readme))
+    assert len(documented) == 3
+    assert load({**REQUIRED, **documented}) == load(REQUIRED)
 
 
 def test_the_defaults_of_passwords_are_those_of_the_standards() -> None:
@@ -166,6 +179,9 @@ GOOD: list[tuple[str, str, object]] = [
     ("bcrypt_cost", "16", 16),
     ("password_min_length", "8", 8),
     ("password_min_length", "256", 256),
+    ("failures_per_pair", "1/1s", Budget(1, timedelta(seconds=1))),
+    ("failures_per_account", "100/2d", Budget(100, timedelta(days=2))),
+    ("failures_per_source", "1000/1h", Budget(1000, timedelta(hours=1))),
     ("reflection", "false", False),
     ("allow_open", "true", True),
     ("log_format", "json", "json"),
@@ -223,6 +239,18 @@ BAD: list[tuple[str, str, tuple[str, ...]]] = [
         ("9", "17", "x", "12.0", "-12", "1_2", "9" * 5000, "\u0661\u0662"),
     ),
     ("password_min_length", "must be a whole number from 8 to 256", ("7", "257")),
+    (
+        "failures_per_account",
+        "must be a number from 1 to 100, a slash and a time, for instance 10/15m",
+        ("101/24h", "0/24h", "10", "10/", "/15m", "10/15", "10 / 15m", "-1/15m", "\u0661/15m"),
+    ),
+    (
+        "failures_per_source",
+        "must be a number from 1 to 1000, a slash and a time, for instance 10/15m",
+        ("1001/15m",),
+    ),
+    ("failures_per_pair", "must count for 1s or more", ("10/0s",)),
+    ("failures_per_pair", "must be at most 36500d", ("10/36501d",)),
     ("reflection", "must be true or false", ("True", "1", "yes", "on", "false ")),
     ("log_format", "must be console, json", ("JSON", "text")),
     ("log_level", "must be debug, info, warning, error", ("INFO", "trace", "0")),
