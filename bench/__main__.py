@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from bench import costs, report
-from bench.measure import Bench, Figures
+from bench.measure import MEMORY_VALIDATIONS, Bench, Figures
 from bench.results import Results
 from bench.servers import Servers
 from bench.variants import Variant, select
@@ -27,7 +27,7 @@ def say(line: str) -> None:
 
 @click.command()
 @click.argument("variants", nargs=-1)
-@click.option("--rounds", default=5, show_default=True, help="How often each variant is run.")
+@click.option("--rounds", default=4, show_default=True, help="How often each variant is run.")
 @click.option("--load", "loads", multiple=True, help="Only these loads: calls in flight as 64, or a second as 300/s.")
 @click.option("--again", type=EXISTING, help="File of earlier results, to be shown instead of measuring.")
 @click.option("--docs", type=EXISTING, help="Folder of performance.md: write tables and plots there.")
@@ -74,6 +74,9 @@ def _measure(bench: Bench, variants: Sequence[Variant], rounds: int, results: Re
 def _measure_the_rest(bench: Bench, servers: Servers, results: Results) -> None:
     say("memory")
     results.memory = bench.memory()
+    validations = results.memory[-1][0]
+    if validations < MEMORY_VALIDATIONS:
+        results.left_out["memory"] = f"only {validations:,} validations in its time"
     say("units")
     results.units = costs.units_of_validations(servers, bench.loader)
     results.costs = costs.units_of_rpcs(servers)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from bench.measure import MEMORY_VALIDATIONS
 from bench.results import Results, Spread
 from bench.variants import MANY_USERS
 
@@ -60,14 +61,18 @@ def _units(name: str) -> Callable[[Results], Spread | None]:
 
 
 def _memory(results: Results) -> Spread | None:
-    return Spread.of([results.memory[-1][1]] if results.memory else [])
+    return Spread.of([results.memory[-1][1]] if _has_memory(results) else [])
 
 
 def _growth(results: Results) -> Spread | None:
     """Return how much of the memory came in the second half."""
-    if not results.memory:
+    if not _has_memory(results):
         return None
     return Spread.of([results.memory[-1][1] / results.memory[len(results.memory) // 2][1] - 1])
+
+
+def _has_memory(results: Results) -> bool:
+    return bool(results.memory) and results.memory[-1][0] >= MEMORY_VALIDATIONS
 
 
 def _bars() -> Iterator[Bar]:
