@@ -60,7 +60,9 @@ def _latency(results: Results, axes: Axes) -> None:
 
 
 def _memory(results: Results, axes: Axes) -> None:
-    axes.plot(*zip(*results.memory, strict=True), "-o", markersize=3)
+    axes.plot(
+        [validations for validations, _ in results.memory], [mib for _, mib in results.memory], "-o", markersize=3
+    )
     axes.set_ylim(bottom=0)
     axes.ticklabel_format(style="plain")
     axes.set_xlabel("validations of 100,000 users in turn")
