@@ -11,7 +11,8 @@ from bench.results import Results, Spread
 
 mpl.use("svg")
 # Ids that are the same at every run, so that only what was measured changes.
-mpl.rcParams.update({"svg.hashsalt": "bench", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+mpl.rcParams.update({"svg.hashsalt": "bench", "svg.fonttype": "none", "font.size": 9})
+mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
 
 COST = {
     "empty RPC": "empty 64",

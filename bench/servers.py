@@ -146,16 +146,17 @@ class Servers:
         self._stack.callback(_end, process)
         return process
 
-    def serve(self, environ: Mapping[str, str], on: Sequence[int] = cores.SERVER) -> Server:
-        """Start the service, and wait until it serves."""
+    def serve(self, environ: Mapping[str, str], workers: int = 1) -> Server:
+        """Start the service, and wait until each of its workers serves."""
         log = self._folder / f"serve-{time.monotonic_ns()}.log"
-        process = self.spawn(AUTHSVC, "serve", environ=environ, on=on, log=log)
+        on = cores.SERVER if workers == 1 else cores.ALL
+        process = self.spawn(AUTHSVC, "serve", environ={**environ, **_workers(workers)}, on=on, log=log)
         give_up = time.monotonic() + READY_SECONDS
-        while not (events := _events(log)).get("serving"):
+        while len(_events(log, "serving")) < workers:
             if process.poll() is not None or time.monotonic() > give_up:
                 raise RuntimeError(f"authsvc serve does not serve:\n{log.read_text()}")
             time.sleep(POLL_SECONDS)
-        return Server(events["listening"]["address"], process.pid)
+        return Server(_events(log, "listening")[0]["address"], process.pid)
 
     def _started(self, target: Target) -> Server:
         if target.what == "empty":
@@ -166,9 +167,7 @@ class Servers:
         environ = self.on_dynamodb(endpoint_url, target.users)
         if target.what == "naive":
             return self._listening("bench.naive", environ=environ, on=cores.SERVER)
-        if target.workers == 1:
-            return self.serve(environ)
-        return self.serve({**environ, "AUTHSVC_WORKERS": str(target.workers)}, on=cores.ALL)
+        return self.serve(environ, target.workers)
 
     def _delayed(self, milliseconds: int) -> str:
         port = str(urlsplit(self.engine.endpoint_url).port)
@@ -206,10 +205,14 @@ def table_prefix(users: int) -> str:
     return f"bench-{users}-"
 
 
-def _events(log: Path) -> dict[str, dict[str, str]]:
-    """Return the lines of a log by their event."""
+def _workers(number: int) -> dict[str, str]:
+    return {} if number == 1 else {"AUTHSVC_WORKERS": str(number)}
+
+
+def _events(log: Path, event: str) -> list[dict[str, str]]:
+    """Return the lines of a log that tell of an event."""
     lines = map(json.loads, log.read_text().splitlines())
-    return {line["event"]: line for line in lines}
+    return [line for line in lines if line["event"] == event]
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
