@@ -16,8 +16,8 @@ from authsvc.callers import Caller, Callers, Permission, api_key_digest, follow_
 from authsvc.errors import CallersFileError
 from tests.support import WITNESS
 
-KEY = new_api_key()
-OTHER_KEY = new_api_key()
+KEY = "ask_" + "Ab1_-" * 8 + "Ab1"
+OTHER_KEY = "ask_" + "Cd2_-" * 8 + "Cd2"
 GOOD = f"""
 [callers.checkout]
 api_key_sha256 = ["{api_key_digest(KEY)}"]
