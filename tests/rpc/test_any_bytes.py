@@ -195,7 +195,7 @@ async def test_an_unexpected_failure_tells_the_client_nothing(client: Client, mo
     async def fail(_text: str) -> None:
         raise ZeroDivisionError(secret)
 
-    monkeypatch.setattr(client.service.sessions, "validate_token", fail)
+    monkeypatch.setattr(client.service.validations, "validate", fail)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await client.validate("x")
     told = failure_of(caught.value)

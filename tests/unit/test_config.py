@@ -66,6 +66,8 @@ def test_the_defaults() -> None:
         access_token_ttl=timedelta(minutes=15),
         session_idle_ttl=timedelta(days=7),
         session_max_ttl=timedelta(days=30),
+        max_staleness=timedelta(seconds=60),
+        max_stale_if_error=timedelta(minutes=15),
         bcrypt_cost=12,
         password_min_length=15,
         failures_per_pair=Budget(10, timedelta(minutes=15)),
