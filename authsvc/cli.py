@@ -125,9 +125,27 @@ async def serve() -> None:
     """
     settings = config.load(os.environ)
     _start_logs(settings, os.environ)
-    from authsvc import server
+    if settings.workers > 1:
+        from authsvc import workers
 
-    await server.serve(settings)
+        await workers.serve(settings)
+    else:
+        from authsvc import server
+
+        await server.serve(settings)
+
+
+@main.command(name="worker", hidden=True)
+@click.argument("number", type=int)
+@functools.partial(command, run_loop=on_uvloop)
+async def run_worker(number: int) -> None:
+    """Serve as one of the workers that `serve` starts."""
+    from authsvc import logs, server, workers
+
+    settings = config.load(os.environ)
+    logs.configure(settings.log_format, settings.log_level, settings.log_digest_key or None, worker=number)
+    workers.end_with_parent()
+    await server.serve(settings, on_start=workers.tell_parent)
 
 
 @main.group()

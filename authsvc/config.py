@@ -162,6 +162,7 @@ class Settings:
     http_listen: Address | None = _setting(
         _address_or_off, "address of the HTTP side port; set to nothing: off", DEFAULT_HTTP_LISTEN
     )
+    workers: int = _setting(_number(1, 256), "processes that serve on the gRPC port, 1 to 256", "1")
     issuer: str = _setting(_url, "URL that names this deployment in tokens (iss)", None)
     audience: str = _setting(_text, "whom tokens are for (aud)", None)
     signing_keys: Path = _setting(Path, "file of authsvc keys generate", None)

@@ -60,6 +60,7 @@ def environment(data_dir: Path, environ: Mapping[str, str]) -> dict[str, str]:
         "AUTHSVC_TLS_KEY": "",
         "AUTHSVC_TLS_CLIENT_CA": "",
         "AUTHSVC_REFLECTION": "true",
+        "AUTHSVC_WORKERS": "1",
     }
     return {**_read_env(Path(".env")), **config.what_is_given(environ), **own}
 

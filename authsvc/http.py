@@ -2,7 +2,7 @@
 
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import structlog
@@ -11,7 +11,6 @@ from aiohttp import web
 from authsvc.config import DEFAULT_HTTP_LISTEN, Address, Settings
 from authsvc.errors import ConfigError
 from authsvc.keys import ALGORITHMS
-from authsvc.sessions import Sessions
 
 _log = structlog.get_logger(__name__)
 
@@ -22,8 +21,12 @@ MAX_AGE_SECONDS = 300
 
 
 @asynccontextmanager
-async def listening(settings: Settings, sessions: Sessions) -> AsyncIterator[Address | None]:
+async def listening(settings: Settings, jwks: Callable[[], str]) -> AsyncIterator[Address | None]:
     """Serve while the body runs; nothing where the port is off.
+
+    Args:
+        settings: Where to listen, and what the discovery document says.
+        jwks: Returns the public keys of the moment.
 
     Raises:
         ConfigError: It cannot listen there.
@@ -31,7 +34,7 @@ async def listening(settings: Settings, sessions: Sessions) -> AsyncIterator[Add
     if settings.http_listen is None:
         yield None
         return
-    runner = web.AppRunner(_app(settings, sessions), access_log=None)
+    runner = web.AppRunner(_app(settings, jwks), access_log=None)
     await runner.setup()
     try:
         yield await _bind_or_go_without(runner, settings.http_listen)
@@ -62,7 +65,7 @@ async def _bind(runner: web.AppRunner, listen: Address) -> Address:
     return Address(listen.host, runner.addresses[0][1])
 
 
-def _app(settings: Settings, sessions: Sessions) -> web.Application:
+def _app(settings: Settings, jwks: Callable[[], str]) -> web.Application:
     discovery = json.dumps(
         {
             "issuer": settings.issuer,
@@ -74,7 +77,7 @@ def _app(settings: Settings, sessions: Sessions) -> web.Application:
     )
 
     async def show_jwks(_: web.Request) -> web.Response:
-        return _cacheable(sessions.jwks)
+        return _cacheable(jwks())
 
     async def show_discovery(_: web.Request) -> web.Response:
         return _cacheable(discovery)

@@ -40,6 +40,7 @@ _LIBRARY_LEVEL = logging.WARNING
 _TALKATIVE = "grpc._cython.cygrpc"
 _DIGEST_LENGTH = 16
 _digest_key = secrets.token_bytes(32)
+_process: dict[str, object] = {}
 
 
 def new_trace_id() -> TraceId:
@@ -54,7 +55,13 @@ def email_digest(email: str) -> str:
     return hmac.new(_digest_key, email.encode(), hashlib.sha256).hexdigest()[:_DIGEST_LENGTH]
 
 
-def configure(log_format: str, level: str, digest_key: str | None = None, stream: TextIO | None = None) -> None:
+def configure(
+    log_format: str,
+    level: str,
+    digest_key: str | None = None,
+    stream: TextIO | None = None,
+    worker: int | None = None,
+) -> None:
     """Set up logging for the process.
 
     Args:
@@ -62,8 +69,10 @@ def configure(log_format: str, level: str, digest_key: str | None = None, stream
         level: Name of the lowest level that is written, for instance `info`.
         digest_key: Key of email_digest, so that all processes write the same digests; None: random.
         stream: Where lines go; None: stderr.
+        worker: Number of this process, in each line; None: it is the only one.
     """
-    global _digest_key  # noqa: PLW0603 - logging is the process's
+    global _digest_key, _process  # noqa: PLW0603 - logging is the process's
+    _process = {} if worker is None else {"worker": worker}
     if digest_key is not None:
         _digest_key = digest_key.encode()
     stream = stream or sys.stderr
@@ -73,6 +82,7 @@ def configure(log_format: str, level: str, digest_key: str | None = None, stream
         structlog.stdlib.ExtraAdder(),
         structlog.processors.format_exc_info,
         _add_request,
+        _add_process,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     is_console = log_format == "console" or (not log_format and stream.isatty())
@@ -122,3 +132,7 @@ def _add_request(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
         if value is not None:
             event[variable.name] = str(value)
     return event
+
+
+def _add_process(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    return {**event, **_process}

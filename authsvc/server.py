@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import gc
+import os
+import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,12 +137,13 @@ async def running(
         attempts = await stack.enter_async_context(contextlib.aclosing(Attempts(store, _budgets(settings), clock)))
         logins = Logins(store, attempts, hashing, sessions, clock, settings.password_min_length)
         accounts = Accounts(store, hashing, clock, settings.password_min_length)
-        http_address = await stack.enter_async_context(http.listening(settings, sessions))
+        http_address = await stack.enter_async_context(http.listening(settings, lambda: sessions.jwks))
         servicers = (AuthService(logins, sessions, validations), UserService(accounts, sessions))
         guard = Guard(validations, callers_file)
-        server, health_servicer = await _grpc_server(guard, servicers, reflects=settings.reflection)
-        port = _bind(server, settings)
-        await server.start()
+        server, health_servicer = await _grpc_server(guard, servicers, settings)
+        with _low_descriptors_taken() if settings.workers > 1 else contextlib.nullcontext():
+            port = _bind(server, settings)
+            await server.start()
         stack.push_async_callback(server.stop, GRACE_SECONDS)
         for work in (_announce(store, health_servicer), _follow_files(key_file, tokens, callers_file)):
             stack.push_async_callback(_cancel, asyncio.create_task(work))
@@ -182,23 +185,23 @@ async def serve(settings: Settings, on_start: Callable[[Service], Awaitable[None
 
 
 async def _grpc_server(
-    guard: Guard, servicers: tuple[AuthService, UserService], *, reflects: bool
+    guard: Guard, servicers: tuple[AuthService, UserService], settings: Settings
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
-    server = grpc.aio.server(options=_options())
+    server = grpc.aio.server(options=_options(settings))
     server.add_generic_rpc_handlers(tuple(guard.methods(d, s) for d, s in zip(_SERVICES, servicers, strict=True)))
     health_servicer = health.aio.HealthServicer()
     await _set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    if reflects:
+    if settings.reflection:
         _add_reflection(server)
     return server, health_servicer
 
 
-def _options() -> tuple[tuple[str, int], ...]:
+def _options(settings: Settings) -> tuple[tuple[str, int], ...]:
     """Return gRPC's settings: what one client may take, and when connections end."""
     return (
-        # Two processes on one port would share its connections without knowing of each other.
-        ("grpc.so_reuseport", 0),
+        # Programs that do not know of each other would share a port's connections; workers do.
+        ("grpc.so_reuseport", int(settings.workers > 1)),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         # Between the two, gRPC would refuse some calls by chance.
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
@@ -241,6 +244,22 @@ def _add_reflection(server: grpc.aio.Server) -> None:
     )
 
 
+@contextmanager
+def _low_descriptors_taken() -> Iterator[None]:
+    """Let what is opened inside have a higher number than the connections that come later.
+
+    Linux closes the files of a killed process from the highest number down. So the port goes first, and clients that
+    lose their connection and come again find another worker, never the queue of the dead one.
+    """
+    soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(min(MAX_CONNECTIONS, soft_limit // 2))]
+    try:
+        yield
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+
+
 def _bind(server: grpc.aio.Server, settings: Settings) -> int:
     """Return the port, which is another one than in the settings where that is 0."""
     address = str(settings.listen)
@@ -254,15 +273,17 @@ def _bind(server: grpc.aio.Server, settings: Settings) -> int:
         )
         return server.add_secure_port(address, credentials)
     except RuntimeError:
-        raise ConfigError([_why_not(settings.listen)]) from None
+        raise ConfigError([_why_not(settings)]) from None
 
 
-def _why_not(address: Address) -> str:
+def _why_not(settings: Settings) -> str:
     """Return why gRPC cannot listen on an address, which it does not tell."""
+    address = settings.listen
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, settings.workers > 1)
             probe.bind((address.host, address.port))
     except OSError as error:
         return f"AUTHSVC_LISTEN: cannot listen on {address}: {error.strerror}"

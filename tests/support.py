@@ -234,6 +234,7 @@ def make_settings(signing_keys: Path, store: str, **changes: Any) -> Settings:
         table_prefix="auth-",
         listen=Address("127.0.0.1", 0),
         http_listen=None,
+        workers=1,
         issuer="https://auth.example.com",
         audience="backends",
         signing_keys=signing_keys,
