@@ -13,12 +13,13 @@ from typing import Any
 import aioboto3
 import orjson
 from aiobotocore.config import AioConfig
+from botocore import xform_name
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest, AWSResponse
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
 from botocore.session import Session as BotocoreSession
 
-from authsvc import deadline
+from authsvc import deadline, metrics
 from authsvc.errors import ConfigError, NoAnswerError, StoreSetupError, StoreUnavailableError
 
 MAX_ATTEMPTS = 6
@@ -57,6 +58,16 @@ _OUTAGES = frozenset(
     }
 )
 _API = "DynamoDB_20120810"
+_METERED = {
+    "get_item": "read",
+    "query": "read",
+    "scan": "read",
+    "delete_item": "write",
+    "put_item": "write",
+    "transact_write_items": "write",
+    "update_item": "write",
+}
+"""Operations that consume capacity, and of which kind."""
 _jitter = random.SystemRandom()
 
 
@@ -96,6 +107,14 @@ class DynamoDBCalls:
             StoreUnavailableError: No good answer came by the deadline, or within the attempts.
             StoreSetupError: DynamoDB refuses the request itself.
         """
+        with metrics.store_call(operation):
+            if operation not in _METERED:
+                return await self._attempts(operation, request)
+            response = await self._attempts(operation, {**request, "ReturnConsumedCapacity": "TOTAL"})
+            count_consumed(response, _METERED[operation])
+            return response
+
+    async def _attempts(self, operation: str, request: Mapping[str, Any]) -> dict[str, Any]:
         method = getattr(self._client, operation)
         cause = "no answer in time"
         try:
@@ -105,6 +124,7 @@ class DynamoDBCalls:
                         return await method(**request)  # type: ignore[no-any-return]
                     except Exception as error:  # noqa: BLE001 - a garbled answer makes botocore raise anything
                         cause = _cause_to_retry(error)
+                    metrics.STORE_FAILED_ATTEMPTS.labels(operation, cause).inc()
                     await asyncio.sleep(pause_seconds(attempt + 1))
         except TimeoutError:
             pass
@@ -147,7 +167,9 @@ class DynamoDBCalls:
             content: bytes = await response.content
             _check_response(operation, response, content)
         except Exception as error:  # noqa: BLE001 - a garbled answer makes libraries raise anything
-            raise NoAnswerError(f"{operation}: {_cause_to_retry(error)}") from None
+            cause = _cause_to_retry(error)
+            metrics.STORE_FAILED_ATTEMPTS.labels(xform_name(operation), cause).inc()
+            raise NoAnswerError(f"{operation}: {cause}") from None
         return content
 
     async def _sign(self, request: AWSRequest) -> None:
@@ -177,6 +199,13 @@ def _check_response(operation: str, response: AWSResponse, content: bytes) -> No
     raise ClientError(parsed, operation)
 
 
+def count_consumed(response: Mapping[str, Any], kind: str) -> None:
+    """Count the capacity of which a response tells, `kind` being read or write."""
+    consumed = response.get("ConsumedCapacity", [])
+    for each in consumed if isinstance(consumed, list) else [consumed]:
+        metrics.CONSUMED_UNITS.labels(each["TableName"], kind).inc(each["CapacityUnits"])
+
+
 def _cause_to_retry(error: Exception) -> str:
     """Return why a call failed, where another attempt can help; else raise what it means."""
     match error:
@@ -186,6 +215,10 @@ def _cause_to_retry(error: Exception) -> str:
             raise StoreUnavailableError("no AWS credentials are configured") from None
         case ClientError(response=response):
             return _cause_in(response, response["ResponseMetadata"].get("HTTPStatusCode", 0))
+        case BotoCoreError() | OSError():
+            pass  # no answer came
+        case _:
+            metrics.UNREADABLE_RESPONSES.inc()
     return f"{type(error).__name__}"
 
 

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import structlog
 
+from authsvc import metrics
 from authsvc.errors import BrokenRowError
 from authsvc.models import Session, Standing, User
 from authsvc.store import DECISIVE_FIELDS
@@ -146,6 +147,7 @@ def _standing(read: "_Reader") -> dict[str, Any]:
 
 
 def _log_broken_user(error: BrokenRowError) -> None:
+    metrics.BROKEN_ROWS.inc()
     _log.error("row_broken", table="users", user_id=error.key, attribute=error.attribute)
 
 
@@ -158,6 +160,7 @@ def claimant_from_item(item: Item) -> str:
     try:
         return _Reader(item).required("user_id", _text)
     except BrokenRowError as error:
+        metrics.BROKEN_ROWS.inc()
         _log.error("row_broken", table="unique", attribute=error.attribute)
         raise
 
@@ -224,6 +227,7 @@ def session_from_item(item: Item) -> Session:
             client_address=read.optional("client_address", _any_text, ""),
         )
     except BrokenRowError as error:
+        metrics.BROKEN_ROWS.inc()
         _log.error("row_broken", table="sessions", user_id=error.key, attribute=error.attribute)
         raise
 

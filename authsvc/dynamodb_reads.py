@@ -5,7 +5,8 @@ from typing import Any
 
 import orjson
 
-from authsvc.dynamodb_calls import DynamoDBCalls
+from authsvc import metrics
+from authsvc.dynamodb_calls import DynamoDBCalls, count_consumed
 from authsvc.dynamodb_items import Item
 from authsvc.errors import NoAnswerError
 
@@ -38,11 +39,17 @@ class UserReads:
             StoreSetupError: DynamoDB refuses the request itself.
         """
         keys = [{"user_id": {"S": user_id}} for user_id in user_ids]
-        body = orjson.dumps({"RequestItems": {self._table: {"Keys": keys, **self._options}}})
-        content = await self._calls.send("BatchGetItem", body)
+        items = {self._table: {"Keys": keys, **self._options}}
+        body = orjson.dumps({"RequestItems": items, "ReturnConsumedCapacity": "TOTAL"})
+        metrics.KEY_READS_BATCH_SIZE.observe(len(user_ids))
+        with metrics.store_call("batch_get_item"):
+            content = await self._calls.send("BatchGetItem", body)
         try:
-            return self._rows(orjson.loads(content), user_ids)
+            response = orjson.loads(content)
+            count_consumed(response, "read")
+            return self._rows(response, user_ids)
         except (ValueError, KeyError, TypeError, AttributeError):
+            metrics.UNREADABLE_RESPONSES.inc()
             # Less than a whole answer must never read as "no such user".
             raise NoAnswerError("BatchGetItem: unreadable response") from None
 

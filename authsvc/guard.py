@@ -4,7 +4,9 @@ grpc.aio sends the text of a handler's exception to the client, and that of its 
 So methods are registered with plain bytes, and nothing but gRPC's own AbortError leaves a guarded method.
 """
 
+import asyncio
 import functools
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
@@ -19,7 +21,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from authsvc import deadline, errors, logs
+from authsvc import deadline, errors, logs, metrics
 from authsvc.callers import API_KEY_PREFIX, Callers, Permission
 from authsvc.config import Address
 from authsvc.followed_files import FollowedFile
@@ -94,7 +96,10 @@ class Guard:
         admit = self._admission(PERMISSIONS[method.full_name])
         may_be_deceived = self._callers is None and CLIENT_ADDRESS in method.input_type.fields_by_name
 
+        calls = metrics.MethodCalls(method.full_name)
+
         async def guarded(data: bytes, context: Context) -> bytes:
+            begin = time.perf_counter()
             trace_id = logs.new_trace_id()
             try:
                 deadline.begin(context.time_remaining())
@@ -104,11 +109,18 @@ class Guard:
                 if may_be_deceived and not _is_loopback(context.peer()):
                     request.ClearField(CLIENT_ADDRESS)
                 response = await handler(request, context)
-                return response.SerializeToString()
+                answer = response.SerializeToString()
+            except asyncio.CancelledError:
+                calls.failed(begin, "CANCELLED")
+                raise
             except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, the client gets a status
                 status = status_of(error)
+                calls.failed(begin, status.code.name, status.reason)
                 _log_refusal(method.full_name, status, error)
                 metadata = _error_metadata(status, error, str(trace_id))
+            else:
+                calls.good(begin)
+                return answer
             return await context.abort(status.code, status.text, metadata)
 
         return guarded

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from authsvc import deadline, passwords
+from authsvc import deadline, metrics, passwords
 from authsvc.errors import OverloadedError
 
 QUEUE_LIMIT = 16
@@ -137,6 +137,7 @@ class Hashing:
                 raise self._overloaded()
             line.pending += 1
             line.jobs.append(job)
+        metrics.HASHES_PENDING.inc()
 
     @property
     def _pending(self) -> int:
@@ -150,8 +151,10 @@ class Hashing:
     def _leave(self, line: _Line) -> None:
         with self._lock:
             line.pending -= 1
+        metrics.HASHES_PENDING.dec()
 
     def _overloaded(self) -> OverloadedError:
+        metrics.HASHES_REFUSED.inc()
         return OverloadedError(timedelta(seconds=max(1.0, self._pending * self._seconds_per_job)))
 
     def _timed(self, job: Callable[[], T]) -> T:

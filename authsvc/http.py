@@ -1,5 +1,6 @@
-"""The HTTP side port: the public keys and the discovery document, for gateways and libraries that verify offline."""
+"""The HTTP side port: public keys and discovery for whoever verifies offline; metrics and health for operators."""
 
+import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -7,7 +8,9 @@ from contextlib import asynccontextmanager
 
 import structlog
 from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
+from authsvc import metrics
 from authsvc.config import DEFAULT_HTTP_LISTEN, Address, Settings
 from authsvc.errors import ConfigError
 from authsvc.keys import ALGORITHMS
@@ -15,18 +18,23 @@ from authsvc.keys import ALGORITHMS
 _log = structlog.get_logger(__name__)
 
 JWKS_PATH = "/.well-known/jwks.json"
+METRICS_PATH = "/metrics"
+HEALTH_PATH = "/healthz"
 DISCOVERY_PATH = "/.well-known/openid-configuration"
 MAX_AGE_SECONDS = 300
 """How long caches may keep an answer: short beside the hours between the publishing of a key and its first token."""
 
 
 @asynccontextmanager
-async def listening(settings: Settings, jwks: Callable[[], str]) -> AsyncIterator[Address | None]:
+async def listening(
+    settings: Settings, jwks: Callable[[], str], registry: CollectorRegistry
+) -> AsyncIterator[Address | None]:
     """Serve while the body runs; nothing where the port is off.
 
     Args:
         settings: Where to listen, and what the discovery document says.
         jwks: Returns the public keys of the moment.
+        registry: The metrics.
 
     Raises:
         ConfigError: It cannot listen there.
@@ -34,7 +42,7 @@ async def listening(settings: Settings, jwks: Callable[[], str]) -> AsyncIterato
     if settings.http_listen is None:
         yield None
         return
-    runner = web.AppRunner(_app(settings, jwks), access_log=None)
+    runner = web.AppRunner(_app(settings, jwks, registry), access_log=None)
     await runner.setup()
     try:
         yield await _bind_or_go_without(runner, settings.http_listen)
@@ -65,7 +73,7 @@ async def _bind(runner: web.AppRunner, listen: Address) -> Address:
     return Address(listen.host, runner.addresses[0][1])
 
 
-def _app(settings: Settings, jwks: Callable[[], str]) -> web.Application:
+def _app(settings: Settings, jwks: Callable[[], str], registry: CollectorRegistry) -> web.Application:
     discovery = json.dumps(
         {
             "issuer": settings.issuer,
@@ -82,12 +90,29 @@ def _app(settings: Settings, jwks: Callable[[], str]) -> web.Application:
     async def show_discovery(_: web.Request) -> web.Response:
         return _cacheable(discovery)
 
+    async def show_metrics(_: web.Request) -> web.Response:
+        # Some milliseconds, in which the loop should go on.
+        body = await asyncio.to_thread(generate_latest, registry)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def show_health(_: web.Request) -> web.Response:
+        if metrics.is_serving(registry):
+            return web.Response(text="serving\n")
+        return web.Response(status=503, text="not serving\n")
+
     async def hide_versions(_: web.Request, response: web.StreamResponse) -> None:
         response.headers["Server"] = "authsvc"
 
     app = web.Application()
     app.on_response_prepare.append(hide_versions)
-    app.add_routes([web.get(JWKS_PATH, show_jwks), web.get(DISCOVERY_PATH, show_discovery)])
+    app.add_routes(
+        [
+            web.get(JWKS_PATH, show_jwks),
+            web.get(DISCOVERY_PATH, show_discovery),
+            web.get(METRICS_PATH, show_metrics),
+            web.get(HEALTH_PATH, show_health),
+        ]
+    )
     return app
 
 

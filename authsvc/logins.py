@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import structlog
 
-from authsvc import fields, passwords
+from authsvc import fields, metrics, passwords
 from authsvc.accounts import CHANGE_TRIES
 from authsvc.attempts import Attempt, Attempts
 from authsvc.errors import (
@@ -169,6 +169,7 @@ class Logins:
         if user.password_hash is None:
             return "no_password"
         if passwords.stored_cost(user.password_hash) is None:
+            metrics.BROKEN_ROWS.inc()
             _log.error("row_broken", table="users", user_id=user.user_id, attribute="password_hash")
             return "unreadable_hash"
         if not is_right:

@@ -14,6 +14,8 @@ from typing import TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from authsvc import metrics
+
 
 class TraceId:
     """Identifier of a request, 32 hexadecimal digits, made when it is first needed: most requests need none."""
@@ -41,6 +43,14 @@ _TALKATIVE = "grpc._cython.cygrpc"
 _DIGEST_LENGTH = 16
 _digest_key = secrets.token_bytes(32)
 _process: dict[str, object] = {}
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes lines; one that it cannot write, because the disk is full for instance, is counted and no more."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - as logging has it
+        """See logging.Handler."""
+        metrics.LOG_LINES_DROPPED.inc()
 
 
 def new_trace_id() -> TraceId:
@@ -91,7 +101,7 @@ def configure(
         if is_console
         else [structlog.processors.JSONRenderer()]
     )
-    handler = logging.StreamHandler(stream)
+    handler = _Handler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

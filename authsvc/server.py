@@ -20,7 +20,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from authsvc import http
+from authsvc import http, metrics
 from authsvc.accounts import Accounts
 from authsvc.attempts import Attempts
 from authsvc.callers import Callers, follow_callers
@@ -137,7 +137,9 @@ async def running(
         attempts = await stack.enter_async_context(contextlib.aclosing(Attempts(store, _budgets(settings), clock)))
         logins = Logins(store, attempts, hashing, sessions, clock, settings.password_min_length)
         accounts = Accounts(store, hashing, clock, settings.password_min_length)
-        http_address = await stack.enter_async_context(http.listening(settings, lambda: sessions.jwks))
+        http_address = await stack.enter_async_context(
+            http.listening(settings, lambda: sessions.jwks, metrics.registry_of())
+        )
         servicers = (AuthService(logins, sessions, validations), UserService(accounts, sessions))
         guard = Guard(validations, callers_file)
         server, health_servicer = await _grpc_server(guard, servicers, settings)
@@ -145,7 +147,11 @@ async def running(
             port = _bind(server, settings)
             await server.start()
         stack.push_async_callback(server.stop, GRACE_SECONDS)
-        for work in (_announce(store, health_servicer), _follow_files(key_file, tokens, callers_file)):
+        metrics.STARTS.inc()
+        stack.callback(metrics.SERVING.set, 0)
+        sampling = metrics.sample({"verified_tokens": lambda: tokens.remembered, "standings": lambda: len(memory)})
+        following = _follow_files(key_file, tokens, callers_file)
+        for work in (_announce(store, health_servicer), following, sampling):
             stack.push_async_callback(_cancel, asyncio.create_task(work))
         address = str(Address(settings.listen.host, port))
         yield Service(address, http_address, logins, sessions, validations, accounts, health_servicer)
@@ -178,6 +184,7 @@ async def serve(settings: Settings, on_start: Callable[[Service], Awaitable[None
         gc.freeze()
         await stop.wait()
         _log.info("stopping")
+        metrics.SERVING.set(0)
         await service.health.enter_graceful_shutdown()
         if not settings.listen.is_loopback:
             await asyncio.sleep(DRAIN_WAIT_SECONDS)
@@ -311,6 +318,7 @@ async def _announce(store: Store, servicer: health.aio.HealthServicer) -> None:
         else:
             break
     await _set_health(servicer, health_pb2.HealthCheckResponse.SERVING)
+    metrics.SERVING.set(1)
     _log.info("serving")
 
 

@@ -8,7 +8,7 @@ import structlog
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from authsvc import fields
+from authsvc import fields, metrics
 from authsvc.accounts import Accounts, TemporaryPassword
 from authsvc.errors import InvalidFieldError
 from authsvc.logins import Logins
@@ -34,6 +34,8 @@ MAX_BATCH = 100
 UPDATABLE = {"email", "role", "is_active"}
 """Fields of a user that UpdateUser changes."""
 
+_COUNTS = {reason: metrics.TOKEN_VALIDATIONS.labels(reason.name).inc for reason in InactiveReason}
+_count_active = metrics.TOKEN_VALIDATIONS.labels("ACTIVE").inc
 _REASONS = {reason: auth_pb2.InactiveReason.Value(f"INACTIVE_REASON_{reason.name}") for reason in InactiveReason}
 
 
@@ -204,6 +206,7 @@ def _result(validation: Validation | Exception) -> auth_pb2.BatchValidateTokensR
     if isinstance(validation, Validation):
         return auth_pb2.BatchValidateTokensResponse.Result(response=_validation(validation))
     status = status_of(validation)
+    metrics.TOKEN_VALIDATIONS.labels(status.reason).inc()
     _log.warning("batch_item_failed", reason=status.reason, error=type(validation).__name__)
     return auth_pb2.BatchValidateTokensResponse.Result(
         error=auth_pb2.ValidationError(code=status.code.value[0], reason=status.reason_number, message=status.text)
@@ -271,10 +274,12 @@ def _validation(validation: Validation) -> auth_pb2.ValidateTokenResponse:
     # Times are set in place: messages made for them would cost as much as all the rest.
     checked_time, outcome, degraded = validation
     if isinstance(outcome, InactiveReason):
+        _COUNTS[outcome]()
         response = auth_pb2.ValidateTokenResponse(
             state=auth_pb2.TOKEN_STATE_INACTIVE, reason=_REASONS[outcome], degraded=degraded
         )
     else:
+        _count_active()
         token, user = outcome
         response = auth_pb2.ValidateTokenResponse(
             state=auth_pb2.TOKEN_STATE_ACTIVE,

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from authsvc import deadline
+from authsvc import deadline, metrics
 from authsvc.errors import (
     EmailAlreadyExistsError,
     InvalidFieldError,
@@ -265,7 +265,7 @@ class SQLiteStore:
         ]
 
     def _read(self, query: str, *values: object) -> list[sqlite3.Row]:
-        with _as_store_errors():
+        with metrics.store_call("read"), _as_store_errors():
             return self._reader.execute(query, values).fetchall()
 
     async def _write_user(self, user_id: str, write: Callable[[sqlite3.Connection], T]) -> T:
@@ -282,11 +282,12 @@ class SQLiteStore:
             with _as_store_errors(), _immediate(self._writer) as db:
                 return write(db)
 
-        try:
-            async with asyncio.timeout_at(deadline.at()):
-                return await asyncio.get_running_loop().run_in_executor(self._thread, transact)
-        except TimeoutError:
-            raise StoreUnavailableError("sqlite: no answer in time") from None
+        with metrics.store_call("write"):
+            try:
+                async with asyncio.timeout_at(deadline.at()):
+                    return await asyncio.get_running_loop().run_in_executor(self._thread, transact)
+            except TimeoutError:
+                raise StoreUnavailableError("sqlite: no answer in time") from None
 
 
 def _create_user(db: sqlite3.Connection, user: User, now: datetime, request_digest: bytes | None) -> User:

@@ -96,6 +96,11 @@ class AccessTokens:
         self._lifetime = lifetime
         self._verified: OrderedDict[bytes, tuple[Key, AccessToken]] = OrderedDict()
 
+    @property
+    def remembered(self) -> int:
+        """How many verified tokens are remembered."""
+        return len(self._verified)
+
     def issue(  # noqa: PLR0913 - a token's claims are many
         self,
         *,

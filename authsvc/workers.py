@@ -12,13 +12,15 @@ import secrets
 import signal
 import socket
 import sys
+import tempfile
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import structlog
 
-from authsvc import http
+from authsvc import http, metrics
 from authsvc.config import Address, Settings
 from authsvc.errors import ConfigError, OperatorError
 from authsvc.key_files import follow_keys
@@ -63,10 +65,10 @@ async def _supervise(settings: Settings) -> None:
     def jwks() -> str:
         return key_file.refresh().jwks(utc_now().timestamp())
 
-    with _reserved(settings.listen) as address:
-        async with http.listening(settings, jwks) as http_address:
-            environ = _environ(settings, address)
-            first, *others = [_Worker(number + 1, environ) for number in range(settings.workers)]
+    with _reserved(settings.listen) as address, _metrics_folder() as folder:
+        async with http.listening(settings, jwks, metrics.registry_of(folder)) as http_address:
+            environ = _environ(settings, address, folder)
+            first, *others = [_Worker(number + 1, environ, folder) for number in range(settings.workers)]
             try:
                 # Alone, so that what is wrong with settings or files is said once.
                 if not await first.start():
@@ -79,12 +81,28 @@ async def _supervise(settings: Settings) -> None:
                 await asyncio.gather(*(worker.end() for worker in (first, *others)))
 
 
-def _environ(settings: Settings, address: Address) -> Mapping[str, str]:
+@contextmanager
+def _metrics_folder() -> Iterator[Path]:
+    """Make the folder where workers count, for as long as the body runs.
+
+    Raises:
+        OperatorError: It cannot be made.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="authsvc-metrics-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise OperatorError(f"no folder for metrics: {error.strerror}; name one that can be written: TMPDIR") from None
+    with folder as path:
+        yield Path(path)
+
+
+def _environ(settings: Settings, address: Address, folder: Path) -> Mapping[str, str]:
     """Return the environment of workers: the parent's, with the port that it got, and without the side port."""
     return {
         **os.environ,
         "AUTHSVC_LISTEN": str(address),
         "AUTHSVC_HTTP_LISTEN": "",
+        metrics.FOLDER_VARIABLE: str(folder),
         "AUTHSVC_LOG_DIGEST_KEY": settings.log_digest_key or secrets.token_hex(),
     }
 
@@ -95,11 +113,13 @@ class _Worker:
     Args:
         number: Tells it from the others, in the log.
         environ: Of its processes.
+        folder: Where they count.
     """
 
-    def __init__(self, number: int, environ: Mapping[str, str]) -> None:
+    def __init__(self, number: int, environ: Mapping[str, str], folder: Path) -> None:
         self._number = number
         self._environ = environ
+        self._folder = folder
         self._process: Process | None = None
 
     async def start(self) -> bool:
@@ -153,6 +173,7 @@ class _Worker:
         if self._process is None:
             return None
         code = await self._process.wait()
+        metrics.forget_process(self._process.pid, self._folder)
         self._process = None
         return code
 

@@ -5,6 +5,8 @@ import os
 import re
 import signal
 import socket
+import tempfile
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -241,6 +243,53 @@ def test_the_parent_shows_the_keys_of_the_moment(start: Start, sqlite: dict[str,
     assert published() == 2
     assert invoke("keys", "rotate", str(keys)).exit_code == 0
     assert published() == 3
+
+
+def test_the_parent_tells_what_all_workers_count(start: Start, sqlite: dict[str, str]) -> None:
+    """Also what one has counted that is dead since."""
+    serve = start("serve", **{**sqlite, "AUTHSVC_HTTP_LISTEN": "127.0.0.1:0"})
+    address = serving(serve)
+    (by_parent,) = [line for line in events(serve, "listening") if "worker" not in line]
+
+    def show(path: str) -> str:
+        with urllib.request.urlopen(f"http://{by_parent['http_address']}{path}") as answer:
+            return str(answer.read().decode())
+
+    def value(name: str) -> float:
+        return sum(float(line.split()[-1]) for line in show("/metrics").splitlines() if line.startswith(name))
+
+    assert show("/healthz") == "serving\n"
+    assert value("authsvc_serving ") == 2
+    good = 'authsvc_rpc_total{code="OK",method="authsvc.v1.AuthService.ValidateToken"'
+    with load(access_token(address), address) as callers:
+        pass
+    validated = sum(caller.good for caller in callers)
+    assert value(good) == validated
+    os.kill(pid_of(serve, 1), signal.SIGKILL)
+    poll(lambda: value("authsvc_starts_total ") == 3, "counted the new one")
+    poll(lambda: value("authsvc_serving ") == 2, "served again")
+    assert value(good) == validated
+    (counts,) = Path(tempfile.gettempdir()).glob(f"authsvc-metrics-*/counter_{pid_of(serve, 1)}.db")
+    assert serve.end() == 0
+    assert not counts.parent.exists()
+
+
+def test_health_waits_for_the_first_worker_that_serves(start: Start, settings: dict[str, str]) -> None:
+    serve = start("serve", **{**settings, "AUTHSVC_HTTP_LISTEN": "127.0.0.1:0"})
+    serve.wait_for(lambda: len(events(serve, "listening")) == 3, "listened with both")
+    (by_parent,) = [line for line in events(serve, "listening") if "worker" not in line]
+
+    def health() -> int:
+        try:
+            with urllib.request.urlopen(f"http://{by_parent['http_address']}/healthz") as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    assert health() == 503
+    create_store(settings)
+    poll(lambda: health() == 200, "served")
 
 
 @pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)])

@@ -32,7 +32,7 @@ from tests.support import PASSWORD, WITNESS
 
 ROOT = Path(__file__).parents[2]
 EMAIL = "alice@example.com"
-HEAVY = ("aioboto3", "bcrypt", "cryptography", "grpc", "jwt", "structlog")
+HEAVY = ("aioboto3", "bcrypt", "cryptography", "grpc", "jwt", "prometheus_client", "structlog")
 
 
 @pytest.fixture

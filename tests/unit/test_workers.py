@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -110,6 +111,12 @@ async def test_an_address_that_is_not_here_is_said(settings: config.Settings, mo
     )
     with pytest.raises(ConfigError, match=r"AUTHSVC_LISTEN: cannot listen on nowhere\.invalid:0: "):
         await workers.serve(there)
+
+
+async def test_a_folder_for_metrics_is_needed(settings: config.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    with pytest.raises(OperatorError, match=r"no folder for metrics: No such file or directory; .*TMPDIR"):
+        await workers.serve(settings)
 
 
 async def test_it_listens_on_ipv6(settings: config.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
