@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class Attempts:
         self._store = store
         self._budgets = budgets
         self._clock = clock
-        self._refusals: dict[str, _Refusal] = {}
+        self._refusals: OrderedDict[str, _Refusal] = OrderedDict()
         self._settling: set[asyncio.Task[None]] = set()
 
     async def aclose(self) -> None:
@@ -145,10 +146,10 @@ class Attempts:
         """Answer a flood from memory: it costs no call of the store."""
         # Whether an account's counter refuses depends on the source.
         key = target.source_key if full.key == target.source_key else target.pair_key
-        self._refusals.pop(key, None)  # the newest is at the end
         self._refusals[key] = _Refusal(full, min(full.expire_time, now + REFUSAL_MEMORY))
+        self._refusals.move_to_end(key)
         if len(self._refusals) > MAX_REFUSALS:
-            del self._refusals[next(iter(self._refusals))]
+            self._refusals.popitem(last=False)
 
     async def _give_back(self, attempt: Attempt) -> None:
         await self._settle(attempt, throttle.settlement_of_nothing(attempt.counters))
