@@ -256,21 +256,24 @@ async def test_a_second_batch_goes_though_the_first_never_ends(reads: Reads, ask
     reads.batches[1].answer()
     assert await other == {"b": "value"}
     assert not hanging.done()
+    begun = now()
+    _ = ask("d")
+    await asyncio.sleep(MAX_WAIT_SECONDS + MOMENT_SECONDS)
+    assert reads.batches[2].at == pytest.approx(begun + MAX_WAIT_SECONDS)
 
 
 @jumping
 async def test_a_full_batch_goes_at_once_beside_one_under_way(reads: Reads, ask: Callable[..., Asked]) -> None:
     _ = ask("a")
-    begun = now()
     _ = ask(*HUNDRED[1:])
-    await moment()
+    await asyncio.sleep(MAX_WAIT_SECONDS / 2)
     assert len(reads.batches) == 1
+    begun = now()
     _ = ask(HUNDRED[0], "left")
-    await moment()
-    assert reads.keys == [["a"], [*HUNDRED[1:], HUNDRED[0]]]
-    assert now() < begun + MAX_WAIT_SECONDS
-    await asyncio.sleep(MAX_WAIT_SECONDS)
-    assert reads.keys[2:] == [["left"]]
+    await asyncio.sleep(MAX_WAIT_SECONDS + MOMENT_SECONDS)
+    assert reads.keys == [["a"], [*HUNDRED[1:], HUNDRED[0]], ["left"]]
+    assert reads.batches[1].at == begun
+    assert reads.batches[2].at == pytest.approx(begun + MAX_WAIT_SECONDS)
 
 
 @jumping
@@ -307,7 +310,7 @@ async def test_a_key_for_which_nobody_waits_is_not_sent(reads: Reads, ask: Calla
 async def test_no_batch_goes_where_all_have_left(
     reads: Reads, coalescer: Coalescer[str], ask: Callable[..., Asked]
 ) -> None:
-    first, leaving = ask("first"), ask("a")
+    first, leaving = ask("first"), ask("a", "b")
     await moment()
     leaving.cancel()
     await moment()
@@ -473,12 +476,17 @@ async def test_an_outage_is_no_storm_and_its_end_is_noticed(
 async def test_of_batches_that_fail_together_one_counts(reads: Reads, ask: Callable[..., Asked]) -> None:
     asked = [ask(*(f"{number}-{key}" for key in HUNDRED)) for number in range(MAX_UNDER_WAY)]
     await moment()
+    for pause in (PAUSE_SECONDS, 2 * PAUSE_SECONDS):
+        failed = now()
+        for batch in reads.batches:
+            batch.fail(NoAnswerError("reset"))
+        reads.batches.clear()
+        await asyncio.sleep(pause + MOMENT_SECONDS)
+        assert {batch.at for batch in reads.batches} == {pytest.approx(failed + pause)}
     for batch in reads.batches:
-        batch.fail(NoAnswerError("reset"))
-    failed = now()
+        batch.answer()
     reads.respond = lambda batch: batch.answer()
     await asyncio.gather(*asked)
-    assert reads.batches[MAX_UNDER_WAY].at == pytest.approx(failed + PAUSE_SECONDS)
 
 
 @jumping
