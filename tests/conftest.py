@@ -3,10 +3,11 @@
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from authsvc import deadline, dynamodb_calls, logs
+from authsvc import coalesce, deadline, dynamodb_calls, logs, validations
 from authsvc.config import Settings
 from authsvc.keys import generate_key_file
 from authsvc.models import utc_now
@@ -14,7 +15,13 @@ from tests.engines import CONCURRENT_ENGINES, ENGINES, Engine, require_or_skip
 from tests.support import PASSWORD, WITNESS, Client, FakeClock, make_settings, served
 
 PATIENCE_SECONDS = 30.0
-_TIMEOUTS = (deadline.BUDGET_SECONDS, dynamodb_calls.READ_TIMEOUT_SECONDS)
+_BUDGETS: tuple[tuple[Any, str], ...] = ((deadline, "BUDGET_SECONDS"), (validations, "PATIENCE_SECONDS"))
+_READ_TIMEOUTS: tuple[tuple[Any, str], ...] = (
+    (dynamodb_calls, "CONNECT_TIMEOUT_SECONDS"),
+    (dynamodb_calls, "READ_TIMEOUT_SECONDS"),
+    (coalesce, "MAX_READ_SECONDS"),
+)
+_PRODUCTION = {limit: getattr(*limit) for limit in (*_BUDGETS, *_READ_TIMEOUTS)}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,21 +41,22 @@ def _logs_to_the_witness() -> None:
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine is slow, which is no failure unless time is what a test is about."""
-    monkeypatch.setattr(deadline, "BUDGET_SECONDS", PATIENCE_SECONDS)
-    monkeypatch.setattr(dynamodb_calls, "READ_TIMEOUT_SECONDS", PATIENCE_SECONDS)
-    monkeypatch.setattr(dynamodb_calls, "CONNECT_TIMEOUT_SECONDS", PATIENCE_SECONDS)
+    for limit in _PRODUCTION:
+        monkeypatch.setattr(*limit, PATIENCE_SECONDS)
 
 
 @pytest.fixture
 def production_read_timeout(monkeypatch: pytest.MonkeyPatch, patience: None) -> None:
     """For stores whose answers get lost."""
-    monkeypatch.setattr(dynamodb_calls, "READ_TIMEOUT_SECONDS", _TIMEOUTS[1])
+    for limit in _READ_TIMEOUTS:
+        monkeypatch.setattr(*limit, _PRODUCTION[limit])
 
 
 @pytest.fixture
 def production_timeouts(monkeypatch: pytest.MonkeyPatch, production_read_timeout: None) -> None:
     """For tests whose subject is time."""
-    monkeypatch.setattr(deadline, "BUDGET_SECONDS", _TIMEOUTS[0])
+    for limit in _BUDGETS:
+        monkeypatch.setattr(*limit, _PRODUCTION[limit])
 
 
 @pytest.fixture(scope="session")
