@@ -73,11 +73,12 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Exchange:
-    """What a fault may do with one request."""
+    """What a fault may do with one request; `random` is by the proxy's seed."""
 
     attempt: Attempt
     forward: Callable[[], Awaitable[Reply]]
     until_lifted: Callable[[], Awaitable[object]]
+    random: random.Random
 
 
 class Fault(Protocol):
@@ -131,6 +132,30 @@ class Throttle:
 
     async def answer(self, _: Exchange, /) -> Reply:
         return _error(400, self.code, "Rate exceeded")
+
+
+@dataclass(frozen=True)
+class Unprocessed:
+    """DynamoDB has capacity for some keys of a BatchGetItem only, each by chance; for none of them it throttles."""
+
+    probability: float = 0.3
+
+    async def answer(self, exchange: Exchange, /) -> Reply:
+        asked: dict[str, Any] = exchange.attempt.payload["RequestItems"]
+        left_out = {
+            table: [key for key in read["Keys"] if exchange.random.random() < self.probability]
+            for table, read in asked.items()
+        }
+        if left_out == {table: read["Keys"] for table, read in asked.items()}:
+            return await Throttle().answer(exchange)
+        reply = await exchange.forward()
+        answer = json.loads(reply.body)
+        for table, items in answer["Responses"].items():
+            answer["Responses"][table] = [
+                item for item in items if not any(key.items() <= item.items() for key in left_out[table])
+            ]
+        answer["UnprocessedKeys"] = {table: {**asked[table], "Keys": keys} for table, keys in left_out.items() if keys}
+        return reply.with_body(json.dumps(answer).encode())
 
 
 @dataclass(frozen=True)
@@ -391,7 +416,7 @@ class FaultyProxy:
             return await self._forward(attempt, request)
         first, *rest = taking
         attempt.faults.append(first.fault)
-        exchange = Exchange(attempt, lambda: self._answer(attempt, rest, request), first.lifted.wait)
+        exchange = Exchange(attempt, lambda: self._answer(attempt, rest, request), first.lifted.wait, self._random)
         return await first.fault.answer(exchange)
 
     async def _forward(self, attempt: Attempt, request: web.BaseRequest) -> Reply:

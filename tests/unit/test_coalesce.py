@@ -128,7 +128,7 @@ def ask(coalescer: Coalescer[str]) -> Callable[..., Asked]:
     """Asks for keys, and does not wait."""
 
     def ask(*keys: str, budget_seconds: float | None = None) -> Asked:
-        with deadline.within(budget_seconds):
+        with deadline.within(deadline.BUDGET_SECONDS if budget_seconds is None else budget_seconds):
             return asyncio.ensure_future(coalescer.get(keys))
 
     return ask

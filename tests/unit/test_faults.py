@@ -31,6 +31,7 @@ from tests.faults import (
     Reset,
     ServerError,
     Throttle,
+    Unprocessed,
     proxy_in_thread,
 )
 
@@ -172,6 +173,41 @@ async def test_throttle(proxy: FaultyProxy, upstream: Upstream, dynamodb: Dynamo
     assert upstream.applied == []
     assert proxy.requests["GetItem"] == 1
     assert await get(dynamodb) == ITEM
+
+
+HUNDRED = [{"user_id": {"S": f"u{number}"}} for number in range(100)]
+
+
+async def batch_get(dynamodb: DynamoDBClient) -> tuple[list[str], list[str]]:
+    """Return the ids of the rows that came, and of those that were left out."""
+    answer = await dynamodb.batch_get_item(RequestItems={"auth-users": {"Keys": HUNDRED, "ConsistentRead": True}})
+    rows, left_out = answer["Responses"]["auth-users"], answer["UnprocessedKeys"].get("auth-users", {"Keys": []})
+    return [row["user_id"]["S"] for row in rows], [key["user_id"]["S"] for key in left_out["Keys"]]
+
+
+async def test_unprocessed_leaves_out_keys_by_the_seed(
+    proxy: FaultyProxy, upstream: Upstream, dynamodb: DynamoDBClient
+) -> None:
+    rows = [{**key, "role": {"S": "user"}} for key in HUNDRED]
+    upstream.says = {"Responses": {"auth-users": rows}, "UnprocessedKeys": {}}
+    with proxy.fault(Unprocessed(0.3)):
+        came, left_out = await batch_get(dynamodb)
+        assert 10 < len(left_out) < 50
+        assert sorted(came + left_out) == sorted(key["user_id"]["S"] for key in HUNDRED)
+        assert await batch_get(dynamodb) != (came, left_out)
+    async with FaultyProxy(upstream.url, seed=7) as same, client(same.endpoint_url) as through_same:
+        with same.fault(Unprocessed(0.3)):
+            assert await batch_get(through_same) == (came, left_out)
+    with proxy.fault(Unprocessed(0.0)):
+        assert len((await batch_get(dynamodb))[0]) == 100
+
+
+async def test_unprocessed_throttles_where_no_key_is_left(
+    proxy: FaultyProxy, upstream: Upstream, dynamodb: DynamoDBClient
+) -> None:
+    with proxy.fault(Unprocessed(1.0)):
+        assert code(await failure(batch_get(dynamodb))) == "ProvisionedThroughputExceededException"
+    assert upstream.applied == []
 
 
 async def test_expired_token(proxy: FaultyProxy, dynamodb: DynamoDBClient) -> None:

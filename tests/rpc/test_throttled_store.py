@@ -1,0 +1,97 @@
+"""A store that throttles validations (F4): what can be made up for is, and what cannot is no storm."""
+
+import asyncio
+from collections import Counter
+from datetime import timedelta
+
+import grpc
+import pytest
+
+from authsvc.dynamodb_calls import MAX_ATTEMPTS
+from authsvc.v1 import auth_service_pb2 as auth_pb2
+from tests.faults import Exchange, Reply, Throttle, Unprocessed
+from tests.rpc.conftest import Proxied
+from tests.support import WITNESS, failure_of
+
+USERS = 100
+CALLS_OF_EACH = 4
+
+
+@pytest.fixture
+def tokens(proxied: Proxied) -> list[str]:
+    """Tokens of many users, as if they had logged in."""
+    issued = []
+    for number in range(USERS):
+        proxied.tables.put_user(f"user-{number}", f"user{number}@example.com")
+        now = proxied.client.service.validations._clock()  # noqa: SLF001 - the service's own time
+        token = proxied.client.service.validations.tokens.issue(
+            user_id=f"user-{number}",
+            session_id=f"session-{number}",
+            token_generation=0,
+            client_id="authsvc",
+            now=now,
+            not_after=now + timedelta(days=1),
+        )
+        issued.append(token.text)
+    WITNESS.hide(*issued)
+    return issued
+
+
+async def validate_all(proxied: Proxied, tokens: list[str]) -> tuple[list[auth_pb2.ValidateTokenResponse], list[str]]:
+    """Validate each token some times, all at once; return the answers, and the reasons of those refused."""
+    calls = [proxied.client.validate(token) for token in tokens * CALLS_OF_EACH]
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    answers = [each for each in outcomes if isinstance(each, auth_pb2.ValidateTokenResponse)]
+    refused = [failure_of(each).reason for each in outcomes if isinstance(each, grpc.aio.AioRpcError)]
+    assert len(answers) + len(refused) == len(calls)
+    assert {answer.state for answer in answers} <= {auth_pb2.TOKEN_STATE_ACTIVE}
+    return answers, refused
+
+
+def keys_of(attempt_payload: dict[str, dict[str, dict[str, list[dict[str, dict[str, str]]]]]]) -> list[str]:
+    """Return the users that a BatchGetItem asks for."""
+    return [key["user_id"]["S"] for read in attempt_payload["RequestItems"].values() for key in read["Keys"]]
+
+
+class Sparing:
+    """Throttles one in three reads, but none of a user who was throttled as often as a read may fail."""
+
+    def __init__(self) -> None:
+        self.throttled: Counter[str] = Counter()
+
+    async def answer(self, exchange: Exchange, /) -> Reply:
+        keys = keys_of(exchange.attempt.payload)
+        if exchange.random.random() > 1 / 3 or any(self.throttled[key] == MAX_ATTEMPTS - 1 for key in keys):
+            return await exchange.forward()
+        self.throttled.update(keys)
+        return await Throttle().answer(exchange)
+
+
+async def test_a_third_of_throttled_calls_is_made_up_for(proxied: Proxied, tokens: list[str]) -> None:
+    sparing = Sparing()
+    with proxied.proxy.fault(sparing):
+        for _ in range(5):
+            answers, refused = await validate_all(proxied, tokens)
+            assert len(answers) == USERS * CALLS_OF_EACH
+            assert refused == []
+    assert sparing.throttled
+
+
+async def test_three_of_ten_keys_left_out_are_made_up_for(proxied: Proxied, tokens: list[str]) -> None:
+    """A key is left out by all six attempts once in 1,400 times: of a hundred, six never are."""
+    with proxied.proxy.fault(Unprocessed(0.3)):
+        _, refused = await validate_all(proxied, tokens)
+    assert len(refused) <= 5 * CALLS_OF_EACH
+    asked = Counter(key for attempt in proxied.proxy.attempts for key in keys_of(attempt.payload))
+    assert max(asked.values()) > 1
+
+
+async def test_a_store_that_throttles_everything_is_not_stormed(proxied: Proxied, tokens: list[str]) -> None:
+    with proxied.proxy.fault(Unprocessed(1.0)):
+        answers, refused = await validate_all(proxied, tokens)
+    assert answers == []
+    assert refused == ["STORE_UNAVAILABLE"] * USERS * CALLS_OF_EACH
+    # Each on its own would be 2,400 reads. All of a user's together are at most six while nobody else joins.
+    assert len(proxied.proxy.attempts) <= USERS
+    asked = Counter(key for attempt in proxied.proxy.attempts for key in keys_of(attempt.payload))
+    assert max(asked.values()) <= MAX_ATTEMPTS * CALLS_OF_EACH
