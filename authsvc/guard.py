@@ -95,7 +95,6 @@ class Guard:
         request_class = message_factory.GetMessageClass(method.input_type)
         admit = self._admission(PERMISSIONS[method.full_name])
         may_be_deceived = self._callers is None and CLIENT_ADDRESS in method.input_type.fields_by_name
-
         calls = metrics.MethodCalls(method.full_name)
 
         async def guarded(data: bytes, context: Context) -> bytes:
