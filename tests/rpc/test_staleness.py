@@ -25,7 +25,12 @@ NEW_PASSWORD = "another password of words"
 
 
 def request(token: str, staleness: timedelta | None = None, if_error: timedelta | None = None) -> Any:
-    return auth_pb2.ValidateTokenRequest(token=token, max_staleness=staleness, stale_if_error=if_error)
+    made = auth_pb2.ValidateTokenRequest(token=token)
+    if staleness is not None:
+        made.max_staleness.FromTimedelta(staleness)
+    if if_error is not None:
+        made.stale_if_error.FromTimedelta(if_error)
+    return made
 
 
 async def stale(client: Client, token: str, staleness: timedelta = MINUTE) -> auth_pb2.ValidateTokenResponse:
