@@ -7,6 +7,8 @@ import uuid
 import zlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -14,12 +16,12 @@ import aioboto3
 import orjson
 from aiobotocore.config import AioConfig
 from botocore import xform_name
-from botocore.auth import SigV4Auth
-from botocore.awsrequest import AWSRequest, AWSResponse
+from botocore.awsrequest import AWSResponse
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
 from botocore.session import Session as BotocoreSession
 
 from authsvc import deadline, metrics
+from authsvc.dynamodb_signing import Signer
 from authsvc.errors import ConfigError, NoAnswerError, StoreSetupError, StoreUnavailableError
 
 MAX_ATTEMPTS = 6
@@ -79,6 +81,17 @@ class UnreadableResponseError(Exception):
     """A response is not what DynamoDB sends: its body is cut, altered, or somebody else's."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What aiobotocore's HTTP session sends."""
+
+    url: str
+    headers: Mapping[str, str]
+    body: bytes
+    method: str = "POST"
+    stream_output: bool = False
+
+
 class DynamoDBCalls:
     """DynamoDB's operations, each within the request's deadline.
 
@@ -90,6 +103,7 @@ class DynamoDBCalls:
     def __init__(self, client: Any, credentials: Any) -> None:  # noqa: ANN401 - their methods are made at run time
         self._client = client
         self._credentials = credentials
+        self._signer = Signer(client.meta.endpoint_url, client.meta.region_name)
         client.meta.events.register("before-parse.dynamodb", _refuse_unreadable)
 
     async def __call__(self, operation: str, **request: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -144,8 +158,7 @@ class DynamoDBCalls:
     async def send(self, operation: str, body: bytes) -> bytes:
         """Make one attempt of an operation past botocore's pipeline, which costs twice as much as all the rest.
 
-        The request is signed by botocore and goes over the client's own connections, with its time-outs, proxies and
-        certificates.
+        It goes over the client's own connections, with its time-outs, proxies and certificates.
 
         Args:
             operation: Name as in DynamoDB's API, for instance `BatchGetItem`.
@@ -159,11 +172,14 @@ class DynamoDBCalls:
             StoreUnavailableError: It failed, and trying again will not help.
             StoreSetupError: DynamoDB refuses the request itself.
         """
-        headers = {"Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": f"{_API}.{operation}"}
-        request = AWSRequest("POST", self._client.meta.endpoint_url, headers, body)
         try:
-            await self._sign(request)
-            response = await self._client._endpoint.http_session.send(request.prepare())  # noqa: SLF001 - no other way
+            if self._credentials is None:
+                raise NoCredentialsError  # noqa: TRY301 - told as botocore's own are
+            # They are refreshed before they run out.
+            frozen = await self._credentials.get_frozen_credentials()
+            headers = self._signer.headers(f"{_API}.{operation}", body, frozen, datetime.now(UTC))
+            request = _Request(self._client.meta.endpoint_url, headers, body)
+            response = await self._client._endpoint.http_session.send(request)  # noqa: SLF001 - no other way
             content: bytes = await response.content
             _check_response(operation, response, content)
         except Exception as error:  # noqa: BLE001 - a garbled answer makes libraries raise anything
@@ -171,13 +187,6 @@ class DynamoDBCalls:
             metrics.STORE_FAILED_ATTEMPTS.labels(xform_name(operation), cause).inc()
             raise NoAnswerError(f"{operation}: {cause}") from None
         return content
-
-    async def _sign(self, request: AWSRequest) -> None:
-        if self._credentials is None:
-            raise NoCredentialsError
-        # They are refreshed before they run out.
-        frozen = await self._credentials.get_frozen_credentials()
-        SigV4Auth(frozen, "dynamodb", self._client.meta.region_name).add_auth(request)
 
 
 def pause_seconds(attempts: int) -> float:
