@@ -1,15 +1,19 @@
 """What a failed DynamoDB call means."""
 
-from collections.abc import Callable
+import asyncio
+import json
+import zlib
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiohttp import web
 from botocore.exceptions import ClientError, ParamValidationError
 
 from authsvc.dynamodb_calls import MAX_ATTEMPTS, ConditionFailedError, DynamoDBCalls, open_calls
-from authsvc.errors import ConfigError, StoreSetupError, StoreUnavailableError
+from authsvc.errors import ConfigError, NoAnswerError, StoreSetupError, StoreUnavailableError
 from tests.engines import Engine
 from tests.support import use_engine
 
@@ -128,3 +132,102 @@ async def test_the_region_may_be_the_default_one(
     forget("AWS_REGION")
     async with open_calls() as calls:
         await calls("list_tables")
+
+
+class Answer:
+    """What a server says to whatever it is asked."""
+
+    def __init__(self) -> None:
+        self.status, self.body = 200, b"{}"
+        self.headers: dict[str, str] = {}
+        self.asked: list[tuple[Mapping[str, str], bytes]] = []
+
+    async def __call__(self, request: web.BaseRequest) -> web.Response:
+        self.asked.append((request.headers, await request.content.read()))
+        return web.Response(status=self.status, body=self.body, headers=self.headers)
+
+
+@pytest.fixture
+async def answer(moto: Engine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Answer]:
+    answer = Answer()
+    server = web.Server(answer)
+    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+    use_engine(moto, monkeypatch, f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}")
+    yield answer
+    listener.close()
+    await server.shutdown(1)
+
+
+@pytest.fixture
+async def calls(answer: Answer) -> AsyncIterator[DynamoDBCalls]:
+    async with open_calls() as calls:
+        yield calls
+
+
+async def test_a_request_is_sent_as_it_is_and_signed(calls: DynamoDBCalls, answer: Answer) -> None:
+    answer.body = b'{"Item":{}}'
+    answer.headers["x-amz-crc32"] = str(zlib.crc32(answer.body))
+    assert await calls.send("GetItem", b'{"TableName":"users"}') == answer.body
+    ((headers, body),) = answer.asked
+    assert body == b'{"TableName":"users"}'
+    assert headers["X-Amz-Target"] == "DynamoDB_20120810.GetItem"
+    assert headers["Content-Type"] == "application/x-amz-json-1.0"
+    assert headers["Authorization"].startswith("AWS4-HMAC-SHA256 Credential=")
+    assert "x-amz-target" in headers["Authorization"]
+
+
+def refused(code: str) -> bytes:
+    return json.dumps({"__type": f"com.amazonaws.dynamodb.v20120810#{code}", "message": "secret"}).encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (400, refused("ProvisionedThroughputExceededException"), NoAnswerError),
+        (400, refused("ThrottlingException"), NoAnswerError),
+        (400, refused("ExpiredTokenException"), NoAnswerError),
+        (500, refused("InternalServerError"), NoAnswerError),
+        (503, b"<html>secret</html>", NoAnswerError),
+        (500, b"[]", NoAnswerError),
+        (500, b'{"message":"secret"}', NoAnswerError),
+        (400, refused("ResourceNotFoundException"), StoreUnavailableError),
+        (400, refused("UnrecognizedClientException"), StoreUnavailableError),
+        (400, refused("ValidationException"), StoreSetupError),
+        (403, b"<html>secret</html>", StoreSetupError),
+    ],
+    ids=repr,
+)
+async def test_a_refusal_means_what_it_means_elsewhere(
+    calls: DynamoDBCalls, answer: Answer, status: int, body: bytes, expected: type[Exception]
+) -> None:
+    """And it is one attempt, whatever comes of it."""
+    answer.status, answer.body = status, body
+    with pytest.raises(expected) as caught:
+        await calls.send("BatchGetItem", b"{}")
+    assert type(caught.value) is expected
+    assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert len(answer.asked) == 1
+
+
+async def test_a_body_that_does_not_match_its_checksum_is_no_answer(calls: DynamoDBCalls, answer: Answer) -> None:
+    answer.headers["x-amz-crc32"] = str(zlib.crc32(b"another body"))
+    with pytest.raises(NoAnswerError, match="UnreadableResponseError"):
+        await calls.send("BatchGetItem", b"{}")
+
+
+async def test_a_server_that_is_not_there_is_no_answer(moto: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_engine(moto, monkeypatch, "http://127.0.0.1:9")
+    async with open_calls() as nowhere:
+        with pytest.raises(NoAnswerError, match="EndpointConnectionError"):
+            await nowhere.send("BatchGetItem", b"{}")
+
+
+async def test_without_credentials_nothing_is_sent(
+    answer: Answer, monkeypatch: pytest.MonkeyPatch, forget: Callable[..., None]
+) -> None:
+    forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    async with open_calls() as calls:
+        with pytest.raises(StoreUnavailableError, match="no AWS credentials"):
+            await calls.send("BatchGetItem", b"{}")
+    assert answer.asked == []
