@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import zlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -217,10 +218,12 @@ async def test_a_body_that_does_not_match_its_checksum_is_no_answer(calls: Dynam
 
 
 async def test_a_server_that_is_not_there_is_no_answer(moto: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_engine(moto, monkeypatch, "http://127.0.0.1:9")
-    async with open_calls() as nowhere:
-        with pytest.raises(NoAnswerError, match="EndpointConnectionError"):
-            await nowhere.send("BatchGetItem", b"{}")
+    with socket.socket() as nobody:  # has the port, and does not listen
+        nobody.bind(("127.0.0.1", 0))
+        use_engine(moto, monkeypatch, f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        async with open_calls() as calls:
+            with pytest.raises(NoAnswerError, match="EndpointConnectionError"):
+                await calls.send("BatchGetItem", b"{}")
 
 
 async def test_without_credentials_nothing_is_sent(
