@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import pytest
 
 from authsvc import deadline
 from authsvc.errors import BrokenRowError, StoreUnavailableError
-from authsvc.key_files import KeyFile
+from authsvc.keys import KeyRing, read_keys
 from authsvc.memory import Memory
 from authsvc.models import Standing
 from authsvc.tokens import AccessTokens, InactiveReason
@@ -88,7 +88,7 @@ def role_of(validation: Validation | Exception) -> str:
 @pytest.fixture
 def stage(signing_keys: Path, clock: FakeClock) -> Stage:
     reads, memory = Reads(), Memory(clock.monotonic)
-    tokens = AccessTokens(KeyFile(signing_keys, clock).ring, "https://auth.example.com", "backends", 15 * MINUTE)
+    tokens = AccessTokens(KeyRing(read_keys(signing_keys)), "https://auth.example.com", "backends", 15 * MINUTE)
     validations = Validations(
         reads,  # type: ignore[arg-type]  # the one method that is needed
         tokens,
@@ -200,5 +200,5 @@ async def test_what_stands_in_is_as_it_was_but_degraded(stage: Stage) -> None:
     assert isinstance(stood_in, Validation)
     assert isinstance(stood_in.outcome, ActiveToken)
     assert isinstance(read.outcome, ActiveToken)
-    assert replace(stood_in, outcome=read.outcome) == replace(read, degraded=True)
+    assert stood_in._replace(outcome=read.outcome) == read._replace(degraded=True)
     assert stood_in.outcome.user == read.outcome.user
