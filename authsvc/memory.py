@@ -60,6 +60,8 @@ class Memory:
 
     def recall(self, user_id: str, max_age: timedelta) -> Reading | None:
         """Return what a read that began at most that long ago brought; None where nothing is that young."""
+        if not max_age:  # nor is a read of this very moment, which began before
+            return None
         _, begun, reading = self._readings.get(user_id, (0, 0.0, None))
         return reading if self._monotonic() - begun <= max_age.total_seconds() else None
 

@@ -30,6 +30,8 @@ class Reads:
         self.results: list[asyncio.Future[TOLD]] = []
 
     async def get_standings(self, user_ids: Collection[str]) -> TOLD:
+        if not user_ids:
+            return {}
         assert len(user_ids) == len(set(user_ids))
         self.asked.append(set(user_ids))
         self.budgets.append(deadline.remaining_seconds())
