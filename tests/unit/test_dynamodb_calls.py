@@ -23,7 +23,9 @@ class Client:
     """A DynamoDB client whose operation fails in a given way."""
 
     def __init__(self, error: Exception) -> None:
-        self.meta = SimpleNamespace(events=SimpleNamespace(register=lambda *_: None))
+        self.meta = SimpleNamespace(
+            endpoint_url="http://127.0.0.1", region_name="us-east-1", events=SimpleNamespace(register=lambda *_: None)
+        )
         self.calls = 0
         self._error = error
 
