@@ -24,7 +24,7 @@ QUEUE_LIMIT = 16
 """Hashes that wait or run; more are refused at once."""
 STRANGERS_LIMIT = 12
 """How many of these may be strangers'."""
-THREAD_NICENESS = 10
+THREAD_NICENESS = 19
 _SMOOTHING = 0.2
 
 T = TypeVar("T")
