@@ -209,10 +209,10 @@ def _check_response(operation: str, response: AWSResponse, content: bytes) -> No
 
 
 def count_consumed(response: Mapping[str, Any], kind: str) -> None:
-    """Count the capacity of which a response tells, `kind` being read or write."""
+    """Count the capacity of which a response tells, if it does, `kind` being read or write."""
     consumed = response.get("ConsumedCapacity", [])
     for each in consumed if isinstance(consumed, list) else [consumed]:
-        metrics.CONSUMED_UNITS.labels(each["TableName"], kind).inc(each["CapacityUnits"])
+        metrics.CONSUMED_UNITS.labels(each.get("TableName", ""), kind).inc(each.get("CapacityUnits", 0.0))
 
 
 def _cause_to_retry(error: Exception) -> str:

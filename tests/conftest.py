@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from authsvc import coalesce, deadline, dynamodb_calls, logs, validations
@@ -15,6 +16,9 @@ from tests.engines import CONCURRENT_ENGINES, ENGINES, Engine, require_or_skip
 from tests.support import PASSWORD, WITNESS, Client, FakeClock, make_settings, served
 
 PATIENCE_SECONDS = 30.0
+# A busy machine is slow, which is no failure.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 _BUDGETS: tuple[tuple[Any, str], ...] = ((deadline, "BUDGET_SECONDS"), (validations, "PATIENCE_SECONDS"))
 _READ_TIMEOUTS: tuple[tuple[Any, str], ...] = (
     (dynamodb_calls, "CONNECT_TIMEOUT_SECONDS"),

@@ -40,6 +40,17 @@ async def test_what_was_left_out_is_missing() -> None:
     assert await reads(Calls(content([ALICE], "bob")))(["alice", "bob", "carol"]) == {"alice": ALICE, "carol": None}
 
 
+async def test_a_row_with_a_lone_surrogate_spoils_no_other() -> None:
+    broken = {"user_id": {"S": "bob"}, "role": {"S": "\ud800"}}
+    rows = await reads(Calls(content([ALICE, broken])))(["alice", "bob"])
+    assert rows == {"alice": ALICE, "bob": broken}
+
+
+async def test_an_answer_may_be_silent_about_capacity() -> None:
+    told = {"Responses": {"users": [ALICE]}, "UnprocessedKeys": {}, "ConsumedCapacity": [{}]}
+    assert await reads(Calls(json.dumps(told).encode()))(["alice"]) == {"alice": ALICE}
+
+
 async def test_the_read_is_strong_and_of_what_a_validation_needs() -> None:
     calls = Calls(content([]))
     await reads(calls)(["alice", 'b"ob'])
