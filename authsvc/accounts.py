@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from weakref import WeakValueDictionary
 
-import structlog
-
-from authsvc import fields, paging, passwords
+from authsvc import audit, fields, paging, passwords
+from authsvc.audit import Event
 from authsvc.errors import (
     BrokenRowError,
     EmailAlreadyExistsError,
@@ -29,8 +28,6 @@ TEMPORARY_PASSWORD_BYTES = 15
 TEMPORARY_PASSWORD_TTL = timedelta(hours=24)
 CHANGE_TRIES = 20
 PAGE_SIZE = 1000
-
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +116,7 @@ class Accounts:
                 new = replace(new, password_hash=await self._hashing.hash(secret))
             user = await self._store.create_user(new, self._clock(), request_digest, typed)
         is_retry = user.user_id != new.user_id
-        _log.info("user_created", user_id=user.user_id, role=user.role, is_retry=is_retry)
+        audit.record(Event.USER_CREATED, user_id=user.user_id, role=user.role, is_retry=is_retry)
         return user
 
     async def _refuse_taken(self, email: str, typed: str) -> None:
@@ -193,7 +190,7 @@ class Accounts:
         user = await self._change(user_id, change, email or "")
         names = {"email": email, "role": role, "is_active": is_active}
         changed = [name for name, value in names.items() if value is not None]
-        _log.info("user_updated", user_id=user.user_id, fields=changed, role=user.role, is_active=user.is_active)
+        audit.record(Event.USER_UPDATED, user_id=user.user_id, fields=changed, role=user.role, is_active=user.is_active)
         return user
 
     async def reset_password(self, user_id: str) -> TemporaryPassword:
@@ -211,7 +208,7 @@ class Accounts:
             return replace(_with_temporary_password(_with_sessions_ended(user), temporary), password_hash=password_hash)
 
         user = await self._change(user_id, change)
-        _log.info("password_reset", user_id=user.user_id)
+        audit.record(Event.PASSWORD_RESET, user_id=user.user_id)
         return temporary
 
     async def end_all_sessions(self, user_id: str) -> None:
@@ -222,7 +219,7 @@ class Accounts:
             UserNotFoundError: There is no such user.
         """
         user = await self._change(user_id, _with_sessions_ended)
-        _log.info("sessions_revoked", user_id=user.user_id)
+        audit.record(Event.SESSIONS_REVOKED, user_id=user.user_id)
 
     async def delete_user(self, user_id: str) -> None:
         """Delete a user; the address is free at once.
@@ -238,7 +235,7 @@ class Accounts:
                 await self._store.delete_user(user)
             except UserChangedError:
                 continue
-            _log.info("user_deleted", user_id=user_id)
+            audit.record(Event.USER_DELETED, user_id=user_id)
             return
         raise StoreUnavailableError("the user keeps changing")
 

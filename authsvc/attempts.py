@@ -12,7 +12,6 @@ import structlog
 
 from authsvc import deadline, throttle
 from authsvc.errors import StoreUnavailableError, TooManyAttemptsError
-from authsvc.logs import email_digest
 from authsvc.models import Clock
 from authsvc.store import Store
 from authsvc.throttle import Budgets, Counter, Settlement, Target, Tries
@@ -91,13 +90,7 @@ class Attempts:
         Raises:
             TooManyAttemptsError: A counter is full.
         """
-        target = Target.of(email, client_address)
-        try:
-            attempt = await self._reserve(target)
-        except TooManyAttemptsError as error:
-            digest, source = email_digest(email), target.source
-            _log.info("login_refused", email_digest=digest, source=source, reason="too_many_attempts", of=error.counter)
-            raise
+        attempt = await self._reserve(Target.of(email, client_address))
         try:
             yield attempt
         except BaseException:

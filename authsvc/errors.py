@@ -4,8 +4,9 @@ AuthsvcError
 ├── InvalidFieldError            a request field is empty, too long or malformed
 │   └── PasswordRejectedError    a new password is against the policy
 ├── MalformedRequestError        request bytes that do not decode
-├── InvalidCredentialsError      address and password do not let anybody in
-├── PasswordChangeRequiredError  the temporary password is right and must be changed first
+├── LoginRefusedError            an address and a password begin no session
+│   ├── InvalidCredentialsError  they do not let anybody in
+│   └── PasswordChangeRequiredError  the temporary password is right and must be changed first
 ├── InvalidRefreshTokenError     the refresh token is unknown, expired, reused, revoked, or of a disabled user
 ├── CallerRefusedError           whoever calls may not
 │   ├── CallerUnauthenticatedError  the caller gave no or wrong credentials
@@ -58,16 +59,38 @@ class MalformedRequestError(AuthsvcError):
     """The bytes of a request do not decode."""
 
 
-class InvalidCredentialsError(AuthsvcError):
-    """The address and the password do not let anybody in; why is for the log alone."""
+class LoginRefusedError(AuthsvcError):
+    """An address and a password begin no session.
+
+    Args:
+        reason: Why, for the log alone.
+        user_id: Whose address it is, for the log alone; None where nobody has it.
+    """
+
+    def __init__(self, reason: str, user_id: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.user_id = user_id
 
 
-class PasswordChangeRequiredError(AuthsvcError):
+class InvalidCredentialsError(LoginRefusedError):
+    """The address and the password do not let anybody in."""
+
+
+class PasswordChangeRequiredError(LoginRefusedError):
     """The temporary password is right, and must be changed before tokens are issued."""
 
 
 class InvalidRefreshTokenError(AuthsvcError):
-    """The refresh token gives no new tokens; why is for the log alone."""
+    """The refresh token gives no new tokens.
+
+    Args:
+        reason: Why, for the log alone.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class CallerRefusedError(AuthsvcError):

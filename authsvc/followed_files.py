@@ -4,13 +4,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import structlog
-
+from authsvc import audit
+from authsvc.audit import Event
 from authsvc.errors import OperatorError
 
 T = TypeVar("T")
-
-_log = structlog.get_logger(__name__)
 
 
 class FollowedFile(Generic[T]):
@@ -45,9 +43,9 @@ class FollowedFile(Generic[T]):
         try:
             self.content = self._read()
         except OperatorError as error:
-            _log.error(f"{self._what}_not_reloaded", problem=str(error), effect=f"the {self._what} of before go on")
+            audit.record(Event(f"{self._what}_not_reloaded"), reason=str(error))
         else:
-            _log.info(f"{self._what}_reloaded", **self._describe(self.content))
+            audit.record(Event(f"{self._what}_reloaded"), **self._describe(self.content))
         return self.content
 
     def _version(self) -> tuple[int, ...]:

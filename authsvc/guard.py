@@ -21,7 +21,8 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from authsvc import deadline, errors, logs, metrics
+from authsvc import audit, deadline, errors, logs, metrics
+from authsvc.audit import Event
 from authsvc.callers import API_KEY_PREFIX, Callers, Permission
 from authsvc.config import Address
 from authsvc.followed_files import FollowedFile
@@ -115,7 +116,7 @@ class Guard:
             except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, the client gets a status
                 status = status_of(error)
                 calls.failed(begin, status.code.name, status.reason)
-                _log_refusal(method.full_name, status, error)
+                _log_refusal(method.full_name, context.peer(), status, error)
                 metadata = _error_metadata(status, error, str(trace_id))
             else:
                 calls.good(begin)
@@ -208,8 +209,11 @@ def _is_loopback(peer: str) -> bool:
     Args:
         peer: As gRPC has it, for instance ipv4:127.0.0.1:4711 or ipv6:%5B::1%5D:4711.
     """
-    host = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
-    return Address(host, 0).is_loopback
+    return Address(_host(peer), 0).is_loopback
+
+
+def _host(peer: str) -> str:
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 def _decode(request_class: type[Message], data: bytes) -> Message:
@@ -219,12 +223,12 @@ def _decode(request_class: type[Message], data: bytes) -> Message:
         raise errors.MalformedRequestError from None
 
 
-def _log_refusal(method: str, status: Status, error: Exception) -> None:
+def _log_refusal(method: str, peer: str, status: Status, error: Exception) -> None:
     """Log what the client is not told: the cause of an outage, the place of a fault, never its text."""
     if isinstance(error, errors.StoreUnavailableError):
         _log.warning("store_unavailable", method=method, cause=error.cause)
     elif isinstance(error, errors.CallerRefusedError):
-        _log.warning("caller_refused", method=method, reason=error.reason)
+        audit.record(Event.CALLER_REFUSED, reason=error.reason, method=method, source=_host(peer))
     elif status is INTERNAL and not isinstance(error, errors.BrokenRowError):  # which is logged where it is found
         frames = traceback.extract_tb(error.__traceback__)
         place = [f"{frame.name} {frame.filename}:{frame.lineno}" for frame in frames]

@@ -1,20 +1,25 @@
 """Use cases on passwords: logging in and changing one. Here the security steps of both are put in order."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import structlog
 
-from authsvc import fields, metrics, passwords
+from authsvc import audit, fields, metrics, passwords
 from authsvc.accounts import CHANGE_TRIES
 from authsvc.attempts import Attempt, Attempts
+from authsvc.audit import Event
 from authsvc.errors import (
-    AuthsvcError,
     BrokenRowError,
     InvalidCredentialsError,
+    LoginRefusedError,
     OverloadedError,
     PasswordChangeRequiredError,
     PasswordRejectedError,
     StoreUnavailableError,
+    TooManyAttemptsError,
     UserChangedError,
     UserNotFoundError,
 )
@@ -68,15 +73,14 @@ class Logins:
         secret = fields.password(password)
         client_address = fields.client_address(client_address)
         client_label = fields.client_label(client_label)
-        async with self._attempts.reserved(address, client_address) as attempt:
-            user = await self._check_password(await self._find(address, email), secret, address, attempt)
+        async with self._try(address, client_address) as attempt:
+            user = await self._check_password(await self._find(address, email), secret, attempt)
             if user.password_change_required:
-                _log.info("login_refused", user_id=user.user_id, reason="password_change_required")
-                raise PasswordChangeRequiredError
+                raise PasswordChangeRequiredError("password_change_required", user.user_id)
             await self._strengthen_hash(user, secret)
             tokens = await self._sessions.begin(user, client_address, client_label)
         session_id = tokens.refresh_token.session_id
-        _log.info("login", user_id=user.user_id, session_id=session_id, source=client_address)
+        audit.record(Event.LOGIN, user_id=user.user_id, session_id=session_id, source=client_address)
         return tokens, user
 
     async def change_password(
@@ -101,13 +105,34 @@ class Logins:
         passwords.check_policy(new_secret, address, self._password_min_length, "new_password")
         if new_secret == secret:
             raise PasswordRejectedError("new_password", "is the current password")
-        async with self._attempts.reserved(address, client_address) as attempt:
-            user = await self._check_password(await self._find(address, email), secret, address, attempt)
-            changed = await self._replace_password(user, await self._hashing.hash(new_secret), address)
-            _log.info("password_changed", user_id=user.user_id)
+        async with self._try(address, client_address) as attempt:
+            user = await self._check_password(await self._find(address, email), secret, attempt)
+            changed = await self._replace_password(user, await self._hashing.hash(new_secret))
+            audit.record(Event.PASSWORD_CHANGED, user_id=user.user_id, source=client_address)
             return await self._sessions.begin(changed, client_address, client_label)
 
-    async def _replace_password(self, proved: User, password_hash: str, address: str) -> User:
+    @asynccontextmanager
+    async def _try(self, address: str, client_address: str) -> AsyncIterator[Attempt]:
+        """Reserve a try for the body, and put on record why it lets nobody in, which the client must not learn."""
+        try:
+            async with self._attempts.reserved(address, client_address) as attempt:
+                yield attempt
+        except TooManyAttemptsError as error:
+            digest = email_digest(address)
+            audit.record(Event.LOGIN_THROTTLED, reason=error.counter, email_digest=digest, source=client_address)
+            raise
+        except (LoginRefusedError, OverloadedError, StoreUnavailableError, asyncio.CancelledError) as error:
+            reason, user_id = _why(error)
+            audit.record(
+                Event.LOGIN_REFUSED,
+                reason=reason,
+                email_digest=email_digest(address),
+                user_id=user_id,
+                source=client_address,
+            )
+            raise
+
+    async def _replace_password(self, proved: User, password_hash: str) -> User:
         """Write a new hash over the one whose password was proved, and end every session."""
         user = proved
         for _ in range(CHANGE_TRIES):
@@ -123,19 +148,19 @@ class Logins:
             try:
                 await self._store.update_user(user, changed)
             except UserChangedError:
-                user = await self._read_again(proved, address)
+                user = await self._read_again(proved)
             else:
                 return changed
         raise StoreUnavailableError("the user keeps changing")
 
-    async def _read_again(self, proved: User, address: str) -> User:
+    async def _read_again(self, proved: User) -> User:
         """Return a user who changed meanwhile, but for what was proved: the proof holds for nothing else."""
         try:
             user = await self._store.get_user(proved.user_id)
         except (UserNotFoundError, BrokenRowError):
-            raise _refused(address, "changed_meanwhile", proved) from None
+            raise InvalidCredentialsError("changed_meanwhile", proved.user_id) from None
         if not user.is_active or (user.email, user.password_hash) != (proved.email, proved.password_hash):
-            raise _refused(address, "changed_meanwhile", proved)
+            raise InvalidCredentialsError("changed_meanwhile", proved.user_id)
         return user
 
     async def _find(self, address: str, typed: str) -> EmailOwner | None:
@@ -145,7 +170,7 @@ class Logins:
         except (UserNotFoundError, BrokenRowError):
             return None
 
-    async def _check_password(self, owner: EmailOwner | None, secret: str, address: str, attempt: Attempt) -> User:
+    async def _check_password(self, owner: EmailOwner | None, secret: str, attempt: Attempt) -> User:
         """Return the user whose password it is, who may be due to change it.
 
         Raises:
@@ -156,12 +181,12 @@ class Logins:
         is_stranger = not attempt.is_from_known_source
         is_right = await self._hashing.verify(secret, stored, is_stranger=is_stranger, begin=attempt.begin)
         if owner is None or user is None:
-            raise _refused(address, "unknown_email")
+            raise InvalidCredentialsError("unknown_email")
         reason = self._reason_to_refuse(user, is_right=is_right)
         if reason is not None:
-            raise _refused(address, reason, user)
+            raise InvalidCredentialsError(reason, user.user_id)
         if not owner.is_claimed and not await self._store.claim_email(user):
-            raise _refused(address, "email_owned_by_another", user)
+            raise InvalidCredentialsError("email_owned_by_another", user.user_id)
         attempt.is_right = True
         return user
 
@@ -196,8 +221,14 @@ class Logins:
             _log.info("rehash_dropped", user_id=user.user_id)
 
 
-def _refused(address: str, reason: str, user: User | None = None) -> AuthsvcError:
-    """Log why a login was refused, which the client must not learn."""
-    user_id = None if user is None else user.user_id
-    _log.info("login_refused", email_digest=email_digest(address), user_id=user_id, reason=reason)
-    return InvalidCredentialsError()
+def _why(error: BaseException) -> tuple[str, str | None]:
+    """Return for the record why a try let nobody in, and whose it was."""
+    match error:
+        case LoginRefusedError():
+            return error.reason, error.user_id
+        case OverloadedError():
+            return "overloaded", None
+        case StoreUnavailableError():
+            return "store_unavailable", None
+        case _:
+            return "client_gone", None

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-import structlog
-
-from authsvc import fields, logs, paging, refresh_tokens
+from authsvc import audit, fields, logs, paging, refresh_tokens
+from authsvc.audit import Event
 from authsvc.errors import InvalidRefreshTokenError, StoreUnavailableError, UserNotFoundError
 from authsvc.models import ACCESS_TOKEN_MAX_LIFETIME, Clock, Session, User
 from authsvc.refresh_tokens import RefreshToken, stored_form
@@ -23,8 +22,7 @@ HOST_SKEW = timedelta(seconds=5)
 """Difference between the clocks of hosts that refresh one session."""
 _ROTATIONS = 3
 """Tries of one refresh: the second finds what a concurrent one has done."""
-
-_log = structlog.get_logger(__name__)
+_REUSED = "reused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +109,23 @@ class Sessions:
         """
         source = fields.client_address(client_address)
         token = refresh_tokens.parse(fields.token(text, "refresh_token"))
+        user_id, session_id = (None, None) if token is None else (token.user_id, token.session_id)
+        try:
+            tokens = await self._refreshed(token)
+        except InvalidRefreshTokenError as error:
+            event = Event.REFRESH_TOKEN_REUSE if error.reason == _REUSED else Event.REFRESH_REFUSED
+            audit.record(event, reason=error.reason, user_id=user_id, session_id=session_id, source=source)
+            raise
+        audit.record(Event.REFRESH, user_id=user_id, session_id=session_id, source=source)
+        return tokens
+
+    async def _refreshed(self, token: RefreshToken | None) -> Tokens:
         if token is None:
-            raise _not_refreshed("malformed")
+            raise InvalidRefreshTokenError("malformed")
         for _ in range(_ROTATIONS):
             session = await self._refreshable(token)
             tokens = await self._follow(session, token)
             if tokens is not None:
-                _log.info("refresh", user_id=token.user_id, session_id=token.session_id, source=source)
                 return tokens
         raise StoreUnavailableError("the session keeps changing")
 
@@ -127,13 +135,13 @@ class Sessions:
             self._store.get_session(token.user_id, token.session_id), self._user_or_none(token.user_id)
         )
         if session is None:
-            raise _not_refreshed("unknown_session", token)
+            raise InvalidRefreshTokenError("unknown_session")
         if not hmac.compare_digest(stored_form(token.session_part), session.session_part_sha256):
-            raise _not_refreshed("wrong_session_part", token)
+            raise InvalidRefreshTokenError("wrong_session_part")
         if session.expire_time <= self._clock():
-            raise _not_refreshed("expired", token)
+            raise InvalidRefreshTokenError("expired")
         if user is None or not user.is_active or user.has_ended(session.session_id, session):
-            raise _not_refreshed("ended", token)
+            raise InvalidRefreshTokenError("ended")
         return session
 
     async def _follow(self, session: Session, token: RefreshToken) -> Tokens | None:
@@ -144,8 +152,7 @@ class Sessions:
         if presented == session.previous_part_sha256 and self._is_recent(session):
             return self._repeat(session, token)
         await self._store.end_session(token.user_id, token.session_id, self._clock(), None)
-        _log.warning("refresh_token_reuse", user_id=token.user_id, session_id=token.session_id, effect="session ended")
-        raise _not_refreshed("reused", token)
+        raise InvalidRefreshTokenError(_REUSED)
 
     async def _rotate(self, session: Session, token: RefreshToken) -> Tokens | None:
         now = self._clock()
@@ -201,9 +208,9 @@ class Sessions:
             return
         await self._end(token.user_id, token.session_id, "refresh_token")
 
-    async def _end(self, user_id: str, session_id: str, by: str, unless_known: datetime | None = None) -> None:
+    async def _end(self, user_id: str, session_id: str, reason: str, unless_known: datetime | None = None) -> None:
         if await self._store.end_session(user_id, session_id, self._clock(), unless_known):
-            _log.info("session_revoked", user_id=user_id, session_id=session_id, by=by)
+            audit.record(Event.SESSION_REVOKED, reason=reason, user_id=user_id, session_id=session_id)
 
     async def list_sessions(self, user_id: str, page_size: int, page_token: str) -> tuple[Sequence[Session], str]:
         """Return living sessions of a user, and the token of the next page, empty on the last one.
@@ -236,10 +243,3 @@ class Sessions:
             return await self._store.get_user(user_id)
         except UserNotFoundError:
             return None
-
-
-def _not_refreshed(reason: str, token: RefreshToken | None = None) -> InvalidRefreshTokenError:
-    """Log why a refresh was refused, which the client must not learn."""
-    user_id, session_id = (None, None) if token is None else (token.user_id, token.session_id)
-    _log.info("refresh_refused", user_id=user_id, session_id=session_id, reason=reason)
-    return InvalidRefreshTokenError()

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import json
+import re
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -42,8 +44,18 @@ SECRET_FIELDS = frozenset(
         "token",
         "access_token",
         "refresh_token",
+        "email",
     }
 )
+SECRET_SHAPES = re.compile(
+    r"[\w.+-]+@[\w-]+\.\w"  # an address
+    r"|ask_[\w-]{43}"  # an API key
+    r"|rt_[\w-]+(\.[\w-]{22}){2}\.[\w-]{43}"  # a refresh token
+    r"|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\."  # an access token
+    r"|\$(2[abxy]|bcrypt-sha256)\$"  # a hash of a password
+    r"|(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])"  # SHA-256 of whatever
+)
+"""What no log line may hold, whether or not somebody declared it."""
 
 
 class FakeClock:
@@ -73,14 +85,16 @@ class LogWitness:
 
     def hide(self, *secrets: str) -> None:
         """Declare texts that no log line may hold; short ones could occur by chance."""
-        self.secrets.update(s for s in secrets if len(s) >= SECRET_MIN_LENGTH)
+        for secret in secrets:
+            if len(secret) >= SECRET_MIN_LENGTH:
+                self.secrets |= {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1]}
 
     def hide_fields(self, message: Message) -> None:
         """Declare the secret fields of a request or response, at any depth."""
         for descriptor, value in message.ListFields():
             if descriptor.name in SECRET_FIELDS and isinstance(value, str):
                 self.hide(value)
-            elif descriptor.name == "tokens":
+            elif descriptor.name in {"tokens", "user"}:
                 self.hide_fields(value)
 
     def read(self, text: str) -> None:
@@ -96,7 +110,16 @@ class LogWitness:
             return any(line[at : at + SECRET_MIN_LENGTH] in starts for at in range(len(line)))
 
         lines = self.lines.getvalue().splitlines()
-        return [line for line in lines if is_suspect(line) and any(secret in line for secret in self.secrets)]
+        return [
+            line
+            for line in lines
+            if SECRET_SHAPES.search(line) or (is_suspect(line) and any(secret in line for secret in self.secrets))
+        ]
+
+    def check(self) -> None:
+        """Fail if a line holds a secret."""
+        leaks = self.leaks()
+        assert not leaks, f"{len(leaks)} log lines hold a secret, the first: {leaks[0]}"
 
 
 WITNESS = LogWitness()
@@ -114,6 +137,17 @@ class _Recorder(grpc.aio.UnaryUnaryClientInterceptor):
             if isinstance(response, Message):
                 WITNESS.hide_fields(response)
         return call
+
+
+class _Caller(grpc.aio.UnaryUnaryClientInterceptor):
+    """Shows an API key on every call."""
+
+    def __init__(self, api_key: str) -> None:
+        self._header = ("authorization", f"Bearer {api_key}")
+
+    async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        metadata = grpc.aio.Metadata(*(details.metadata or ()), self._header)
+        return await continuation(details._replace(metadata=metadata), request)
 
 
 @dataclass(frozen=True)
@@ -205,13 +239,13 @@ class Client:
 
 @asynccontextmanager
 async def connected(
-    service: server.Service, credentials: grpc.ChannelCredentials | None = None
+    service: server.Service, credentials: grpc.ChannelCredentials | None = None, api_key: str = ""
 ) -> AsyncIterator[Client]:
-    recorder: Any = [_Recorder()]
+    interceptors: Any = [_Recorder(), *([_Caller(api_key)] if api_key else [])]
     async with (
-        grpc.aio.insecure_channel(service.address, interceptors=recorder)
+        grpc.aio.insecure_channel(service.address, interceptors=interceptors)
         if credentials is None
-        else grpc.aio.secure_channel(service.address, credentials, interceptors=recorder)
+        else grpc.aio.secure_channel(service.address, credentials, interceptors=interceptors)
     ) as channel:
         yield Client(
             service.address, channel, auth_grpc.AuthServiceStub(channel), user_grpc.UserServiceStub(channel), service

@@ -291,6 +291,6 @@ async def test_each_end_of_a_session_leaves_a_line(client: Client) -> None:
     ends = [line for line in lines if '"event": "session_revoked"' in line]
     for tokens, by in ((first, "access_token"), (second, "refresh_token"), (third, "admin")):
         (line,) = [line for line in ends if tokens.session_id in line]
-        assert f'"by": "{by}"' in line
+        assert f'"reason": "{by}"' in line
     assert len(ends) == 3
     assert len([line for line in lines if '"event": "sessions_revoked"' in line]) == 1

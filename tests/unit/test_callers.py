@@ -307,7 +307,7 @@ def test_a_broken_file_keeps_the_last_good_callers(followed: Followed, damage: C
         assert not followed.allows(OTHER_KEY)
     (event,) = followed.events()
     assert (event["event"], event["level"]) == ("callers_not_reloaded", "error")
-    assert str(followed.path) in str(event["problem"])
+    assert str(followed.path) in str(event["reason"])
     if followed.path.is_dir():
         followed.path.rmdir()
     followed.path.unlink(missing_ok=True)

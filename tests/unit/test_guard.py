@@ -51,6 +51,7 @@ ON_PURPOSE_INTERNAL = {errors.BrokenRowError, Exception}
 NEVER_SENT = {
     AuthsvcError,
     errors.CallerRefusedError,
+    errors.LoginRefusedError,
     errors.NoAnswerError,
     errors.RetryLaterError,
     errors.UserChangedError,

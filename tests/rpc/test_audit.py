@@ -1,0 +1,350 @@
+"""The audit log: one line for each event, with the members that docs/operations.md lists, whatever clients send."""
+
+import asyncio
+import io
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from authsvc import logs, server
+from authsvc.audit import Event
+from authsvc.callers import api_key_digest, new_api_key
+from authsvc.config import Settings
+from authsvc.errors import OverloadedError, StoreUnavailableError
+from authsvc.key_files import rotate_keys
+from authsvc.keys import generate_key_file
+from authsvc.refresh_tokens import new_refresh_token
+from authsvc.v1 import auth_service_pb2 as auth_pb2
+from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
+from tests.support import WITNESS, Client, FakeClock, connected, failure
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
+ROW = re.compile(r"\| `(\w+)` \| (\w+) \| (.*?) \| .* \|")
+OF_EVERY_LINE = {"event", "level", "logger", "timestamp", "outcome"}
+EMAIL = "alice@example.com"
+WRONG = "a wrong password of words"
+NEW_PASSWORD = "another password of words"
+SOURCE = "192.0.2.7"
+
+
+def documented() -> dict[str, tuple[str, set[str]]]:
+    """The rows of the document: outcome and members of each event."""
+    _, _, section = DOCUMENT.read_text().partition("### Audit log\n")
+    rows = ROW.findall(section.partition("### ")[0])
+    return {event: (outcome, set(re.findall(r"`(\w+)`", members))) for event, outcome, members in rows}
+
+
+def audited(position: int) -> list[dict[str, Any]]:
+    """The audit lines since a position."""
+    lines = [json.loads(line) for line in WITNESS.lines.getvalue()[position:].splitlines()]
+    return [line for line in lines if line["logger"] == "authsvc.audit"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A service whose callers are known, and whose files can be changed."""
+
+    client: Client
+    clock: FakeClock
+    keys: Path
+    callers: Path
+    api_key: str
+
+    def replace_callers(self, text: str) -> None:
+        other = self.callers.with_name("other")
+        other.write_text(text)
+        other.replace(self.callers)
+
+
+@pytest.fixture
+async def stage(
+    settings: Settings, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Stage]:
+    monkeypatch.setattr(server, "FILES_POLL_SECONDS", 0.01)
+    api_key, keys, callers = new_api_key(), tmp_path / "keys.json", tmp_path / "callers.toml"
+    WITNESS.hide(api_key)
+    generate_key_file(keys, "ES256", clock())
+    callers.write_text(
+        f'[callers.shop]\napi_key_sha256 = ["{api_key_digest(api_key)}"]\n'
+        'permissions = ["validate", "login", "sessions", "users"]\n'
+    )
+    known = replace(settings, signing_keys=keys, callers=callers)
+    async with server.open_store(known) as store:
+        await store.create_tables()
+    async with server.running(known, clock) as service, connected(service, api_key=api_key) as client:
+        await client.create_user(EMAIL)
+        yield Stage(client, clock, keys, callers, api_key)
+
+
+# Each scene prepares an event and returns what makes it happen.
+Scene = Callable[[Stage], Awaitable[Awaitable[object]]]
+
+
+async def login(stage: Stage) -> Awaitable[object]:
+    return stage.client.log_in(client_address=SOURCE)
+
+
+async def login_refused(stage: Stage) -> Awaitable[object]:
+    return failure(stage.client.log_in(password=WRONG, client_address=SOURCE))
+
+
+async def login_throttled(stage: Stage) -> Awaitable[object]:
+    for _ in range(10):
+        await failure(stage.client.log_in(password=WRONG, client_address=SOURCE))
+    return failure(stage.client.log_in(client_address=SOURCE))
+
+
+async def password_changed(stage: Stage) -> Awaitable[object]:
+    return stage.client.change_password(NEW_PASSWORD, client_address=SOURCE)
+
+
+async def password_reset(stage: Stage) -> Awaitable[object]:
+    return stage.client.reset_password((await stage.client.get_user(email=EMAIL)).user_id)
+
+
+async def refresh(stage: Stage) -> Awaitable[object]:
+    return stage.client.refresh((await stage.client.log_in()).tokens.refresh_token, SOURCE)
+
+
+async def refresh_refused(stage: Stage) -> Awaitable[object]:
+    token = (await stage.client.log_in()).tokens.refresh_token
+    await stage.client.revoke(token)
+    return failure(stage.client.refresh(token, SOURCE))
+
+
+async def refresh_token_reuse(stage: Stage) -> Awaitable[object]:
+    token = (await stage.client.log_in()).tokens.refresh_token
+    await stage.client.refresh(token)
+    stage.clock.advance(minutes=1)
+    return failure(stage.client.refresh(token, SOURCE))
+
+
+async def session_revoked(stage: Stage) -> Awaitable[object]:
+    return stage.client.revoke((await stage.client.log_in()).tokens.refresh_token)
+
+
+async def sessions_revoked(stage: Stage) -> Awaitable[object]:
+    return stage.client.revoke_sessions((await stage.client.get_user(email=EMAIL)).user_id)
+
+
+async def user_created(stage: Stage) -> Awaitable[object]:
+    return stage.client.create_user("somebody@example.com")
+
+
+async def user_updated(stage: Stage) -> Awaitable[object]:
+    return stage.client.update_user((await stage.client.get_user(email=EMAIL)).user_id, role="editor")
+
+
+async def user_deleted(stage: Stage) -> Awaitable[object]:
+    return stage.client.delete_user((await stage.client.get_user(email=EMAIL)).user_id)
+
+
+async def caller_refused(stage: Stage) -> Awaitable[object]:
+    async def call() -> None:
+        async with connected(stage.client.service) as stranger:
+            await failure(stranger.validate("x"))
+
+    return call()
+
+
+async def keys_reloaded(stage: Stage) -> Awaitable[object]:
+    async def rotate() -> None:
+        rotate_keys(stage.keys, timedelta(minutes=15), stage.clock())
+
+    return rotate()
+
+
+async def keys_not_reloaded(stage: Stage) -> Awaitable[object]:
+    async def remove() -> None:
+        stage.keys.unlink()
+
+    return remove()
+
+
+async def callers_reloaded(stage: Stage) -> Awaitable[object]:
+    async def change() -> None:
+        stage.replace_callers(stage.callers.read_text().replace("shop", "market"))
+
+    return change()
+
+
+async def callers_not_reloaded(stage: Stage) -> Awaitable[object]:
+    async def damage() -> None:
+        stage.replace_callers("[callers")
+
+    return damage()
+
+
+SCENES: list[Scene] = [
+    login,
+    login_refused,
+    login_throttled,
+    password_changed,
+    password_reset,
+    refresh,
+    refresh_refused,
+    refresh_token_reuse,
+    session_revoked,
+    sessions_revoked,
+    user_created,
+    user_updated,
+    user_deleted,
+    caller_refused,
+    keys_reloaded,
+    keys_not_reloaded,
+    callers_reloaded,
+    callers_not_reloaded,
+]
+NAMES = [scene.__name__ for scene in SCENES]
+
+
+def test_every_event_has_a_row_in_the_document_and_a_scene_here() -> None:
+    assert list(documented()) == NAMES == [event.value for event in Event]
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=NAMES)
+async def test_each_event_is_one_line_with_exactly_its_members(stage: Stage, scene: Scene) -> None:
+    """ASVS-16.3.1."""
+    act = await scene(stage)
+    position = len(WITNESS.lines.getvalue())
+    await act
+    while not audited(position):  # noqa: ASYNC110 - files are looked at now and then
+        await asyncio.sleep(0.01)
+    (line,) = audited(position)
+    outcome, members = documented()[line["event"]]
+    is_of_file = "reloaded" in line["event"]
+    of_request = set() if is_of_file else {"trace_id"} if line["event"] == "caller_refused" else {"trace_id", "caller"}
+    assert line["event"] == scene.__name__
+    assert line["outcome"] == outcome
+    assert line.keys() == OF_EVERY_LINE | of_request | members
+    assert line.get("caller", "shop") == "shop"
+    if "source" in members:
+        assert line["source"] == ("127.0.0.1" if line["event"] == "caller_refused" else SOURCE)
+
+
+# Reasons
+
+
+async def test_every_reason_of_a_refused_login_is_in_the_document(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ASVS-16.3.1: a login that the store or the queue kept from being looked at is on record as well."""
+    client, position = stage.client, len(WITNESS.lines.getvalue())
+
+    async def refuse(error: Exception) -> None:
+        async def fail(*_args: object, **_options: object) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(client.service.logins._hashing, "verify", fail)  # noqa: SLF001 - what fails is not the subject
+            await failure(client.log_in())
+
+    temporary = await client.create_with_temporary_password("temporary@example.com")
+    await failure(client.log_in("nobody@example.com"))
+    await failure(client.change_password(NEW_PASSWORD, WRONG))
+    await failure(client.log_in("temporary@example.com", temporary.temporary_password))
+    await refuse(OverloadedError())
+    await refuse(StoreUnavailableError("x"))
+    refused = [line for line in audited(position) if line["event"] == "login_refused"]
+    assert [(line["reason"], line["user_id"] is None) for line in refused] == [
+        ("unknown_email", True),
+        ("wrong_password", False),
+        ("password_change_required", False),
+        ("overloaded", True),
+        ("store_unavailable", True),
+    ]
+    text = DOCUMENT.read_text()
+    assert all(f"`{line['reason']}`" in text for line in refused)
+
+
+async def test_a_guess_is_on_record_though_its_client_hung_up(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or hanging up would be a way to guess unseen."""
+    entered = asyncio.Event()
+
+    async def stand_still(*_args: object, **_options: object) -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(stage.client.service.logins._hashing, "verify", stand_still)  # noqa: SLF001 - as above
+    position = len(WITNESS.lines.getvalue())
+    async with grpc.aio.insecure_channel(stage.client.address) as channel:
+        stub: Any = auth_grpc.AuthServiceStub(channel)
+        request = auth_pb2.AuthenticateRequest(email=EMAIL, password=WRONG)
+        call = stub.Authenticate(request, metadata=(("authorization", f"Bearer {stage.api_key}"),))
+        await entered.wait()
+        call.cancel()
+    while not audited(position):  # noqa: ASYNC110 - the server hears of it later
+        await asyncio.sleep(0.01)
+    (line,) = audited(position)
+    assert (line["event"], line["reason"]) == ("login_refused", "client_gone")
+
+
+# Injection
+
+FORGED = '{"event": "login", "user_id": "admin"}'
+NASTY = [
+    f"a\r\n{FORGED}\r\n",
+    f"a\u2028{FORGED}\u2029",
+    f'a"}}\\n{FORGED}',
+    "a\x1b[2J\x1b[1;31m\x9b2J",
+    "a\x00\x08\x0b\x0c\x1c\x7f\x85",
+    "\u202e\ufeff\ufffe",
+]
+
+
+async def send_everywhere(client: Client, text: str) -> None:
+    """Put a text into every field that a line could have something to do with."""
+    calls = [
+        client.log_in(f"{text}@example.com", text),
+        client.log_in(text, client_label=text),
+        client.log_in(client_label=text),
+        client.log_in(client_address=text),
+        client.change_password(NEW_PASSWORD, text, f"{text}@example.com"),
+        client.refresh(new_refresh_token(text).text),
+        client.refresh(text, text),
+        client.revoke(text),
+        client.create_user(f"{text}@example.com", role=text),
+        client.create_user("new@example.com", request_id=text),
+        client.import_user(text),
+        client.update_user(text, email=f"{text}@example.com", role=text),
+        client.delete_user(text),
+        client.reset_password(text),
+        client.get_user(user_id=text),
+        client.revoke_sessions(text, text),
+        client.list_sessions(text, page_token=text),
+    ]
+    for call in calls:
+        with suppress(grpc.aio.AioRpcError):
+            await call
+
+
+async def lines_of(client: Client, log_format: str, text: str) -> list[str]:
+    """Return what is logged of it."""
+    stream = io.StringIO()
+    logs.configure(log_format, "debug", stream=stream)
+    await send_everywhere(client, text)
+    logs.configure("json", "debug", stream=WITNESS.lines)
+    WITNESS.read(stream.getvalue())
+    return stream.getvalue().removesuffix("\n").split("\n")
+
+
+@pytest.mark.parametrize("text", NASTY, ids=ascii)
+async def test_no_text_of_a_client_breaks_or_forges_a_line(stage: Stage, text: str) -> None:
+    """ASVS-16.4.1."""
+    as_json = await lines_of(stage.client, "json", text)
+    events = [json.loads(line) for line in as_json]
+    assert all(line.isprintable() for line in as_json)
+    assert "admin" not in {event.get("user_id") for event in events}
+    assert next(e["user_id"] for e in events if e["event"] == "refresh_refused") == text
+    as_console = await lines_of(stage.client, "console", text)
+    assert all(line.isprintable() for line in as_console)
+    assert all(re.match(r"\d{4}-\d\d-\d\dT[^ ]+ \[\w+ *\] [\w ]+", line) for line in as_console)
+    assert len(as_console) == len(as_json)
