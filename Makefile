@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test bench check proto .venv
+.PHONY: help dev test soak bench check proto .venv
 
 help: ## list the targets
 	@sed -n 's/^\([a-z.]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
@@ -29,6 +29,11 @@ dev: .venv ## run the service on this machine, ready to call
 test: .venv ## the whole test suite, with its coverage
 	@$(BIN)/python -m tests.engines
 	@$(BIN)/python -m pytest --cov --numprocesses=auto --maxprocesses=4 --dist=worksteal
+
+# Not in CI. AUTHSVC_TEST_SOAK=0.02 shortens all of it to a few minutes, to see that it works.
+soak: .venv ## the long tests, an hour and more, with a report
+	@$(BIN)/python -m tests.engines
+	@$(BIN)/python -m pytest -m soak tests/soak
 
 # What draws the plots comes on top of the locked environment, which the next `make .venv` need not know.
 .venv/bench: .venv/installed requirements/bench.txt

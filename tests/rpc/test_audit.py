@@ -302,18 +302,19 @@ NASTY = [
 
 async def send_everywhere(client: Client, text: str) -> None:
     """Put a text into every field that a line could have something to do with."""
+    secret = f"secret {text}"  # which the witness looks for, unlike the text alone
     calls = [
-        client.log_in(f"{text}@example.com", text),
-        client.log_in(text, client_label=text),
+        client.log_in(f"{text}@example.com", secret),
+        client.log_in(secret, client_label=text),
         client.log_in(client_label=text),
         client.log_in(client_address=text),
-        client.change_password(NEW_PASSWORD, text, f"{text}@example.com"),
+        client.change_password(NEW_PASSWORD, secret, f"{text}@example.com"),
         client.refresh(new_refresh_token(text).text),
-        client.refresh(text, text),
-        client.revoke(text),
+        client.refresh(secret, text),
+        client.revoke(secret),
         client.create_user(f"{text}@example.com", role=text),
         client.create_user("new@example.com", request_id=text),
-        client.import_user(text),
+        client.import_user(secret),
         client.update_user(text, email=f"{text}@example.com", role=text),
         client.delete_user(text),
         client.reset_password(text),
