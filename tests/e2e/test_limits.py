@@ -1,23 +1,28 @@
-"""What a process does when it runs out of something."""
+"""What a process does when it runs out of something, or when somebody takes all that they can get."""
 
 import re
 import resource
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import grpc
 import pytest
 
+from authsvc import server
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from tests.e2e.conftest import Start
 from tests.e2e.process import GIVE_UP_SECONDS, Process, invoke, poll
+from tests.http2 import PREFACE, Kind, frame
 
 INACTIVE = auth_pb2.TOKEN_STATE_INACTIVE
 MORE = 30
 """Files that the process may open after the limit is set."""
+CONNECTIONS = 10_000
+"""Tried at once; fewer where this process may not open as many files."""
+BEGIN = PREFACE + frame(Kind.SETTINGS)
 
 
 @pytest.fixture
@@ -65,6 +70,50 @@ def test_without_files_left_those_who_are_there_are_served(serve: Process, addre
         poll(lambda: len(list(files.iterdir())) >= limit, "ran out of files")
         for _ in range(20):
             assert is_served(channel)
+    with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as another:
+        assert is_served(another)
+    assert serve.end() == 0
+
+
+def resident_kib(pid: int) -> int:
+    return int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[0])
+
+
+def try_many_connections(address: str, number: int) -> int:
+    """Open connections as a client does, keep them all, and close them; return how many the service took."""
+    host, _, port = address.rpartition(":")
+    taken = 0
+    with ExitStack() as stack:
+        for _ in range(number):
+            connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=GIVE_UP_SECONDS))
+            with suppress(ConnectionError):  # those beyond the limit are closed
+                connection.sendall(BEGIN)
+                taken += connection.recv(1) != b""
+    return taken
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux tells what another process has")
+def test_ten_thousand_connections_leave_others_served_and_no_memory_behind(
+    serve: Process, address: str, channel: grpc.Channel
+) -> None:
+    """F18, F19: those beyond the limit are closed, and what the others took is used again."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    number = min(CONNECTIONS, hard - 500)
+    files = Path(f"/proc/{serve.pid}/fd")
+    assert is_served(channel)
+    quiet = len(list(files.iterdir()))
+    memory = []
+    try:
+        for _ in range(2):
+            taken = try_many_connections(address, number)
+            assert 0 < taken <= server.MAX_CONNECTIONS
+            assert is_served(channel)
+            poll(lambda: len(list(files.iterdir())) <= quiet + 1, "closed what its clients had closed")
+            memory.append(resident_kib(serve.pid))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert memory[1] < memory[0] * 1.1
     with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as another:
         assert is_served(another)
     assert serve.end() == 0
