@@ -79,8 +79,7 @@ class Logins:
                 raise PasswordChangeRequiredError("password_change_required", user.user_id)
             await self._strengthen_hash(user, secret)
             tokens = await self._sessions.begin(user, client_address, client_label)
-        session_id = tokens.refresh_token.session_id
-        audit.record(Event.LOGIN, user_id=user.user_id, session_id=session_id, source=client_address)
+        _record_login(tokens, client_address)
         return tokens, user
 
     async def change_password(
@@ -109,7 +108,9 @@ class Logins:
             user = await self._check_password(await self._find(address, email), secret, attempt)
             changed = await self._replace_password(user, await self._hashing.hash(new_secret))
             audit.record(Event.PASSWORD_CHANGED, user_id=user.user_id, source=client_address)
-            return await self._sessions.begin(changed, client_address, client_label)
+            tokens = await self._sessions.begin(changed, client_address, client_label)
+        _record_login(tokens, client_address)
+        return tokens
 
     @asynccontextmanager
     async def _try(self, address: str, client_address: str) -> AsyncIterator[Attempt]:
@@ -219,6 +220,11 @@ class Logins:
             await self._store.update_user(user, stronger)
         except (UserChangedError, OverloadedError):
             _log.info("rehash_dropped", user_id=user.user_id)
+
+
+def _record_login(tokens: Tokens, source: str) -> None:
+    begun = tokens.refresh_token
+    audit.record(Event.LOGIN, user_id=begun.user_id, session_id=begun.session_id, source=source)
 
 
 def _why(error: BaseException) -> tuple[str, str | None]:
