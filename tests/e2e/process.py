@@ -134,7 +134,7 @@ def run(*arguments: str, environ: Mapping[str, str], stdin: bytes = b"") -> "sub
     done = subprocess.run(
         arguments, env=environ, input=stdin, capture_output=True, timeout=GIVE_UP_SECONDS, check=False
     )
-    WITNESS.read(done.stderr.decode())
+    WITNESS.read_messages(done.stderr.decode())
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
@@ -144,5 +144,5 @@ def invoke(*arguments: str, stdin: str | bytes = b"", **settings: str) -> Result
     environ = {**without, **FREE, **settings}
     result = CliRunner().invoke(main, arguments, input=stdin, env=environ, prog_name="authsvc")
     logs.configure("json", "debug", stream=WITNESS.lines)
-    WITNESS.read(result.stderr)
+    WITNESS.read_messages(result.stderr)
     return result

@@ -15,6 +15,7 @@ from tests.support import PASSWORD, TEST_COST, LogWitness
 EMAIL = "dolores.haze@example.org"
 SHAPES = {
     "an address": EMAIL,
+    "an address in another script": "\u03b4@\u03c0\u03b1\u03c1\u03ac\u03b4\u03b5\u03b9\u03b3\u03bc\u03b1.gr",
     "an API key": new_api_key(),
     "its digest": api_key_digest(new_api_key()),
     "a refresh token": new_refresh_token("user-1").text,
@@ -60,3 +61,11 @@ def test_lines_of_libraries_and_of_other_processes_are_searched(witness: LogWitn
     logging.getLogger("botocore").warning("row of %s", EMAIL)
     witness.read(f"authsvc: {EMAIL}")
     assert len(witness.leaks()) == 2
+
+
+def test_a_command_may_tell_its_operator_an_address_and_no_declared_secret(witness: LogWitness) -> None:
+    witness.hide(PASSWORD)
+    witness.read_messages(f"error: a user has the address {EMAIL} already")
+    witness.check()
+    witness.read_messages(f"error: the password {PASSWORD} is wrong")
+    assert len(witness.leaks()) == 1
