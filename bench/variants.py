@@ -17,7 +17,7 @@ EMPTY = Target("empty")
 NAIVE = Target("naive")
 FRESH = Target()
 MANY_USERS = 1_000_000
-HOT_TOKENS = 1_000
+HOT_TOKENS = 100
 """For `max_staleness`: few enough that each is asked for again before its answer is too old."""
 BATCH_CALLS = 8
 FLOOD = 40
