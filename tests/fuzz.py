@@ -5,8 +5,11 @@ import struct
 from typing import Any
 
 import grpc
+from google.protobuf import message_factory
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
 
 from authsvc.paging import token_of
 from authsvc.refresh_tokens import new_refresh_token
@@ -24,6 +27,7 @@ STATUSES = {
     "ALREADY_EXISTS EMAIL_ALREADY_EXISTS",
     "NOT_FOUND USER_NOT_FOUND",
     "RESOURCE_EXHAUSTED OVERLOADED",
+    "RESOURCE_EXHAUSTED TOO_MANY_ATTEMPTS",
     "OK",
 }
 SEEDS: dict[str, bytes] = {
@@ -72,6 +76,31 @@ SEEDS: dict[str, bytes] = {
     ).SerializeToString(),
 }
 """A well-formed request of every RPC."""
+SERVICES = (*auth_pb2.DESCRIPTOR.services_by_name.values(), *user_pb2.DESCRIPTOR.services_by_name.values())
+REQUESTS = {
+    f"/{s.full_name}/{m.name}": message_factory.GetMessageClass(m.input_type) for s in SERVICES for m in s.methods
+}
+TEXTS = [
+    "",
+    "alice@example.com",
+    "nobody@example.com",
+    PASSWORD,
+    "192.0.2.1",
+    "::ffff:0:0",
+    "a.b.c",
+    new_refresh_token("alice").text,
+    token_of("alice"),
+    "email",
+    "is_active",
+    "$2b$31$" + "a" * 53,
+    "\0\r\n\x1b\u2028\u202e\ufeff\U0010ffff",
+    "é" * 300,
+    "x" * 70_000,
+]
+_BOOL = FieldDescriptor.CPPTYPE_BOOL
+SHARE_OF_DAMAGE = 0.5
+"""The others decode, and are nonsense."""
+NUMBERS = [0, 1, -1, 100, 2**31 - 1, -(2**31)]
 
 
 async def outcome(client: Client, method: str, body: bytes, metadata: Any = ()) -> str:
@@ -85,6 +114,30 @@ async def outcome(client: Client, method: str, body: bytes, metadata: Any = ()) 
         assert "Error" not in told.text
         return f"{told.code.name} {told.reason}"
     return "OK"
+
+
+def arbitrary(message: Message, source: random.Random) -> Message:
+    """Fill a message of any class with values of the right types, and of no sense."""
+    for field in message.DESCRIPTOR.fields:
+        for _ in range(source.randint(0, 3 if field.is_repeated else 1)):
+            if field.message_type is not None:
+                part = getattr(message, field.name)
+                arbitrary(part.add() if field.is_repeated else part, source)
+                continue
+            is_text = field.cpp_type == FieldDescriptor.CPPTYPE_STRING
+            value = source.choice(TEXTS if is_text else [0, 1] if field.cpp_type == _BOOL else NUMBERS)
+            if field.is_repeated:
+                getattr(message, field.name).append(value)
+            else:
+                setattr(message, field.name, value)
+    return message
+
+
+def fuzzed(method: str, source: random.Random) -> bytes:
+    """Return the body of a request that no program would send."""
+    if source.random() < SHARE_OF_DAMAGE:
+        return mutated(SEEDS[method], source)
+    return arbitrary(REQUESTS[method](), source).SerializeToString()
 
 
 def mutated(seed: bytes, source: random.Random) -> bytes:

@@ -1,4 +1,4 @@
-"""Damaged requests of every RPC, for ten minutes (B4)."""
+"""Damaged and senseless requests of every RPC, for ten minutes (B4)."""
 
 import random
 import time
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz import SEEDS, STATUSES, mutated, outcome
+from tests.fuzz import REQUESTS, STATUSES, fuzzed, outcome
 from tests.soak.conftest import SCALE
 from tests.support import FakeClock, make_settings, served
 
@@ -19,7 +19,7 @@ BODIES = 100
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(0)]
 
 
-async def test_ten_minutes_of_damaged_requests(
+async def test_ten_minutes_of_requests_without_sense(
     tmp_path: Path, signing_keys: Path, report: Callable[[str], None]
 ) -> None:
     clock, seed = FakeClock(), random.SystemRandom().getrandbits(64)
@@ -31,8 +31,8 @@ async def test_ten_minutes_of_damaged_requests(
         while time.monotonic() < end:
             clock.advance(days=2)  # whatever was counted is over, and so is the admin's token
             admin = await client.as_admin()
-            for method, body in SEEDS.items():
-                seen.update([await outcome(admin, method, mutated(body, source)) for _ in range(BODIES)])
+            for method in REQUESTS:
+                seen.update([await outcome(admin, method, fuzzed(method, source)) for _ in range(BODIES)])
         assert await outcome(client, "/authsvc.v1.AuthService/GetJwks", b"") == "OK"
     report(f"{seen.total()} bodies, seed {seed}: {dict(seen.most_common())}")
-    assert seen.keys() <= STATUSES | {"RESOURCE_EXHAUSTED TOO_MANY_ATTEMPTS"}
+    assert seen.keys() <= STATUSES
