@@ -318,10 +318,11 @@ async def test_tokens_and_log_name_the_caller(settings: Settings, clock: FakeClo
         for response in (login, refreshed)
     ]
     assert client_ids == ["login", "validate"]
-    events = [(event["event"], event["caller"]) for event in logged(position) if event["logger"] == "authsvc.sessions"]
-    assert events == [("refresh", "validate")]
-    (event,) = [event for event in logged(position) if event["event"] == "login"]
-    assert (event["caller"], event["source"]) == ("login", "2001:db8::1")
+    recorded = [event for event in logged(position) if event["logger"] == "authsvc.audit"]
+    assert [(event["event"], event["caller"], event["source"]) for event in recorded][-2:] == [
+        ("login", "login", "2001:db8::1"),
+        ("refresh", "validate", ""),
+    ]
 
 
 async def test_the_log_says_who_administers(settings: Settings, clock: FakeClock, keys: Keys) -> None:
