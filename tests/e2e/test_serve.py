@@ -104,6 +104,8 @@ def is_refused(address: str) -> bool:
         socket.create_connection((host, int(port)), timeout=GIVE_UP_SECONDS).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:  # the port was closed at that very moment
+        return False
     return False
 
 
