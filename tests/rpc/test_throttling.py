@@ -223,8 +223,8 @@ async def test_a_thousand_guesses_at_once_from_a_thousand_sources(concurrently: 
     answers = asyncio.gather(*(guess(concurrently, address=source(number)) for number in range(1000)))
     assert [await log_in(concurrently, HOME) for _ in range(3)] == ["OK"] * 3
     reasons = Counter(await answers)
-    # Each login of the owner clears the account.
-    assert hashed.count(WRONG.encode()) == reasons["INVALID_CREDENTIALS"] <= 4 * 100
+    # Each login of the owner clears the account; a guess that was looked at too late was looked at, too.
+    assert reasons["INVALID_CREDENTIALS"] <= hashed.count(WRONG.encode()) <= 4 * 100
     assert reasons.keys() <= {"INVALID_CREDENTIALS", "TOO_MANY_ATTEMPTS", "OVERLOADED"}
 
 
