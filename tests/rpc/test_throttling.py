@@ -211,7 +211,7 @@ async def test_a_thousand_guesses_at_once_from_one_source(concurrently: Client, 
     answers = asyncio.gather(*(guess(concurrently) for _ in range(1000)))
     assert [await log_in(concurrently, HOME) for _ in range(3)] == ["OK"] * 3
     reasons = Counter(await answers)
-    assert hashed.count(WRONG.encode()) == reasons["INVALID_CREDENTIALS"] <= 10
+    assert reasons["INVALID_CREDENTIALS"] <= hashed.count(WRONG.encode()) <= 10
     assert reasons.keys() <= {"INVALID_CREDENTIALS", "TOO_MANY_ATTEMPTS"}
     assert await log_in(concurrently, HOME) == "OK"
 
