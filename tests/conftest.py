@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import logging
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -26,6 +27,10 @@ _READ_TIMEOUTS: tuple[tuple[Any, str], ...] = (
     (coalesce, "MAX_READ_SECONDS"),
 )
 _PRODUCTION = {limit: getattr(*limit) for limit in (*_BUDGETS, *_READ_TIMEOUTS)}
+
+
+# The loops of one process share grpc.aio's poller: one may be woken for what another has taken, and asyncio says so.
+logging.getLogger("asyncio").addFilter(lambda record: "PollerCompletionQueue" not in record.getMessage())
 
 
 @pytest.fixture(scope="session", autouse=True)
