@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from authsvc.models import Standing
 
-MAX_USERS = 65_536
-"""Some 30 MiB."""
+MAX_USERS = 16_384
+"""Some 10 MiB."""
 
 
 class Reading(NamedTuple):

@@ -27,7 +27,8 @@ ACCESS_TOKEN_TYPE = "at+jwt"  # noqa: S105 - RFC 9068 §2.1
 REFRESH_TOKEN_PREFIX = "rt_"  # noqa: S105 - what a refresh token begins with
 MAX_LENGTH = 8 * 1024
 LEEWAY_SECONDS = int(LEEWAY.total_seconds())
-CACHE_SIZE = 32_768
+CACHE_SIZE = 16_384
+"""Some 12 MiB; a token beyond costs a check of its signature again."""
 
 _SEGMENTS = re.compile(r"([\w-]+)\.([\w-]+)\.([\w-]+)", re.ASCII)
 
