@@ -34,4 +34,5 @@ def is_serving(settings: config.Settings) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(not is_serving(config.load(os.environ)))
+    # `dev` is given none of the settings that `serve` must be given.
+    sys.exit(not is_serving(config.load_store({"AUTHSVC_STORE": "sqlite:-", **os.environ})))

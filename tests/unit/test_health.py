@@ -5,6 +5,8 @@ import os
 import sys
 from dataclasses import replace
 
+import pytest
+
 from authsvc import server
 from authsvc.config import Address, Settings
 from authsvc.health import is_serving
@@ -35,15 +37,17 @@ def test_nobody_there_is_not_healthy(settings: Settings) -> None:
         assert not is_serving(replace(settings, listen=Address("127.0.0.1", 1), tls_cert=tls_cert))
 
 
-async def test_the_exit_code_tells(client: Client, settings: Settings) -> None:
-    environ = {
-        **os.environ,
+@pytest.mark.parametrize("command", ["serve", "dev"])
+async def test_the_exit_code_tells(client: Client, settings: Settings, command: str) -> None:
+    of_serve = {
         "AUTHSVC_STORE": settings.store,
         "AUTHSVC_ISSUER": settings.issuer,
         "AUTHSVC_AUDIENCE": settings.audience,
         "AUTHSVC_SIGNING_KEYS": str(settings.signing_keys),
     }
+    environ = {**os.environ, **(of_serve if command == "serve" else {})}
     for address, code in ((client.address, 0), ("127.0.0.1:1", 1)):
-        command = [sys.executable, "-m", "authsvc.health"]
-        process = await asyncio.create_subprocess_exec(*command, env={**environ, "AUTHSVC_LISTEN": address})
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "authsvc.health", env={**environ, "AUTHSVC_LISTEN": address}
+        )
         assert await process.wait() == code
