@@ -28,7 +28,7 @@ ACCESS_TTL = timedelta(minutes=15)
 IDLE_TTL = timedelta(days=7)
 MAX_TTL = timedelta(days=30)
 UNBOUNDED = Budget(1_000_000, timedelta(minutes=15))
-BUDGETS = Budgets(pair=UNBOUNDED, account=UNBOUNDED, source=UNBOUNDED)
+NO_BUDGETS = Budgets(pair=UNBOUNDED, account=UNBOUNDED, source=UNBOUNDED)
 """Races fail many logins on purpose, on a clock that stands still."""
 HASH = passwords.hash_password(PASSWORD, TEST_COST)
 
@@ -44,7 +44,15 @@ class UseCases:
         tables: The rows as another program has them; None for SQLite.
     """
 
-    def __init__(self, store: Store, ring: KeyRing, clock: FakeClock, hashing: Hashing, tables: Tables | None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        ring: KeyRing,
+        clock: FakeClock,
+        hashing: Hashing,
+        tables: Tables | None,
+        budgets: Budgets = NO_BUDGETS,
+    ) -> None:
         self._ring = ring
         tokens = AccessTokens(ring, "https://auth.example.com", "backends", ACCESS_TTL)
         self._hashing = hashing
@@ -60,7 +68,7 @@ class UseCases:
             max_staleness=timedelta(seconds=60),
             max_stale_if_error=timedelta(minutes=15),
         )
-        self.attempts = Attempts(store, BUDGETS, clock)
+        self.attempts = Attempts(store, budgets, clock)
         self.logins = Logins(store, self.attempts, hashing, self.sessions, clock, 15)
         self.accounts = Accounts(store, hashing, clock, 15)
 

@@ -16,8 +16,9 @@ from authsvc.errors import InvalidCredentialsError, OverloadedError, StoreUnavai
 from authsvc.hashing import Hashing
 from authsvc.sqlite import SQLiteStore, open_sqlite_store
 from authsvc.throttle import Counter, Settlement, Target, Tries
-from tests.contract.use_cases import BUDGETS, EMAIL, UseCases, key_ring
+from tests.contract.use_cases import EMAIL, UseCases, key_ring
 from tests.support import PASSWORD, TEST_COST, FakeClock
+from tests.unit.test_throttle import BUDGETS
 
 SOURCE = "192.0.2.7"
 KEYS = Target.of(EMAIL, SOURCE).keys
@@ -54,7 +55,7 @@ async def store(tmp_path: Path) -> AsyncIterator[SQLiteStore]:
 @pytest.fixture
 def use_cases(store: SQLiteStore, signing_keys: Path, clock: FakeClock, gate: Gate) -> Iterator[UseCases]:
     with closing(Hashing(TEST_COST)) as hashing:
-        yield UseCases(store, key_ring(signing_keys, clock), clock, hashing, None)
+        yield UseCases(store, key_ring(signing_keys, clock), clock, hashing, None, BUDGETS)
         gate.opened.set()
 
 
