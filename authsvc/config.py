@@ -143,12 +143,12 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
-def _setting(parse: Callable[[str], Any], help_text: str, default: str | None = "") -> Any:  # noqa: ANN401
+def _setting(parse: Callable[[str], Any], help_text: str, default: str | None = "") -> Any:  # noqa: ANN401 - a dataclass field of any type
     """Declare a setting; without a default (None) it must be given."""
     return field(metadata={"parse": parse, "help": help_text, "default": default})
 
 
-def _secret(help_text: str) -> Any:  # noqa: ANN401
+def _secret(help_text: str) -> Any:  # noqa: ANN401 - the same
     return field(repr=False, metadata={"parse": _text, "help": help_text, "default": ""})
 
 

@@ -106,7 +106,7 @@ class DynamoDBCalls:
         self._signer = Signer(client.meta.endpoint_url, client.meta.region_name)
         client.meta.events.register("before-parse.dynamodb", _refuse_unreadable)
 
-    async def __call__(self, operation: str, **request: Any) -> dict[str, Any]:  # noqa: ANN401
+    async def __call__(self, operation: str, **request: Any) -> dict[str, Any]:  # noqa: ANN401 - any argument of any operation
         """Call an operation, trying again after failures that pass.
 
         Args:

@@ -239,7 +239,7 @@ def _access_token(claims: Mapping[str, Any]) -> AccessToken:
     return token
 
 
-def _claim(claims: Mapping[str, Any], name: str, expected: Callable[..., Any]) -> Any:  # noqa: ANN401
+def _claim(claims: Mapping[str, Any], name: str, expected: Callable[..., Any]) -> Any:  # noqa: ANN401 - of the expected type
     value = claims.get(name)
     if type(value) is not expected or value == "":  # a bool is no int here
         raise _InactiveError(InactiveReason.MALFORMED)
