@@ -314,7 +314,7 @@ class DynamoDBStore:
     async def _revoke(self, user: User, session: Session | None, entry: str, now: datetime) -> None:
         over = user.over_revocations(now)
         if over:
-            await self._change_revocations(user, "DELETE revoked_sessions :entries", over)
+            await self._remove_revocations(user, over)
         if len(user.revoked_sessions - over) >= MAX_REVOKED_SESSIONS:
             _log.warning("revocations_full", user_id=user.user_id, effect="all sessions of the user end")
             ended = replace(user, token_generation=user.token_generation + 1, revoked_sessions=frozenset())
@@ -330,12 +330,12 @@ class DynamoDBStore:
         }
         await self._transact_user(user.user_id, {"Update": adding}, *self._ending(session, now))
 
-    async def _change_revocations(self, user: User, expression: str, entries: frozenset[str]) -> None:
+    async def _remove_revocations(self, user: User, entries: frozenset[str]) -> None:
         await self._calls(
             "update_item",
             TableName=self._tables.users,
             Key=item_of(user_id=user.user_id),
-            UpdateExpression=expression,
+            UpdateExpression="DELETE revoked_sessions :entries",
             ConditionExpression="attribute_exists(user_id)",
             ExpressionAttributeValues=item_of(**{":entries": entries}),
         )
