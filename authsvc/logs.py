@@ -53,6 +53,27 @@ class _Handler(logging.StreamHandler[TextIO]):
         metrics.LOG_LINES_DROPPED.inc()
 
 
+class _Logger:
+    """Writes the lines of our own events: straight, for one through logging takes three times as long.
+
+    Args:
+        name: In each line, as that of logging's loggers is.
+    """
+
+    def __init__(self, name: str, stream: TextIO) -> None:
+        self.name = name
+        self._stream = stream
+
+    def debug(self, line: str) -> None:
+        try:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):
+            metrics.LOG_LINES_DROPPED.inc()
+
+    info = warning = error = exception = debug
+
+
 def new_trace_id() -> TraceId:
     """Begin a request: return its identifier, and mark log lines with it from now on."""
     identifier = TraceId()
@@ -89,7 +110,6 @@ def configure(
     shared: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
-        structlog.stdlib.ExtraAdder(),
         structlog.processors.format_exc_info,
         _add_request,
         _add_process,
@@ -101,31 +121,23 @@ def configure(
         if is_console
         else [structlog.processors.JSONRenderer()]
     )
+    structlog.configure(
+        processors=[*shared, *renderers],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=lambda name: _Logger(name, stream),
+        cache_logger_on_first_use=False,
+    )
     handler = _Handler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *renderers,
-            ],
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(_LIBRARY_LEVEL)
-    logging.getLogger("authsvc").setLevel(level.upper())
     logging.getLogger(_TALKATIVE).setLevel(logging.CRITICAL)
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=False,
-    )
 
 
 def _one_line(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
