@@ -1,7 +1,8 @@
 """What stands around every handler: trace id, deadline, caller, decoding, and the one table of errors.
 
 grpc.aio sends the text of a handler's exception to the client, and that of its own decoding before any handler runs.
-So methods are registered with plain bytes, and nothing but gRPC's own AbortError leaves a guarded method.
+So methods are registered with plain bytes, and no exception leaves a guarded method. Nor does gRPC's own AbortError,
+which holds its frames in a circle: a flood of refusals would keep the garbage collector busy.
 """
 
 import asyncio
@@ -121,7 +122,10 @@ class Guard:
             else:
                 calls.good(begin)
                 return answer
-            return await context.abort(status.code, status.text, metadata)
+            context.set_code(status.code)
+            context.set_details(status.text)
+            context.set_trailing_metadata(metadata)
+            return b""  # which is not sent
 
         return guarded
 
@@ -203,6 +207,7 @@ def _tls_identities(context: Context) -> list[str]:
     return [uri for uri in uris if "://" in uri] + [name for name in names if "://" not in name]
 
 
+@functools.lru_cache(1024)
 def _is_loopback(peer: str) -> bool:
     """Tell whether a client is on this machine.
 
