@@ -27,8 +27,8 @@ class AttemptCounters:
 
     async def get(self, keys: Sequence[str], now: datetime) -> dict[str, Tries]:
         """See Store.get_attempts."""
-        items = await asyncio.gather(*(self._calls.get(self._table, attempt_key=key) for key in keys))
-        found = {key: tries_from_item(item) for key, item in zip(keys, items, strict=True) if item is not None}
+        items = await self._calls.get_all(self._table, [{"attempt_key": key} for key in keys])
+        found = {item["attempt_key"]["S"]: tries_from_item(item) for item in items}
         # TTL deletes days late.
         return {key: tries for key, tries in found.items() if tries.expire_time > now}
 
@@ -41,8 +41,10 @@ class AttemptCounters:
         return True
 
     async def _put_into(self, counter: Counter, attempt_id: str, now: datetime) -> bool:
-        for _ in range(_ROUNDS):
-            if await self._begin(counter, attempt_id, now) or await self._join(counter, attempt_id, now):
+        # The likelier one first: a condition that fails costs as much as a write.
+        ways = (self._join, self._begin) if counter.is_running else (self._begin, self._join)
+        for put in ways * _ROUNDS:
+            if await put(counter, attempt_id, now):
                 return True
         return False
 

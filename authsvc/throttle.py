@@ -10,7 +10,7 @@ import hashlib
 import ipaddress
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 KNOWN_SOURCE_LIFE = timedelta(days=30)
@@ -53,12 +53,14 @@ class Counter:
         key: Names it in the store.
         limit: How many tries it holds.
         expire_time: When it is over if this try is its first; whole seconds.
+        is_running: Whether there were others before.
     """
 
     name: str
     key: str
     limit: int
     expire_time: datetime
+    is_running: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,23 +154,23 @@ def counters_of(target: Target, stored: Mapping[str, Tries], budgets: Budgets, n
     """
     counters = []
     if target.source:
-        counters.append(_counter("pair", target.pair_key, budgets.pair, now))
+        counters.append(_counter("pair", target.pair_key, budgets.pair, stored, now))
     if target.known_key not in stored:
-        counters.append(_counter("account", target.account_key, budgets.account, now))
+        counters.append(_counter("account", target.account_key, budgets.account, stored, now))
     if target.source:
-        counters.append(_counter("source", target.source_key, budgets.source, now))
+        counters.append(_counter("source", target.source_key, budgets.source, stored, now))
     return counters
 
 
-def _counter(name: str, key: str, budget: Budget, now: datetime) -> Counter:
+def _counter(name: str, key: str, budget: Budget, stored: Mapping[str, Tries], now: datetime) -> Counter:
     expire_time = datetime.fromtimestamp(math.ceil((now + budget.span).timestamp()), UTC)
-    return Counter(name, key, budget.failures, expire_time)
+    return Counter(name, key, budget.failures, expire_time, is_running=key in stored and stored[key].count > 0)
 
 
 def full_counter(counters: Iterable[Counter], stored: Mapping[str, Tries]) -> Counter | None:
     """Return the counter that refuses a try longest, with its real expiry; None where all have room."""
     full = [
-        Counter(counter.name, counter.key, counter.limit, tries.expire_time)
+        replace(counter, expire_time=tries.expire_time)
         for counter in counters
         if (tries := stored.get(counter.key)) is not None and tries.count >= counter.limit
     ]
