@@ -1,17 +1,21 @@
-"""The tries at passwords: each is reserved in its counters before it is evaluated, and settled by what came of it."""
+"""The tries at passwords: each has a place in the hashing queue and is put into its counters before it is looked at.
+
+What refuses a flood is remembered, so that a refusal costs no call of the store.
+"""
 
 import asyncio
 import secrets
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
+from cachetools import TLRUCache, TTLCache
 
 from authsvc import deadline, throttle
 from authsvc.errors import StoreUnavailableError, TooManyAttemptsError
+from authsvc.hashing import Hashing, Place
 from authsvc.models import Clock
 from authsvc.store import Store
 from authsvc.throttle import Budgets, Counter, Settlement, Target, Tries
@@ -20,36 +24,28 @@ ATTEMPT_ID_BYTES = 6
 """Enough to tell the tries of one counter apart, few enough to keep it small."""
 RESERVE_TRIES = 3
 """Looks at counters that others fill at the same time."""
-REFUSAL_MEMORY = timedelta(seconds=10)
-"""How long a refusal is remembered at most: what another worker has cleared counts here after that."""
-MAX_REFUSALS = 10_000
+MEMORY_SECONDS = 10.0
+"""How long what the store said is remembered: what another worker has cleared counts here after that."""
+MAX_REMEMBERED = 10_000
+"""Refusals; and strangers."""
 MIN_RETRY_DELAY = timedelta(seconds=1)
 
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Attempt:
     """One try at a password, reserved.
 
     Args:
-        stored: What the store had on its target before, read at `time`.
+        place: For looking at it.
         is_evaluated: Whether the password is being looked at, or was: from then on the try counts, unless it is right.
         is_right: Whether the password was the right one.
     """
 
-    attempt_id: str
-    target: Target
-    stored: Mapping[str, Tries]
-    counters: Sequence[Counter]
-    time: datetime
+    place: Place
     is_evaluated: bool = False
     is_right: bool = False
-
-    @property
-    def is_from_known_source(self) -> bool:
-        """Whether somebody has logged in to this account from there."""
-        return self.target.known_key in self.stored
 
     def begin(self) -> None:
         """Note that the password is being looked at."""
@@ -57,19 +53,35 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class _Refusal:
-    counter: Counter
-    forget_time: datetime
+class _Look:
+    """What the store had on a target at a time, and the counters that a try goes into by this.
+
+    Args:
+        attempt_id: Of the try, if it is reserved.
+    """
+
+    target: Target
+    time: datetime
+    stored: Mapping[str, Tries]
+    counters: Sequence[Counter]
+    attempt_id: str
+
+    @property
+    def is_of_stranger(self) -> bool:
+        """Whether nobody has logged in to this account from there."""
+        return self.target.known_key not in self.stored
 
 
 class Attempts:
     """Counts the tries, in a store that all workers share."""
 
-    def __init__(self, store: Store, budgets: Budgets, clock: Clock) -> None:
+    def __init__(self, store: Store, hashing: Hashing, budgets: Budgets, clock: Clock) -> None:
         self._store = store
+        self._hashing = hashing
         self._budgets = budgets
         self._clock = clock
-        self._refusals: OrderedDict[str, _Refusal] = OrderedDict()
+        self._refusals: TLRUCache[str, Counter] = TLRUCache(MAX_REMEMBERED, _forget_time, self._time)
+        self._strangers: TTLCache[str, None] = TTLCache(MAX_REMEMBERED, MEMORY_SECONDS, self._time)
         self._settling: set[asyncio.Task[None]] = set()
 
     async def aclose(self) -> None:
@@ -80,8 +92,8 @@ class Attempts:
     async def reserved(self, email: str, client_address: str) -> AsyncIterator[Attempt]:
         """Reserve a try for the body, which is a login if it ends without an error.
 
-        A try that was not evaluated (no time, no place in the queue, a client that went away) or was right is given
-        back; any other that ends in an error stays counted.
+        A try that was not evaluated (no time, a client that went away) or was right is given back; any other that ends
+        in an error stays counted.
 
         Args:
             email: In normal form.
@@ -89,67 +101,79 @@ class Attempts:
 
         Raises:
             TooManyAttemptsError: A counter is full.
+            OverloadedError: Too many passwords wait to be looked at.
         """
-        attempt = await self._reserve(Target.of(email, client_address))
-        try:
-            yield attempt
-        except BaseException:
-            if attempt.is_right or not attempt.is_evaluated:
-                await self._give_back(attempt)
-            raise
-        settlement = throttle.settlement_of_login(attempt.target, attempt.counters, attempt.stored, self._clock())
-        await self._settle(attempt, settlement)
-        self._refusals.pop(attempt.target.pair_key, None)
-
-    async def _reserve(self, target: Target) -> Attempt:
+        target = Target.of(email, client_address)
         self._refuse_remembered(target)
-        for _ in range(RESERVE_TRIES):
-            attempt = await self._look(target)
-            if await self._has_reserved(attempt):
-                return attempt
-        raise TooManyAttemptsError("contended", MIN_RETRY_DELAY)
+        with ExitStack() as stack:
+            look, place = await self._place(target, stack)
+            look = await self._reserve(look)
+            attempt = Attempt(place)
+            try:
+                yield attempt
+            except BaseException:
+                if attempt.is_right or not attempt.is_evaluated:
+                    await self._give_back(look)
+                raise
+        await self._settle(look, throttle.settlement_of_login(target, look.counters, look.stored, self._clock()))
+        self._refusals.pop(target.pair_key, None)
+        self._strangers.pop(target.pair_key, None)
 
-    async def _look(self, target: Target) -> Attempt:
-        """Return a try that may be reserved, by what is stored now."""
+    def _time(self) -> float:
+        return self._clock().timestamp()
+
+    def _refuse_remembered(self, target: Target) -> None:
+        for key in (target.pair_key, target.source_key):
+            full = self._refusals.get(key)
+            if full is not None:
+                raise _refused(full, self._clock())
+
+    async def _place(self, target: Target, stack: ExitStack) -> tuple[_Look, Place]:
+        """Take a place in the queue; for whom is remembered as a stranger, before the store is asked."""
+        if target.pair_key in self._strangers:
+            place = stack.enter_context(self._hashing.place(is_stranger=True))
+            return await self._look(target), place
+        self._hashing.check_room()
+        look = await self._look(target)
+        return look, stack.enter_context(self._hashing.place(is_stranger=look.is_of_stranger))
+
+    async def _look(self, target: Target) -> _Look:
+        """Return what a try rests on now, where the counters have room for it."""
         now = self._clock()
         stored = await self._store.get_attempts(target.keys, now)
         counters = throttle.counters_of(target, stored, self._budgets, now)
         full = throttle.full_counter(counters, stored)
         if full is not None:
-            self._remember(full, target, now)
+            # Whether an account's counter refuses depends on the source.
+            key = target.source_key if full.key == target.source_key else target.pair_key
+            self._refusals[key] = full
             raise _refused(full, now)
-        identifier = secrets.token_urlsafe(ATTEMPT_ID_BYTES)
-        return Attempt(attempt_id=identifier, target=target, stored=stored, counters=counters, time=now)
+        look = _Look(target, now, stored, counters, secrets.token_urlsafe(ATTEMPT_ID_BYTES))
+        if look.is_of_stranger:
+            self._strangers[target.pair_key] = None
+        return look
 
-    async def _has_reserved(self, attempt: Attempt) -> bool:
+    async def _reserve(self, look: _Look) -> _Look:
+        """Put a try into its counters; return the look that it rests on."""
+        for _ in range(RESERVE_TRIES):
+            if await self._has_reserved(look):
+                return look
+            look = await self._look(look.target)
+        raise TooManyAttemptsError("contended", MIN_RETRY_DELAY)
+
+    async def _has_reserved(self, look: _Look) -> bool:
         try:
-            return await self._store.reserve_attempt(attempt.attempt_id, attempt.counters, attempt.time)
+            return await self._store.reserve_attempt(look.attempt_id, look.counters, look.time)
         except BaseException:
-            await self._give_back(attempt)  # some of its counters may hold it
+            await self._give_back(look)  # some of its counters may hold it
             raise
 
-    def _refuse_remembered(self, target: Target) -> None:
-        now = self._clock()
-        for key in (target.pair_key, target.source_key):
-            refusal = self._refusals.get(key)
-            if refusal is not None and now < refusal.forget_time:
-                raise _refused(refusal.counter, now)
+    async def _give_back(self, look: _Look) -> None:
+        await self._settle(look, throttle.settlement_of_nothing(look.counters))
 
-    def _remember(self, full: Counter, target: Target, now: datetime) -> None:
-        """Answer a flood from memory: it costs no call of the store."""
-        # Whether an account's counter refuses depends on the source.
-        key = target.source_key if full.key == target.source_key else target.pair_key
-        self._refusals[key] = _Refusal(full, min(full.expire_time, now + REFUSAL_MEMORY))
-        self._refusals.move_to_end(key)
-        if len(self._refusals) > MAX_REFUSALS:
-            self._refusals.popitem(last=False)
-
-    async def _give_back(self, attempt: Attempt) -> None:
-        await self._settle(attempt, throttle.settlement_of_nothing(attempt.counters))
-
-    async def _settle(self, attempt: Attempt, settlement: Settlement) -> None:
+    async def _settle(self, look: _Look, settlement: Settlement) -> None:
         """Settle a try, though its client is gone or its time is up: then nobody waits for it."""
-        task = asyncio.create_task(self._write(attempt.attempt_id, settlement))
+        task = asyncio.create_task(self._write(look.attempt_id, settlement))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
         await asyncio.wait({task}, timeout=max(0.0, deadline.remaining_seconds()))
@@ -160,6 +184,10 @@ class Attempts:
             await self._store.settle_attempt(attempt_id, settlement)
         except StoreUnavailableError as error:  # the try stays counted until its counters are over
             _log.warning("attempt_not_settled", cause=error.cause)
+
+
+def _forget_time(_key: str, full: Counter, now: float) -> float:
+    return min(full.expire_time.timestamp(), now + MEMORY_SECONDS)
 
 
 def _refused(full: Counter, now: datetime) -> TooManyAttemptsError:

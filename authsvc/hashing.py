@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ from authsvc import deadline, metrics, passwords
 from authsvc.errors import OverloadedError
 
 QUEUE_LIMIT = 16
-"""Hashes that wait or run; more are refused at once."""
+"""Places of hashes that are to come, wait or run; more are refused at once."""
 STRANGERS_LIMIT = 12
 """How many of these may be strangers'."""
 THREAD_NICENESS = 19
@@ -57,11 +58,23 @@ class _Line:
 
     Args:
         jobs: Those that wait, cancelled ones included.
-        pending: How many wait or run, without the cancelled ones.
+        pending: How many places are taken.
     """
 
     jobs: deque[_Job] = field(default_factory=deque)
     pending: int = 0
+
+
+@dataclass(slots=True)
+class Place:
+    """A place in the queue, for one hash.
+
+    Args:
+        is_used: Whether there is a hash: then the place is free when that is done.
+    """
+
+    line: _Line
+    is_used: bool = False
 
 
 class Hashing:
@@ -76,7 +89,9 @@ class Hashing:
         self._thread = ThreadPoolExecutor(1, "hashing", initializer=_lower_priority)
         self._lock = threading.Lock()
         self._first, self._last = _Line(), _Line()
+        # A starved thread takes longer than its work; that must not keep the next job out once nobody is ahead.
         self._seconds_per_job = 0.0
+        self._cpu_seconds_per_job = 0.0
 
     def close(self) -> None:
         """Drop what waits, finish what runs."""
@@ -84,41 +99,69 @@ class Hashing:
             job.future.cancel()
         self._thread.shutdown()
 
+    def check_room(self) -> None:
+        """Refuse whomever `place` would refuse now, stranger or not.
+
+        Raises:
+            OverloadedError: As there.
+        """
+        with self._lock:
+            self._check_room(self._first)
+
+    @contextmanager
+    def place(self, *, is_stranger: bool = False) -> Iterator[Place]:
+        """Take a place in the queue for the body, which may look things up before it has anything to hash.
+
+        Args:
+            is_stranger: Whether others go first.
+
+        Raises:
+            OverloadedError: A hash would not be finished by the request's deadline, or the queue is full.
+        """
+        line = self._last if is_stranger else self._first
+        with self._lock:
+            self._check_room(line)
+            line.pending += 1
+        metrics.HASHES_PENDING.inc()
+        place = Place(line)
+        try:
+            yield place
+        finally:
+            if not place.is_used:
+                self._leave(line)
+
     async def hash(self, password: str) -> str:
         """Return the form in which a password is kept.
 
         Raises:
             OverloadedError: It would not be finished by the request's deadline, or the queue is full.
         """
-        return await self._run(lambda: passwords.hash_password(password, self.cost), self._first)
+        with self.place() as place:
+            return await self._run(lambda: passwords.hash_password(password, self.cost), place)
 
     async def verify(
-        self,
-        password: str,
-        stored: str | None,
-        *,
-        is_stranger: bool = False,
-        begin: Callable[[], None] = lambda: None,
+        self, password: str, stored: str | None, place: Place, begin: Callable[[], None] = lambda: None
     ) -> bool:
         """Tell whether a password is the stored one, at the same cost whatever is stored.
 
         Args:
             password: In NFC.
             stored: A hash; None where there is none.
-            is_stranger: Whether others go first.
+            place: Not used before.
             begin: Called in the hashing thread before the password is looked at. Where this method raises and has not
                 called it, nobody has looked.
 
         Raises:
-            OverloadedError: It would not be finished by the request's deadline, or the queue is full.
+            OverloadedError: It was not finished by the request's deadline.
         """
-        line = self._last if is_stranger else self._first
-        return await self._run(lambda: passwords.verify_password(password, stored, self.cost), line, begin)
+        return await self._run(lambda: passwords.verify_password(password, stored, self.cost), place, begin)
 
-    async def _run(self, work: Callable[[], T], line: _Line, begin: Callable[[], None] = lambda: None) -> T:
+    async def _run(self, work: Callable[[], T], place: Place, begin: Callable[[], None] = lambda: None) -> T:
         job = _Job(lambda: self._timed(work), begin)
-        self._admit(job, line)
-        job.future.add_done_callback(lambda _: self._leave(line))
+        place.is_used = True
+        job.future.add_done_callback(lambda _: self._leave(place.line))
+        with self._lock:
+            place.line.jobs.append(job)
         self._thread.submit(self._run_next)
         try:
             async with asyncio.timeout_at(deadline.at()):
@@ -127,17 +170,14 @@ class Hashing:
             raise self._overloaded() from None
         return result
 
-    def _admit(self, job: _Job, line: _Line) -> None:
-        with self._lock:
-            strangers = self._last.pending
-            # At most one stranger's job runs already; those that wait are overtaken.
-            ahead = self._first.pending + (strangers if line is self._last else min(strangers, 1))
-            is_full = self._pending >= QUEUE_LIMIT or (line is self._last and strangers >= STRANGERS_LIMIT)
-            if is_full or (ahead + 1) * self._seconds_per_job > deadline.remaining_seconds():
-                raise self._overloaded()
-            line.pending += 1
-            line.jobs.append(job)
-        metrics.HASHES_PENDING.inc()
+    def _check_room(self, line: _Line) -> None:
+        strangers = self._last.pending
+        # At most one stranger's job runs already; those that wait are overtaken.
+        ahead = self._first.pending + (strangers if line is self._last else min(strangers, 1))
+        is_full = self._pending >= QUEUE_LIMIT or (line is self._last and strangers >= STRANGERS_LIMIT)
+        seconds = ahead * self._seconds_per_job + self._cpu_seconds_per_job
+        if is_full or seconds > deadline.remaining_seconds():
+            raise self._overloaded()
 
     @property
     def _pending(self) -> int:
@@ -158,13 +198,17 @@ class Hashing:
         return OverloadedError(timedelta(seconds=max(1.0, self._pending * self._seconds_per_job)))
 
     def _timed(self, job: Callable[[], T]) -> T:
-        begin = time.monotonic()
+        begin, cpu_begin = time.monotonic(), time.thread_time()
         try:
             return job()
         finally:
-            seconds = time.monotonic() - begin
-            weight = _SMOOTHING if self._seconds_per_job else 1.0
-            self._seconds_per_job += weight * (seconds - self._seconds_per_job)
+            self._seconds_per_job = _smoothed(self._seconds_per_job, time.monotonic() - begin)
+            self._cpu_seconds_per_job = _smoothed(self._cpu_seconds_per_job, time.thread_time() - cpu_begin)
+
+
+def _smoothed(average: float, value: float) -> float:
+    """Return an average that follows the values, or the first one."""
+    return average + _SMOOTHING * (value - average) if average else value
 
 
 def _lower_priority() -> None:

@@ -26,6 +26,7 @@ from authsvc.errors import (
 from authsvc.hashing import Hashing
 from authsvc.logs import email_digest
 from authsvc.models import Clock, User
+from authsvc.pace import Pace
 from authsvc.sessions import Sessions, Tokens
 from authsvc.store import EmailOwner, Store
 
@@ -54,6 +55,7 @@ class Logins:
         self._sessions = sessions
         self._clock = clock
         self._password_min_length = password_min_length
+        self._refusals = Pace()
 
     async def authenticate(
         self, *, email: str, password: str, client_address: str, client_label: str
@@ -121,6 +123,7 @@ class Logins:
         except TooManyAttemptsError as error:
             digest = email_digest(address)
             audit.record(Event.LOGIN_THROTTLED, reason=error.counter, email_digest=digest, source=client_address)
+            await self._refusals.turn()
             raise
         except (LoginRefusedError, OverloadedError, StoreUnavailableError, asyncio.CancelledError) as error:
             reason, user_id = _why(error)
@@ -131,6 +134,8 @@ class Logins:
                 user_id=user_id,
                 source=client_address,
             )
+            if isinstance(error, OverloadedError):
+                await self._refusals.turn()
             raise
 
     async def _replace_password(self, proved: User, password_hash: str) -> User:
@@ -179,8 +184,7 @@ class Logins:
         """
         user = None if owner is None else owner.user
         stored = None if user is None else user.password_hash
-        is_stranger = not attempt.is_from_known_source
-        is_right = await self._hashing.verify(secret, stored, is_stranger=is_stranger, begin=attempt.begin)
+        is_right = await self._hashing.verify(secret, stored, attempt.place, attempt.begin)
         if owner is None or user is None:
             raise InvalidCredentialsError("unknown_email")
         reason = self._reason_to_refuse(user, is_right=is_right)

@@ -68,7 +68,7 @@ class UseCases:
             max_staleness=timedelta(seconds=60),
             max_stale_if_error=timedelta(minutes=15),
         )
-        self.attempts = Attempts(store, budgets, clock)
+        self.attempts = Attempts(store, hashing, budgets, clock)
         self.logins = Logins(store, self.attempts, hashing, self.sessions, clock, 15)
         self.accounts = Accounts(store, hashing, clock, 15)
 

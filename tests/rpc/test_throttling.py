@@ -4,6 +4,7 @@ Each number of the documents is tripped here once (ASVS-6.1.1).
 """
 
 import asyncio
+import json
 import socket
 import threading
 from collections import Counter
@@ -23,7 +24,7 @@ from authsvc.hashing import STRANGERS_LIMIT
 from authsvc.throttle import Budget, Target
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
-from tests.faults import ServerError
+from tests.faults import Garbage, Reply, ServerError, Unprocessed
 from tests.rpc.conftest import Pair, Proxied
 from tests.support import PASSWORD, WITNESS, Client, Failure, FakeClock, connected, failure, failure_of, served
 
@@ -212,7 +213,7 @@ async def test_a_thousand_guesses_at_once_from_one_source(concurrently: Client, 
     assert [await log_in(concurrently, HOME) for _ in range(3)] == ["OK"] * 3
     reasons = Counter(await answers)
     assert reasons["INVALID_CREDENTIALS"] <= hashed.count(WRONG.encode()) <= 10
-    assert reasons.keys() <= {"INVALID_CREDENTIALS", "TOO_MANY_ATTEMPTS"}
+    assert reasons.keys() <= {"INVALID_CREDENTIALS", "TOO_MANY_ATTEMPTS", "OVERLOADED"}
     assert await log_in(concurrently, HOME) == "OK"
 
 
@@ -387,6 +388,38 @@ async def test_what_was_not_looked_at_is_given_back(client: Client, gate: Gate) 
     await asyncio.gather(*others)
     for address in (ELSEWHERE, HOME):
         assert [await guess(client, address=address) for _ in range(10)] == ["INVALID_CREDENTIALS"] * 10
+
+
+async def test_counters_that_the_store_did_not_come_to_are_asked_for_again(proxied: Proxied) -> None:
+    """Or a full one that was left out would let a guess through."""
+    await fill_pair(proxied.client)
+    for _ in range(3):
+        proxied.client.service.logins._attempts._refusals.clear()  # noqa: SLF001 - what is remembered asks nobody
+        proxied.proxy.forget()
+        with proxied.proxy.fault(Unprocessed(0.5)):
+            assert await log_in(proxied.client) == "TOO_MANY_ATTEMPTS"
+        assert proxied.proxy.requests.keys() == {"BatchGetItem"}
+
+
+def _without_counters(reply: Reply) -> Reply:
+    answer = json.loads(reply.body)
+    left_out = {table: {"Keys": [{"attempt_key": {"S": "left out"}}]} for table in answer["Responses"]}
+    return reply.with_body(json.dumps({**answer, "UnprocessedKeys": left_out}).encode())
+
+
+NO_COUNTERS = [
+    Garbage("never come to", _without_counters),
+    Garbage("no responses", lambda reply: reply.with_body(b"{}")),
+]
+
+
+@pytest.mark.usefixtures("production_timeouts")
+@pytest.mark.parametrize("fault", NO_COUNTERS, ids=lambda fault: fault.name)
+async def test_without_all_counters_nobody_gets_in(proxied: Proxied, fault: Garbage) -> None:
+    await proxied.client.create_user()
+    with proxied.proxy.fault(fault, operations={"BatchGetItem"}):
+        assert await log_in(proxied.client) == "STORE_UNAVAILABLE"
+    assert proxied.proxy.requests["UpdateItem"] == 0
 
 
 @pytest.mark.usefixtures("production_timeouts")

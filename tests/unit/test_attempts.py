@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 from authsvc import attempts, deadline, passwords
 from authsvc.attempts import Attempts
 from authsvc.errors import InvalidCredentialsError, OverloadedError, StoreUnavailableError, TooManyAttemptsError
-from authsvc.hashing import Hashing
+from authsvc.hashing import QUEUE_LIMIT, STRANGERS_LIMIT, Hashing
 from authsvc.sqlite import SQLiteStore, open_sqlite_store
 from authsvc.throttle import Counter, Settlement, Target, Tries
 from tests.contract.use_cases import EMAIL, UseCases, key_ring
@@ -161,9 +161,15 @@ def fake() -> FakeStore:
 
 
 @pytest.fixture
-def counting(fake: FakeStore, clock: FakeClock) -> Attempts:
+def hashing() -> Iterator[Hashing]:
+    with closing(Hashing(TEST_COST)) as hashing:
+        yield hashing
+
+
+@pytest.fixture
+def counting(fake: FakeStore, hashing: Hashing, clock: FakeClock) -> Attempts:
     store: Any = fake  # as much of one as it needs
-    return Attempts(store, BUDGETS, clock)
+    return Attempts(store, hashing, BUDGETS, clock)
 
 
 async def refusal(counting: Attempts, source: str = SOURCE, email: str = EMAIL) -> TooManyAttemptsError:
@@ -181,7 +187,7 @@ async def test_a_counter_that_keeps_changing_refuses_for_a_moment(counting: Atte
     fake.takes = False
     refused = await refusal(counting)
     assert (refused.counter, refused.retry_delay) == ("contended", timedelta(seconds=1))
-    assert fake.reads == attempts.RESERVE_TRIES
+    assert fake.reads == 1 + attempts.RESERVE_TRIES
 
 
 async def test_a_refusal_of_a_pair_is_remembered_for_that_pair(
@@ -243,9 +249,11 @@ async def test_a_login_ends_what_is_remembered(counting: Attempts, fake: FakeSto
 
 
 async def test_no_more_refusals_are_remembered_than_there_is_room_for(
-    counting: Attempts, fake: FakeStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    hashing: Hashing, fake: FakeStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempts, "MAX_REFUSALS", 2)
+    monkeypatch.setattr(attempts, "MAX_REMEMBERED", 2)
+    store: Any = fake
+    counting = Attempts(store, hashing, BUDGETS, clock)
     for source in (SOURCE, "192.0.2.8", "192.0.2.9"):
         fill(fake, Target.of(EMAIL, source).pair_key, clock)
         await refusal(counting, source)
@@ -255,6 +263,66 @@ async def test_no_more_refusals_are_remembered_than_there_is_room_for(
     assert fake.reads == 0
     await refusal(counting)
     assert fake.reads == 1
+
+
+@contextmanager
+def full(hashing: Hashing, *, of_strangers: bool) -> Iterator[None]:
+    with ExitStack() as places:
+        for _ in range(STRANGERS_LIMIT if of_strangers else QUEUE_LIMIT):
+            places.enter_context(hashing.place(is_stranger=of_strangers))
+        yield
+
+
+async def overload(counting: Attempts, source: str = SOURCE) -> None:
+    with pytest.raises(OverloadedError):
+        async with counting.reserved(EMAIL, source):
+            pytest.fail("was let through")
+
+
+async def test_a_full_queue_refuses_without_a_look(counting: Attempts, fake: FakeStore, hashing: Hashing) -> None:
+    with full(hashing, of_strangers=False):
+        await overload(counting)
+    assert fake.reads == 0
+
+
+async def test_where_strangers_places_are_taken_the_store_says_once_who_is_one(
+    counting: Attempts, fake: FakeStore, hashing: Hashing, clock: FakeClock
+) -> None:
+    home = "192.0.2.8"
+    fake.tries[Target.of(EMAIL, home).known_key] = Tries(0, clock() + timedelta(days=1))
+    with full(hashing, of_strangers=True):
+        for _ in range(3):
+            await overload(counting)
+        assert fake.reads == 1
+        async with counting.reserved(EMAIL, home):
+            pass
+        clock.advance(seconds=10)
+        fake.tries[Target.of(EMAIL, SOURCE).known_key] = Tries(0, clock() + timedelta(days=1))
+        async with counting.reserved(EMAIL, SOURCE):  # which has logged in elsewhere meanwhile
+            pass
+
+
+async def test_a_login_makes_a_stranger_one_no_more(
+    counting: Attempts, fake: FakeStore, hashing: Hashing, clock: FakeClock
+) -> None:
+    async with counting.reserved(EMAIL, SOURCE):
+        pass
+    fake.tries[Target.of(EMAIL, SOURCE).known_key] = Tries(0, clock() + timedelta(days=1))
+    with full(hashing, of_strangers=True):
+        async with counting.reserved(EMAIL, SOURCE):
+            pass
+
+
+async def test_a_place_is_given_back_whatever_becomes_of_the_try(
+    counting: Attempts, fake: FakeStore, hashing: Hashing
+) -> None:
+    for _ in range(QUEUE_LIMIT + 1):
+        with pytest.raises(LookupError):
+            async with counting.reserved(EMAIL, SOURCE):
+                raise LookupError
+    fake.takes = False
+    for _ in range(QUEUE_LIMIT + 1):
+        await refusal(counting)
 
 
 async def test_a_store_that_fails_while_settling_is_logged(

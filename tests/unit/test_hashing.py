@@ -2,7 +2,9 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -54,6 +56,18 @@ def hasher(gate: Gate) -> Iterator[Hashing]:
     hasher.close()
 
 
+async def verify(
+    hasher: Hashing,
+    password: str,
+    stored: str | None = None,
+    *,
+    is_stranger: bool = False,
+    begin: Callable[[], None] = lambda: None,
+) -> bool:
+    with hasher.place(is_stranger=is_stranger) as place:
+        return await hasher.verify(password, stored, place, begin)
+
+
 async def queued(hasher: Hashing, *names: str) -> list[asyncio.Task[str]]:
     """Passwords that wait or run, in order."""
     tasks = [asyncio.create_task(hasher.hash(name)) for name in names]
@@ -65,9 +79,9 @@ async def test_it_hashes_and_verifies_with_its_cost() -> None:
     hasher = Hashing(TEST_COST)
     stored = await hasher.hash("a password")
     assert stored.startswith("$2b$04$")
-    assert await hasher.verify("a password", stored)
-    assert not await hasher.verify("another", stored)
-    assert not await hasher.verify("a password", None)
+    assert await verify(hasher, "a password", stored)
+    assert not await verify(hasher, "another", stored)
+    assert not await verify(hasher, "a password")
     hasher.close()
 
 
@@ -107,7 +121,7 @@ async def test_a_full_queue_refuses_at_once(hasher: Hashing, gate: Gate) -> None
         await hasher.hash("one too many")
     assert refused.value.retry_delay.total_seconds() >= 1
     with pytest.raises(OverloadedError):
-        await hasher.verify("one too many", None)
+        await verify(hasher, "one too many")
     gate.opened.set()
     await asyncio.gather(*tasks)
     assert gate.done == [str(number) for number in range(QUEUE_LIMIT)]
@@ -116,7 +130,7 @@ async def test_a_full_queue_refuses_at_once(hasher: Hashing, gate: Gate) -> None
 
 async def strangers(hasher: Hashing, *names: str) -> list[asyncio.Task[bool]]:
     """Strangers' passwords that wait or run, in order."""
-    tasks = [asyncio.create_task(hasher.verify(name, None, is_stranger=True)) for name in names]
+    tasks = [asyncio.create_task(verify(hasher, name, is_stranger=True)) for name in names]
     await asyncio.sleep(0)
     return tasks
 
@@ -124,10 +138,10 @@ async def strangers(hasher: Hashing, *names: str) -> list[asyncio.Task[bool]]:
 async def test_strangers_never_get_all_places(hasher: Hashing, gate: Gate) -> None:
     tasks: list[asyncio.Task[Any]] = [*await strangers(hasher, *map(str, range(STRANGERS_LIMIT)))]
     with pytest.raises(OverloadedError):
-        await hasher.verify("one stranger too many", None, is_stranger=True)
+        await verify(hasher, "one stranger too many", is_stranger=True)
     tasks += await queued(hasher, *map(str, range(STRANGERS_LIMIT, QUEUE_LIMIT)))
     with pytest.raises(OverloadedError):
-        await hasher.verify("one too many", None)
+        await verify(hasher, "one too many")
     gate.opened.set()
     await asyncio.gather(*tasks)
 
@@ -135,7 +149,7 @@ async def test_strangers_never_get_all_places(hasher: Hashing, gate: Gate) -> No
 async def test_a_place_that_others_took_is_none_for_strangers(hasher: Hashing, gate: Gate) -> None:
     tasks: list[asyncio.Task[Any]] = [*await queued(hasher, *map(str, range(QUEUE_LIMIT)))]
     with pytest.raises(OverloadedError):
-        await hasher.verify("stranger", None, is_stranger=True)
+        await verify(hasher, "stranger", is_stranger=True)
     gate.opened.set()
     await asyncio.gather(*tasks)
 
@@ -143,7 +157,7 @@ async def test_a_place_that_others_took_is_none_for_strangers(hasher: Hashing, g
 async def test_strangers_come_last(hasher: Hashing, gate: Gate) -> None:
     tasks: list[asyncio.Task[Any]] = [*await strangers(hasher, "runs", "stranger 1", "stranger 2")]
     await asyncio.to_thread(gate.entered.wait)
-    tasks += [asyncio.create_task(hasher.verify("known", None)), *await queued(hasher, "new")]
+    tasks += [asyncio.create_task(verify(hasher, "known")), *await queued(hasher, "new")]
     gate.opened.set()
     await asyncio.gather(*tasks)
     assert gate.done == ["runs", "known", "new", "stranger 1", "stranger 2"]
@@ -151,9 +165,7 @@ async def test_strangers_come_last(hasher: Hashing, gate: Gate) -> None:
 
 async def test_what_begins_is_told_and_what_waits_is_not(hasher: Hashing, gate: Gate) -> None:
     begun: list[str] = []
-    tasks = [
-        asyncio.create_task(hasher.verify(name, None, begin=partial(begun.append, name))) for name in ("runs", "waits")
-    ]
+    tasks = [asyncio.create_task(verify(hasher, name, begin=partial(begun.append, name))) for name in ("runs", "waits")]
     await asyncio.to_thread(gate.entered.wait)
     assert begun == ["runs"]
     gate.opened.set()
@@ -161,24 +173,33 @@ async def test_what_begins_is_told_and_what_waits_is_not(hasher: Hashing, gate: 
     assert begun == ["runs", "waits"]
 
 
+@dataclass
+class SlowClock:
+    """Makes every hash seem to take so long, and so much of a core."""
+
+    seconds: float = 1.0
+    cpu_seconds: float = 1.0
+    _now: float = 0.0
+    _cpu_now: float = 0.0
+
+    def monotonic(self) -> float:
+        self._now += self.seconds
+        return self._now
+
+    def thread_time(self) -> float:
+        self._cpu_now += self.cpu_seconds
+        return self._cpu_now
+
+
 @pytest.fixture
-def slow_clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Makes every hash seem to take as many seconds as its one item says."""
-    seconds, now = [1.0], [0.0]
-
-    class Clock:
-        @staticmethod
-        def monotonic() -> float:
-            now[0] += seconds[0]
-            return now[0]
-
-    monkeypatch.setattr(hashing, "time", Clock)
-    return seconds
+def slow_clock(monkeypatch: pytest.MonkeyPatch) -> SlowClock:
+    clock = SlowClock()
+    monkeypatch.setattr(hashing, "time", clock)
+    return clock
 
 
-async def test_what_would_end_too_late_is_refused_at_once(hasher: Hashing, gate: Gate, slow_clock: list[float]) -> None:
+async def test_what_would_end_too_late_is_refused_at_once(hasher: Hashing, gate: Gate, slow_clock: SlowClock) -> None:
     gate.opened.set()
-    slow_clock[0] = 1.0
     await hasher.hash("measured")
     gate.opened.clear()
     (running,) = await queued(hasher, "runs")
@@ -194,7 +215,7 @@ async def test_what_would_end_too_late_is_refused_at_once(hasher: Hashing, gate:
 
 
 async def test_the_strangers_that_others_overtake_do_not_delay_them(
-    hasher: Hashing, gate: Gate, slow_clock: list[float]
+    hasher: Hashing, gate: Gate, slow_clock: SlowClock
 ) -> None:
     gate.opened.set()
     await hasher.hash("measured")
@@ -202,7 +223,7 @@ async def test_the_strangers_that_others_overtake_do_not_delay_them(
     tasks: list[asyncio.Task[Any]] = [*await strangers(hasher, "runs", "waits 1", "waits 2")]
     with deadline.within(2.5):
         with pytest.raises(OverloadedError):
-            await hasher.verify("would end after 4 s", None, is_stranger=True)
+            await verify(hasher, "would end after 4 s", is_stranger=True)
         tasks += await queued(hasher, "ends after 2 s")
     with deadline.within(2.5), pytest.raises(OverloadedError):
         await hasher.hash("would end after 3 s")
@@ -210,16 +231,61 @@ async def test_the_strangers_that_others_overtake_do_not_delay_them(
     await asyncio.gather(*tasks)
 
 
-async def test_the_estimate_follows_what_hashes_take(hasher: Hashing, gate: Gate, slow_clock: list[float]) -> None:
+async def test_the_estimate_follows_what_hashes_take(hasher: Hashing, gate: Gate, slow_clock: SlowClock) -> None:
     gate.opened.set()
-    slow_clock[0] = 1.0
     await hasher.hash("slow")
-    slow_clock[0] = 0.001
+    slow_clock.seconds = slow_clock.cpu_seconds = 0.001
     with deadline.within(1.0), pytest.raises(OverloadedError):
         await hasher.hash("refused by the old estimate")
     await hasher.hash("fast")
     with deadline.within(1.0):
         await hasher.hash("taken by the new one")
+
+
+async def test_a_starved_thread_goes_on_once_nobody_is_ahead(
+    hasher: Hashing, gate: Gate, slow_clock: SlowClock
+) -> None:
+    """Or an estimate beyond every deadline would let nobody in to correct it."""
+    gate.opened.set()
+    slow_clock.seconds, slow_clock.cpu_seconds = 60.0, 0.25
+    await hasher.hash("took a minute")
+    with deadline.within(0.2), pytest.raises(OverloadedError):
+        await hasher.hash("needs longer at the best")
+    gate.opened.clear()
+    with deadline.within(2.5):
+        (taken,) = await queued(hasher, "nobody is ahead")
+        with pytest.raises(OverloadedError):
+            await hasher.hash("would end after a minute")
+    gate.opened.set()
+    assert await taken
+
+
+async def test_a_place_is_taken_before_there_is_anything_to_hash(hasher: Hashing, gate: Gate) -> None:
+    gate.opened.set()
+    with ExitStack() as places:
+        for number in range(QUEUE_LIMIT):
+            hasher.check_room()
+            places.enter_context(hasher.place(is_stranger=number < STRANGERS_LIMIT))
+        with pytest.raises(OverloadedError):
+            hasher.check_room()
+        with pytest.raises(OverloadedError):
+            await hasher.hash("one too many")
+    hasher.check_room()
+    assert await hasher.hash("afterwards") == "afterwards at 4"
+
+
+async def test_a_place_is_for_one_hash(hasher: Hashing, gate: Gate) -> None:
+    """It is free when that is done, and again when the next one is."""
+    gate.opened.set()
+    for _ in range(QUEUE_LIMIT + 1):
+        await verify(hasher, "a password")
+        with hasher.place():
+            pass
+    with ExitStack() as places:
+        for _ in range(QUEUE_LIMIT):
+            places.enter_context(hasher.place())
+        with pytest.raises(OverloadedError):
+            hasher.check_room()
 
 
 async def test_a_deadline_that_has_passed_is_refused_at_once(hasher: Hashing, gate: Gate) -> None:
@@ -266,7 +332,7 @@ async def test_a_fault_while_hashing_reaches_whoever_waits(
 
     monkeypatch.setattr(passwords, "verify_password", fail)
     with pytest.raises(LookupError, match="broken"):
-        await hasher.verify("x", None)
+        await verify(hasher, "x")
     gate.opened.set()
     assert await hasher.hash("next") == "next at 4"
 
