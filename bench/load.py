@@ -5,13 +5,14 @@ no more of an answer than it must, so that it costs less than any server.
 """
 
 import asyncio
+import gc
 import itertools
 import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -28,8 +29,6 @@ ACTIVE = auth_pb2.ValidateTokenResponse(state=auth_pb2.TOKEN_STATE_ACTIVE).Seria
 """What the bytes of an active answer begin with: `state` is field 1."""
 MARKS = ("begin", "end")
 TIMEOUT_SECONDS = 10.0
-REFUSED_PAUSE_SECONDS = 1.0
-"""What RetryInfo asks of a login client that is refused, at least."""
 
 Send = Callable[[], Awaitable[None]]
 
@@ -49,7 +48,7 @@ class Load:
         rate: Calls a second of an open loop, at even distances.
         seconds: How long it is measured, after the warm-up.
         calls: Ends the run earlier; 0: does not.
-        flood: Clients that try to log in with a wrong password meanwhile.
+        flood: Clients that guess passwords meanwhile, without a pause.
         table: Not the service is called but DynamoDB's GetItem, on this users table, through aioboto3.
     """
 
@@ -75,6 +74,7 @@ class Sample:
     Args:
         calls: Answered in the measured time, however long before they were sent.
         all_calls: Those before and after as well.
+        refused_p50: Of the guesses of a flood.
     """
 
     calls: int = 0
@@ -83,6 +83,7 @@ class Sample:
     p50: float = 0.0
     p99: float = 0.0
     p999: float = 0.0
+    refused_p50: float = 0.0
     errors: dict[str, int] = field(default_factory=dict)
 
 
@@ -214,15 +215,47 @@ def _validations(channel: grpc.aio.Channel, load: Load, requests: Iterator[bytes
     return send
 
 
-async def _flood(channel: grpc.aio.Channel, number: int) -> None:
-    request = auth_pb2.AuthenticateRequest(email=f"user{number}@example.com", password=f"a wrong password {number}")
+async def _flood(channel: grpc.aio.Channel, number: int, latencies: list[float]) -> None:
+    """Guess, and note how long each answer takes.
+
+    Half of the clients guess at one account from one source, which fills its budgets; the others each at an account and
+    from a source of their own, which fills the hashing queue.
+    """
+    target = number if number % 2 else 0
+    request = auth_pb2.AuthenticateRequest(
+        email=f"user{target}@example.com",
+        password="a wrong password",  # noqa: S106 - nobody's
+        client_address=f"192.0.2.{target}",
+    ).SerializeToString()
     call = _method(channel, "Authenticate")
     while True:
-        try:
-            await call(request.SerializeToString(), timeout=TIMEOUT_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-                await asyncio.sleep(REFUSED_PAUSE_SECONDS)
+        begin = time.perf_counter()
+        with suppress(grpc.aio.AioRpcError):
+            await call(request, timeout=TIMEOUT_SECONDS)
+        latencies.append((time.perf_counter() - begin) * 1000)
+
+
+@asynccontextmanager
+async def _flooding(load: Load) -> AsyncIterator[list[float]]:
+    """Guess during the body, over connections of its own; yield the latencies of the guesses, in milliseconds."""
+    latencies: list[float] = []
+    async with AsyncExitStack() as stack:
+        number_of_channels = min(load.connections, load.flood)
+        channels = [await stack.enter_async_context(_channel(load.address)) for _ in range(number_of_channels)]
+        for number, channel in zip(range(load.flood), itertools.cycle(channels), strict=False):
+            stack.callback(asyncio.create_task(_flood(channel, number, latencies)).cancel)
+        yield latencies
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keep the pauses of our own collector out of the latencies."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 async def _calls(load: Load, stack: AsyncExitStack) -> list[Send]:
@@ -238,9 +271,6 @@ async def _calls(load: Load, stack: AsyncExitStack) -> list[Send]:
 
         return [get_item]
     channels = [await stack.enter_async_context(_channel(load.address)) for _ in range(load.connections)]
-    for number in range(load.flood):
-        flood = asyncio.create_task(_flood(channels[number % len(channels)], number))
-        stack.callback(flood.cancel)
     requests = _requests(load.tokens, load.hot, load.batch, load.max_staleness)
     return [_validations(channel, load, requests) for channel in channels]
 
@@ -248,7 +278,12 @@ async def _calls(load: Load, stack: AsyncExitStack) -> list[Send]:
 async def run(load: Load) -> Sample:
     """Send a load and return what it saw; a line on stdout says when the warm-up is over."""
     async with AsyncExitStack() as stack:
-        return await Run(load, await _calls(load, stack), _say).sample()
+        sends = await _calls(load, stack)
+        async with _flooding(load) as latencies:
+            with _no_garbage_collection():
+                sample = await Run(load, sends, _say).sample()
+        sample.refused_p50 = _quantile(sorted(latencies), 0.5)
+        return sample
 
 
 def _say(line: str) -> None:

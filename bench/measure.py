@@ -32,6 +32,7 @@ class Figures:
         rss: Resident memory of the server in MiB, of the biggest worker.
         calls: How many were measured.
         errors: What went wrong, and how often.
+        refused_p50: Latency of the guesses of a flood; 0: there was none.
     """
 
     cpu: float
@@ -42,6 +43,7 @@ class Figures:
     rss: float
     calls: int
     errors: dict[str, int]
+    refused_p50: float = 0.0
 
 
 class Loader:
@@ -150,4 +152,5 @@ def _figures(sample: Sample, cpu_seconds: float, pid: int, load: Load) -> Figure
         rss=cores.rss_mib(pid),
         calls=calls,
         errors=sample.errors,
+        refused_p50=sample.refused_p50,
     )
