@@ -4,6 +4,7 @@ What refuses a flood is remembered, so that a refusal costs no call of the store
 """
 
 import asyncio
+import random
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
-from cachetools import TLRUCache, TTLCache
+from cachetools import TLRUCache
 
 from authsvc import deadline, throttle
 from authsvc.errors import StoreUnavailableError, TooManyAttemptsError
@@ -25,10 +26,14 @@ ATTEMPT_ID_BYTES = 6
 RESERVE_TRIES = 3
 """Looks at counters that others fill at the same time."""
 MEMORY_SECONDS = 10.0
-"""How long what the store said is remembered: what another worker has cleared counts here after that."""
+"""How long what the store said is remembered at most: what another worker has cleared counts here after that.
+
+At least half of that: what a flood made remember at once must not be forgotten at once, and asked for again at once.
+"""
 MAX_REMEMBERED = 10_000
 """Refusals; and strangers."""
 MIN_RETRY_DELAY = timedelta(seconds=1)
+_jitter = random.SystemRandom()
 
 _log = structlog.get_logger(__name__)
 
@@ -81,7 +86,7 @@ class Attempts:
         self._budgets = budgets
         self._clock = clock
         self._refusals: TLRUCache[str, Counter] = TLRUCache(MAX_REMEMBERED, _forget_time, self._time)
-        self._strangers: TTLCache[str, None] = TTLCache(MAX_REMEMBERED, MEMORY_SECONDS, self._time)
+        self._strangers: TLRUCache[str, None] = TLRUCache(MAX_REMEMBERED, _forget_time, self._time)
         self._settling: set[asyncio.Task[None]] = set()
 
     async def aclose(self) -> None:
@@ -186,8 +191,9 @@ class Attempts:
             _log.warning("attempt_not_settled", cause=error.cause)
 
 
-def _forget_time(_key: str, full: Counter, now: float) -> float:
-    return min(full.expire_time.timestamp(), now + MEMORY_SECONDS)
+def _forget_time(_key: str, full: Counter | None, now: float) -> float:
+    forget_time = now + _jitter.uniform(MEMORY_SECONDS / 2, MEMORY_SECONDS)
+    return forget_time if full is None else min(full.expire_time.timestamp(), forget_time)
 
 
 def _refused(full: Counter, now: datetime) -> TooManyAttemptsError:
