@@ -226,16 +226,33 @@ async def test_a_refusal_of_an_account_is_remembered_for_each_source(
         pass
 
 
-async def test_a_refusal_is_forgotten_after_ten_seconds(counting: Attempts, fake: FakeStore, clock: FakeClock) -> None:
+async def test_a_refusal_is_forgotten_after_ten_seconds_at_most(
+    counting: Attempts, fake: FakeStore, clock: FakeClock
+) -> None:
     """What another worker has cleared counts here from then on."""
     fill(fake, Target.of(EMAIL, SOURCE).pair_key, clock)
     await refusal(counting)
     fake.tries.clear()
-    clock.advance(seconds=9)
+    clock.advance(seconds=4)
     await refusal(counting)
-    clock.advance(seconds=1)
+    clock.advance(seconds=6)
     async with counting.reserved(EMAIL, SOURCE):
         pass
+
+
+async def test_what_came_together_is_not_forgotten_together(
+    counting: Attempts, fake: FakeStore, clock: FakeClock
+) -> None:
+    """Or a flood would ask the store for everything again at one moment."""
+    sources = [f"192.0.2.{number}" for number in range(100)]
+    for source in sources:
+        fill(fake, Target.of(EMAIL, source).pair_key, clock)
+        await refusal(counting, source)
+    clock.advance(seconds=7.5)
+    fake.reads = 0
+    for source in sources:
+        await refusal(counting, source)
+    assert 10 < fake.reads < 90
 
 
 async def test_a_login_ends_what_is_remembered(counting: Attempts, fake: FakeStore, clock: FakeClock) -> None:
