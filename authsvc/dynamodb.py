@@ -25,7 +25,7 @@ from authsvc.dynamodb_items import (
     user_item,
     user_update,
 )
-from authsvc.dynamodb_reads import UserReads
+from authsvc.dynamodb_reads import STANDING_ATTRIBUTES, KeyReads
 from authsvc.dynamodb_tables import Tables, check_tables, create_tables
 from authsvc.errors import (
     BrokenRowError,
@@ -60,7 +60,8 @@ class DynamoDBStore:
         self._calls = calls
         self._tables = tables
         self._wrote = wrote
-        self._standings = Coalescer(UserReads(calls, tables.users), MAX_ATTEMPTS, pause_seconds)
+        standings = KeyReads(calls, tables.users, "user_id", STANDING_ATTRIBUTES)
+        self._standings = Coalescer(standings, MAX_ATTEMPTS, pause_seconds)
         self._addresses = Addresses(calls, tables)
         self._counters = AttemptCounters(calls, tables.login_attempts)
 

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from authsvc.dynamodb_calls import ConditionFailedError, DynamoDBCalls
+from authsvc.coalesce import Coalescer
+from authsvc.dynamodb_calls import MAX_ATTEMPTS, ConditionFailedError, DynamoDBCalls, pause_seconds
 from authsvc.dynamodb_items import item_of, tries_from_item
+from authsvc.dynamodb_reads import KeyReads
 from authsvc.throttle import Counter, Settlement, Tries
 
 _ROUNDS = 2
@@ -24,11 +26,16 @@ class AttemptCounters:
     def __init__(self, calls: DynamoDBCalls, table: str) -> None:
         self._calls = calls
         self._table = table
+        self._reads = Coalescer(KeyReads(calls, table, "attempt_key"), MAX_ATTEMPTS, pause_seconds)
 
     async def get(self, keys: Sequence[str], now: datetime) -> dict[str, Tries]:
         """See Store.get_attempts."""
-        items = await self._calls.get_all(self._table, [{"attempt_key": key} for key in keys])
-        found = {item["attempt_key"]["S"]: tries_from_item(item) for item in items}
+        found: dict[str, Tries] = {}
+        for key, item in (await self._reads.get(keys)).items():
+            if isinstance(item, Exception):
+                raise item
+            if item is not None:
+                found[key] = tries_from_item(item)
         # TTL deletes days late.
         return {key: tries for key, tries in found.items() if tries.expire_time > now}
 

@@ -5,7 +5,7 @@ import os
 import random
 import uuid
 import zlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -61,7 +61,6 @@ _OUTAGES = frozenset(
 )
 _API = "DynamoDB_20120810"
 _METERED = {
-    "batch_get_item": "read",
     "get_item": "read",
     "query": "read",
     "scan": "read",
@@ -151,24 +150,6 @@ class DynamoDBCalls:
         response = await self("get_item", TableName=table, Key=names, ConsistentRead=True)
         item: Mapping[str, Mapping[str, Any]] | None = response.get("Item")
         return item
-
-    async def get_all(self, table: str, keys: Sequence[Mapping[str, str]]) -> list[Mapping[str, Mapping[str, Any]]]:
-        """Read items strongly, by their keys, all of a request; those that there are."""
-        left = [{name: {"S": value} for name, value in key.items()} for key in keys]
-        items: list[Mapping[str, Mapping[str, Any]]] = []
-        for attempt in range(MAX_ATTEMPTS):
-            response = await self("batch_get_item", RequestItems={table: {"Keys": left, "ConsistentRead": True}})
-            try:
-                items += response["Responses"][table]
-                left = response["UnprocessedKeys"].get(table, {}).get("Keys", [])
-            except KeyError:
-                # Less than a whole answer must never read as "no such item".
-                metrics.UNREADABLE_RESPONSES.inc()
-                raise StoreUnavailableError("batch_get_item: unreadable response") from None
-            if not left:
-                return items
-            await asyncio.sleep(pause_seconds(attempt + 1))
-        raise StoreUnavailableError("batch_get_item: UnprocessedKeys")
 
     async def transact(self, *actions: Mapping[str, Any]) -> None:
         """Write all or nothing; one token for all tries, so that a repeated one changes nothing more."""

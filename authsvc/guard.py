@@ -207,7 +207,6 @@ def _tls_identities(context: Context) -> list[str]:
     return [uri for uri in uris if "://" in uri] + [name for name in names if "://" not in name]
 
 
-@functools.lru_cache(1024)
 def _is_loopback(peer: str) -> bool:
     """Tell whether a client is on this machine.
 

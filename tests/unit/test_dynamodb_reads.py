@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from authsvc.dynamodb_reads import ATTRIBUTES, UserReads
+from authsvc.dynamodb_reads import STANDING_ATTRIBUTES, KeyReads
 from authsvc.errors import NoAnswerError
 
 ALICE = {"user_id": {"S": "alice"}, "role": {"S": "user"}}
@@ -23,8 +23,8 @@ class Calls:
         return self.content
 
 
-def reads(calls: Calls) -> UserReads:
-    return UserReads(calls, "users")  # type: ignore[arg-type]  # the one method that is needed
+def reads(calls: Calls) -> KeyReads:
+    return KeyReads(calls, "users", "user_id", STANDING_ATTRIBUTES)  # type: ignore[arg-type]  # the one method that is needed
 
 
 def content(rows: object, *left_out: str) -> bytes:
@@ -61,7 +61,7 @@ async def test_the_read_is_strong_and_of_what_a_validation_needs() -> None:
     assert read["Keys"] == [{"user_id": {"S": "alice"}}, {"user_id": {"S": 'b"ob'}}]
     assert read["ConsistentRead"] is True
     projected = {read["ExpressionAttributeNames"][name] for name in read["ProjectionExpression"].split(",")}
-    assert projected == set(ATTRIBUTES)
+    assert projected == set(STANDING_ATTRIBUTES)
     assert "password_hash" not in projected
 
 
