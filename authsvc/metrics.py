@@ -55,7 +55,11 @@ BROKEN_ROWS = Counter("authsvc_store_broken_rows", "Reads of rows that are not w
 KEY_READS_BATCH_SIZE = Histogram(
     "authsvc_key_reads_batch_size", "Keys that were read together", buckets=(1, 2, 4, 8, 16, 32, 64, 100)
 )
-HASHES_PENDING = Gauge("authsvc_hashes_pending", "Places taken for password hashes that are to come, wait or run", multiprocess_mode="livesum")
+HASHES_PENDING = Gauge(
+    "authsvc_hashes_pending",
+    "Places taken for password hashes that are to come, wait or run",
+    multiprocess_mode="livesum",
+)
 HASHES_REFUSED = Counter("authsvc_hashes_refused", "Password hashes that were not done in time")
 CACHE_ENTRIES = Gauge("authsvc_cache_entries", "Entries of a cache", ["cache"], multiprocess_mode="livesum")
 EVENT_LOOP_LAG = Histogram("authsvc_event_loop_lag_seconds", "How late the event loop is", buckets=_SECONDS)
