@@ -112,14 +112,17 @@ class Attempts:
         self._refuse_remembered(target)
         with ExitStack() as stack:
             look, place = await self._place(target, stack)
-            look = await self._reserve(look)
-            attempt = Attempt(place)
-            try:
-                yield attempt
-            except BaseException:
-                if attempt.is_right or not attempt.is_evaluated:
-                    await self._give_back(look)
-                raise
+            async with self._hashing.turn(place) as has_waited:
+                if look is None or has_waited:
+                    look = await self._look(target)
+                look = await self._reserve(look)
+                attempt = Attempt(place)
+                try:
+                    yield attempt
+                except BaseException:
+                    if attempt.is_right or not attempt.is_evaluated:
+                        await self._give_back(look)
+                    raise
         await self._settle(look, throttle.settlement_of_login(target, look.counters, look.stored, self._clock()))
         self._refusals.pop(target.pair_key, None)
         self._strangers.pop(target.pair_key, None)
@@ -133,11 +136,10 @@ class Attempts:
             if full is not None:
                 raise _refused(full, self._clock())
 
-    async def _place(self, target: Target, stack: ExitStack) -> tuple[_Look, Place]:
-        """Take a place in the queue; for whom is remembered as a stranger, before the store is asked."""
+    async def _place(self, target: Target, stack: ExitStack) -> tuple[_Look | None, Place]:
+        """Take a place in the queue; for whom is remembered as a stranger, without a look at the store."""
         if target.pair_key in self._strangers:
-            place = stack.enter_context(self._hashing.place(is_stranger=True))
-            return await self._look(target), place
+            return None, stack.enter_context(self._hashing.place(is_stranger=True))
         self._hashing.check_room()
         look = await self._look(target)
         return look, stack.enter_context(self._hashing.place(is_stranger=look.is_of_stranger))

@@ -11,9 +11,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -26,6 +26,9 @@ QUEUE_LIMIT = 16
 STRANGERS_LIMIT = 12
 """How many of these may be strangers'."""
 THREAD_NICENESS = 19
+"""Where it cannot be idle's."""
+TURNS = 2
+"""How many in a line do at a time what comes before and after a hash: one for each that is hashed, one to be next."""
 _SMOOTHING = 0.2
 
 T = TypeVar("T")
@@ -59,10 +62,12 @@ class _Line:
     Args:
         jobs: Those that wait, cancelled ones included.
         pending: How many places are taken.
+        turns: How many more may begin what comes before a hash.
     """
 
     jobs: deque[_Job] = field(default_factory=deque)
     pending: int = 0
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(TURNS))
 
 
 @dataclass(slots=True)
@@ -129,6 +134,32 @@ class Hashing:
         finally:
             if not place.is_used:
                 self._leave(line)
+
+    @asynccontextmanager
+    async def turn(self, place: Place) -> AsyncIterator[bool]:
+        """Wait until a place is near the front, and keep that for the body, which does what comes before the hash.
+
+        Many who come at once would otherwise all ask the store at once, for hashes that are seconds away.
+
+        Yields:
+            Whether others went first.
+
+        Raises:
+            OverloadedError: It was not near the front by the request's deadline.
+        """
+        turns = place.line.turns
+        must_wait = turns.locked()
+        try:
+            async with asyncio.timeout_at(deadline.at()):
+                await turns.acquire()
+        except TimeoutError:
+            raise self._overloaded() from None
+        try:
+            if self._cpu_seconds_per_job > deadline.remaining_seconds():
+                raise self._overloaded()
+            yield must_wait
+        finally:
+            turns.release()
 
     async def hash(self, password: str) -> str:
         """Return the form in which a password is kept.
@@ -214,4 +245,9 @@ def _smoothed(average: float, value: float) -> float:
 def _lower_priority() -> None:
     """Let validations go first; only Linux gives a thread a priority of its own."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), THREAD_NICENESS)
+        thread = threading.get_native_id()
+        try:
+            # Whatever is nicer, however nice, is not interrupted before the end of its slice.
+            os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+        except OSError:  # a sandbox that lacks it, gVisor for instance
+            os.setpriority(os.PRIO_PROCESS, thread, THREAD_NICENESS)

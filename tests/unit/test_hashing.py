@@ -1,9 +1,10 @@
 import asyncio
+import errno
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -25,7 +26,8 @@ class Gate:
         self.entered = threading.Event()
         self.done: list[str] = []
         self.threads: set[int] = set()
-        self.priority: int | None = None
+        self.policy: int | None = None
+        self.niceness: int | None = None
 
     def verify_password(self, password: str, _stored: str | None, cost: int) -> bool:
         return bool(self.hash_password(password, cost))
@@ -36,7 +38,8 @@ class Gate:
         self.done.append(password)
         self.threads.add(threading.get_ident())
         if sys.platform == "linux":
-            self.priority = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+            thread = threading.get_native_id()
+            self.policy, self.niceness = os.sched_getscheduler(thread), os.getpriority(os.PRIO_PROCESS, thread)
         return f"{password} at {cost}"
 
 
@@ -97,22 +100,36 @@ async def test_one_thread_does_all_of_it_in_turn(hasher: Hashing, gate: Gate) ->
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a thread a priority of its own")
 async def test_the_thread_steps_back_for_validations(hasher: Hashing, gate: Gate) -> None:
     gate.opened.set()
-    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    before = os.sched_getscheduler(threading.get_native_id())
     await hasher.hash("1")
-    assert gate.priority == max(before, THREAD_NICENESS)
-    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
+    assert gate.policy == os.SCHED_IDLE
+    assert os.sched_getscheduler(threading.get_native_id()) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a thread a priority of its own")
+async def test_where_a_sandbox_knows_no_idle_threads_the_thread_is_nice(
+    monkeypatch: pytest.MonkeyPatch, gate: Gate
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    gate.opened.set()
+    with closing(Hashing(TEST_COST)) as hasher:
+        assert await hasher.hash("1") == "1 at 4"
+    assert gate.niceness == THREAD_NICENESS
 
 
 async def test_elsewhere_than_on_linux_the_thread_is_like_others(monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
-    def refuse(*_: int) -> None:
+    def refuse(*_: object) -> None:
         pytest.fail("would change the priority of the whole process")
 
     monkeypatch.setattr(hashing, "sys", SimpleNamespace(platform="darwin"))
     monkeypatch.setattr(os, "setpriority", refuse)
+    monkeypatch.setattr(os, "sched_setscheduler", refuse, raising=False)
     gate.opened.set()
-    hasher = Hashing(TEST_COST)
-    assert await hasher.hash("1") == "1 at 4"
-    hasher.close()
+    with closing(Hashing(TEST_COST)) as hasher:
+        assert await hasher.hash("1") == "1 at 4"
 
 
 async def test_a_full_queue_refuses_at_once(hasher: Hashing, gate: Gate) -> None:
@@ -286,6 +303,69 @@ async def test_a_place_is_for_one_hash(hasher: Hashing, gate: Gate) -> None:
             places.enter_context(hasher.place())
         with pytest.raises(OverloadedError):
             hasher.check_room()
+
+
+async def in_turn(hasher: Hashing, begun: list[str], name: str, *, is_stranger: bool) -> None:
+    """Take a place and a turn, note it, and hash."""
+    with hasher.place(is_stranger=is_stranger) as place:
+        async with hasher.turn(place) as has_waited:
+            begun.append(f"{name} {'has waited' if has_waited else 'at once'}")
+            await hasher.verify(name, None, place)
+
+
+@pytest.mark.parametrize("is_stranger", [True, False])
+async def test_one_is_made_ready_while_another_is_hashed(hasher: Hashing, gate: Gate, *, is_stranger: bool) -> None:
+    begun: list[str] = []
+    tasks = [asyncio.create_task(in_turn(hasher, begun, name, is_stranger=is_stranger)) for name in "ABCD"]
+    await asyncio.to_thread(gate.entered.wait)
+    assert begun == ["A at once", "B at once"]
+    gate.opened.set()
+    await asyncio.gather(*tasks)
+    assert begun == ["A at once", "B at once", "C has waited", "D has waited"]
+    await in_turn(hasher, begun, "E", is_stranger=is_stranger)
+    assert begun[-1] == "E at once"
+
+
+async def test_strangers_keep_nobody_elses_turn(hasher: Hashing, gate: Gate) -> None:
+    begun: list[str] = []
+    tasks = [asyncio.create_task(in_turn(hasher, begun, name, is_stranger=True)) for name in "ABC"]
+    await asyncio.to_thread(gate.entered.wait)
+    tasks.append(asyncio.create_task(in_turn(hasher, begun, "known", is_stranger=False)))
+    await asyncio.sleep(0)
+    assert begun == ["A at once", "B at once", "known at once"]
+    gate.opened.set()
+    await asyncio.gather(*tasks)
+    assert gate.done == ["A", "known", "B", "C"]
+
+
+async def test_a_turn_that_does_not_come_in_time_is_overload(hasher: Hashing, gate: Gate) -> None:
+    begun: list[str] = []
+    tasks = [asyncio.create_task(in_turn(hasher, begun, name, is_stranger=True)) for name in "AB"]
+    await asyncio.to_thread(gate.entered.wait)
+    with deadline.within(0.02), pytest.raises(OverloadedError):
+        await in_turn(hasher, begun, "late", is_stranger=True)
+    gate.opened.set()
+    await asyncio.gather(*tasks)
+    await in_turn(hasher, begun, "next", is_stranger=True)
+    assert gate.done == ["A", "B", "next"]
+    assert begun[2:] == ["next at once"]
+
+
+async def test_a_turn_that_comes_too_late_for_a_hash_is_overload(
+    hasher: Hashing, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever begins all the same asks the store in vain, and blames it."""
+    gate.opened.set()
+    with monkeypatch.context() as slow:
+        slow.setattr(hashing, "time", SlowClock(seconds=0.0, cpu_seconds=0.25))
+        await hasher.hash("measured")
+    begun: list[str] = []
+    with hasher.place() as place, deadline.within(0.2), pytest.raises(OverloadedError):
+        async with hasher.turn(place):
+            begun.append("too late")
+    assert not begun
+    await in_turn(hasher, begun, "next", is_stranger=False)
+    assert begun == ["next at once"]
 
 
 async def test_a_deadline_that_has_passed_is_refused_at_once(hasher: Hashing, gate: Gate) -> None:
