@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AsyncExitStack, ExitStack, closing, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 from authsvc import attempts, deadline, passwords
 from authsvc.attempts import Attempts
 from authsvc.errors import InvalidCredentialsError, OverloadedError, StoreUnavailableError, TooManyAttemptsError
-from authsvc.hashing import QUEUE_LIMIT, STRANGERS_LIMIT, Hashing
+from authsvc.hashing import QUEUE_LIMIT, STRANGERS_LIMIT, TURNS, Hashing
 from authsvc.sqlite import SQLiteStore, open_sqlite_store
 from authsvc.throttle import Counter, Settlement, Target, Tries
 from tests.contract.use_cases import EMAIL, UseCases, key_ring
@@ -133,6 +133,24 @@ async def test_a_guess_that_is_cancelled_while_it_is_reserved_does_not_count(
     with pytest.raises(asyncio.CancelledError):
         await guess
     assert await counts(store, clock) == [0, 0, 0]
+
+
+async def test_a_guess_is_reserved_when_it_is_soon_looked_at(
+    use_cases: UseCases, store: SQLiteStore, clock: FakeClock, gate: Gate
+) -> None:
+    """Or many at once would all keep the store busy, for hashes that are seconds away."""
+    guesses = [guessing(use_cases) for _ in range(5)]
+    await asyncio.to_thread(gate.entered.wait)
+    while await counts(store, clock) != [TURNS] * 3:  # noqa: ASYNC110 - no event tells
+        await asyncio.sleep(0)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert await counts(store, clock) == [TURNS] * 3
+    gate.opened.set()
+    for guess in guesses:
+        with pytest.raises(InvalidCredentialsError):
+            await guess
+    assert await counts(store, clock) == [5, 5, 5]
 
 
 class FakeStore:
@@ -340,6 +358,22 @@ async def test_a_place_is_given_back_whatever_becomes_of_the_try(
     fake.takes = False
     for _ in range(QUEUE_LIMIT + 1):
         await refusal(counting)
+
+
+async def test_a_try_that_has_waited_rests_on_a_new_look(
+    counting: Attempts, fake: FakeStore, hashing: Hashing, clock: FakeClock
+) -> None:
+    """Its counters may have filled up or expired meanwhile."""
+    async with AsyncExitStack() as turns:
+        for _ in range(TURNS):
+            place = turns.enter_context(hashing.place(is_stranger=True))
+            await turns.enter_async_context(hashing.turn(place))
+        refused = asyncio.create_task(refusal(counting))
+        while not fake.reads:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0)
+        fill(fake, Target.of(EMAIL, SOURCE).pair_key, clock)
+    assert (await refused).counter == "pair"
+    assert fake.reads == 2
 
 
 async def test_a_store_that_fails_while_settling_is_logged(
