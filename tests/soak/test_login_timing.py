@@ -5,9 +5,11 @@ On a busy machine it takes longer and finds less.
 """
 
 import random
+import sqlite3
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -25,33 +27,53 @@ CONFIDENCE = 0.99
 TOLERATED = 0.01
 """Of a refused login, which is a hash and little else."""
 WRONG = "a wrong password of words"
+SOURCE = "192.0.2.7"
+FAILURES_PER_PAIR = 10
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(0)]
-Statistic = Callable[[Sequence[float]], float]
+Seconds = dict[str, list[float]]
 _random = random.Random(20300101)  # noqa: S311 - repeatable, not secret
 
 
-async def users_of_every_class(client: Client) -> dict[str, str]:
-    """Return an address of each class of refused logins."""
-    await client.create_user("wrong@example.com")
-    disabled = await client.create_user("disabled@example.com")
+@pytest.fixture
+async def client(tmp_path: Path, signing_keys: Path, clock: FakeClock) -> AsyncIterator[Client]:
+    settings = make_settings(signing_keys, f"sqlite:{tmp_path / 'db'}", bcrypt_cost=COST)
+    async with served(settings, clock) as client:
+        yield client
+
+
+@pytest.fixture
+async def emails(client: Client, tmp_path: Path) -> Mapping[str, str]:
+    """An address of each class of refused logins."""
+    classes = ("unknown", "wrong", "disabled", "passwordless", "cheap", "temporary")
+    emails = {name: f"{name}@example.com" for name in classes}
+    await client.create_user(emails["wrong"])
+    disabled = await client.create_user(emails["disabled"])
     await client.update_user(disabled.user_id, is_active=False)
-    await client.import_user(passwords.hash_password(PASSWORD, 4), "cheap@example.com")
-    await client.create_with_temporary_password("temporary@example.com")
-    classes = ("unknown", "wrong", "disabled", "cheap", "temporary")
-    return {name: f"{name}@example.com" for name in classes}
+    passwordless = await client.create_user(emails["passwordless"])
+    with closing(sqlite3.connect(tmp_path / "db")) as database, database:
+        database.execute("UPDATE users SET password_hash = NULL WHERE user_id = ?", [passwordless.user_id])
+    await client.import_user(passwords.hash_password(PASSWORD, 4), emails["cheap"])
+    await client.create_with_temporary_password(emails["temporary"])
+    return emails
 
 
-async def measure(client: Client, emails: dict[str, str], clock: FakeClock) -> dict[str, list[float]]:
+async def seconds_of(client: Client, email: str, reason: str) -> float:
+    """Guess at an address, for that reason in vain; return how long it takes."""
+    begin = time.perf_counter()
+    refused = await failure(client.log_in(email, WRONG, client_address=SOURCE))
+    seconds = time.perf_counter() - begin
+    assert refused.reason == reason
+    return seconds
+
+
+async def measure(client: Client, emails: Mapping[str, str], reason: str, between: Callable[[], None]) -> Seconds:
     """Return the seconds of each attempt; in every round each class has one, in another order each time."""
-    seconds: dict[str, list[float]] = {name: [] for name in emails}
+    seconds: Seconds = {name: [] for name in emails}
     for _ in range(ATTEMPTS):
-        clock.advance(days=2)  # whatever was counted is over
+        between()
         for name in _random.sample(sorted(emails), len(emails)):
-            begin = time.perf_counter()
-            refused = await failure(client.log_in(emails[name], WRONG, client_address="192.0.2.7"))
-            seconds[name].append(time.perf_counter() - begin)
-            assert refused.reason == "INVALID_CREDENTIALS"
+            seconds[name].append(await seconds_of(client, emails[name], reason))
     return seconds
 
 
@@ -70,20 +92,34 @@ def interval(
     return differences[cut], differences[-cut - 1]
 
 
-async def test_no_class_of_refused_logins_is_told_by_its_time(
-    tmp_path: Path, signing_keys: Path, report: Callable[[str], None]
-) -> None:
-    clock = FakeClock()
-    settings = make_settings(signing_keys, f"sqlite:{tmp_path / 'db'}", bcrypt_cost=COST)
-    async with served(settings, clock) as client:
-        seconds = await measure(client, await users_of_every_class(client), clock)
-    reference = seconds.pop("wrong")
+def told(seconds: Seconds, login_seconds: float, report: Callable[[str], None]) -> list[str]:
+    """Report how each class differs from wrong passwords; return the differences that somebody could see."""
+    reference = seconds["wrong"]
     told = []
-    for name, of in ((name, of) for name in seconds for of in (statistics.median, first_decile)):
+    for name, of in ((name, of) for name in seconds if name != "wrong" for of in (statistics.median, first_decile)):
         low, high = interval(seconds[name], reference, of)
-        difference = (of(seconds[name]) - of(reference)) / statistics.median(reference)
+        difference = (of(seconds[name]) - of(reference)) / login_seconds
         line = f"{name}: {of.__name__} {difference:+.2%} of a login ({low:+.6f} to {high:+.6f} s)"
         report(line)
         if not low <= 0 <= high and abs(difference) > TOLERATED:
             told.append(line)
-    assert not told
+    return told
+
+
+async def test_no_class_of_refused_logins_is_told_by_its_time(
+    client: Client, emails: Mapping[str, str], clock: FakeClock, report: Callable[[str], None]
+) -> None:
+    def forget() -> None:
+        clock.advance(days=2)  # whatever was counted is over
+
+    seconds = await measure(client, emails, "INVALID_CREDENTIALS", forget)
+    assert not told(seconds, statistics.median(seconds["wrong"]), report)
+
+
+async def test_no_class_of_throttled_logins_is_told_by_its_time(
+    client: Client, emails: Mapping[str, str], report: Callable[[str], None]
+) -> None:
+    logins = [email for email in emails.values() for _ in range(FAILURES_PER_PAIR)]
+    login_seconds = [await seconds_of(client, email, "INVALID_CREDENTIALS") for email in logins]
+    seconds = await measure(client, emails, "TOO_MANY_ATTEMPTS", lambda: None)
+    assert not told(seconds, statistics.median(login_seconds), report)
