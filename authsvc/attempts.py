@@ -7,7 +7,7 @@ import asyncio
 import random
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -110,19 +110,16 @@ class Attempts:
         """
         target = Target.of(email, client_address)
         self._refuse_remembered(target)
-        with ExitStack() as stack:
-            look, place = await self._place(target, stack)
-            async with self._hashing.turn(place) as has_waited:
-                if look is None or has_waited:
-                    look = await self._look(target)
-                look = await self._reserve(look)
-                attempt = Attempt(place)
-                try:
-                    yield attempt
-                except BaseException:
-                    if attempt.is_right or not attempt.is_evaluated:
-                        await self._give_back(look)
-                    raise
+        async with AsyncExitStack() as stack:
+            look, place = await self._turn(target, stack)
+            look = await self._reserve(look)
+            attempt = Attempt(place)
+            try:
+                yield attempt
+            except BaseException:
+                if attempt.is_right or not attempt.is_evaluated:
+                    await self._give_back(look)
+                raise
         await self._settle(look, throttle.settlement_of_login(target, look.counters, look.stored, self._clock()))
         self._refusals.pop(target.pair_key, None)
         self._strangers.pop(target.pair_key, None)
@@ -136,7 +133,15 @@ class Attempts:
             if full is not None:
                 raise _refused(full, self._clock())
 
-    async def _place(self, target: Target, stack: ExitStack) -> tuple[_Look | None, Place]:
+    async def _turn(self, target: Target, stack: AsyncExitStack) -> tuple[_Look, Place]:
+        """Take a place in the queue and wait until it is near the front; look at the counters as they are then."""
+        look, place = await self._place(target, stack)
+        has_waited = await stack.enter_async_context(self._hashing.turn(place))
+        if look is None or has_waited:
+            look = await self._look(target)
+        return look, place
+
+    async def _place(self, target: Target, stack: AsyncExitStack) -> tuple[_Look | None, Place]:
         """Take a place in the queue; for whom is remembered as a stranger, without a look at the store."""
         if target.pair_key in self._strangers:
             return None, stack.enter_context(self._hashing.place(is_stranger=True))

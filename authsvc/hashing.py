@@ -26,7 +26,7 @@ QUEUE_LIMIT = 16
 STRANGERS_LIMIT = 12
 """How many of these may be strangers'."""
 THREAD_NICENESS = 19
-"""Where it cannot be idle's."""
+"""Where the thread cannot be an idle one."""
 TURNS = 2
 """How many in a line do at a time what comes before and after a hash: one for each that is hashed, one to be next."""
 _SMOOTHING = 0.2
@@ -149,14 +149,10 @@ class Hashing:
         """
         turns = place.line.turns
         must_wait = turns.locked()
+        async with self._in_time():
+            await turns.acquire()
         try:
-            async with asyncio.timeout_at(deadline.at()):
-                await turns.acquire()
-        except TimeoutError:
-            raise self._overloaded() from None
-        try:
-            if self._cpu_seconds_per_job > deadline.remaining_seconds():
-                raise self._overloaded()
+            self._check_time(ahead=0)
             yield must_wait
         finally:
             turns.release()
@@ -194,20 +190,31 @@ class Hashing:
         with self._lock:
             place.line.jobs.append(job)
         self._thread.submit(self._run_next)
+        async with self._in_time():
+            result: T = await asyncio.wrap_future(job.future)
+        return result
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout_at(deadline.at()):
-                result: T = await asyncio.wrap_future(job.future)
+                yield
         except TimeoutError:
             raise self._overloaded() from None
-        return result
 
     def _check_room(self, line: _Line) -> None:
         strangers = self._last.pending
         # At most one stranger's job runs already; those that wait are overtaken.
         ahead = self._first.pending + (strangers if line is self._last else min(strangers, 1))
         is_full = self._pending >= QUEUE_LIMIT or (line is self._last and strangers >= STRANGERS_LIMIT)
+        if is_full:
+            raise self._overloaded()
+        self._check_time(ahead)
+
+    def _check_time(self, ahead: int) -> None:
+        """Refuse a hash that would not be finished in time, if so many are ahead of it."""
         seconds = ahead * self._seconds_per_job + self._cpu_seconds_per_job
-        if is_full or seconds > deadline.remaining_seconds():
+        if seconds > deadline.remaining_seconds():
             raise self._overloaded()
 
     @property

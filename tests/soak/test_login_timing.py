@@ -95,15 +95,15 @@ def interval(
 def told(seconds: Seconds, login_seconds: float, report: Callable[[str], None]) -> list[str]:
     """Report how each class differs from wrong passwords; return the differences that somebody could see."""
     reference = seconds["wrong"]
-    told = []
+    seen = []
     for name, of in ((name, of) for name in seconds if name != "wrong" for of in (statistics.median, first_decile)):
         low, high = interval(seconds[name], reference, of)
         difference = (of(seconds[name]) - of(reference)) / login_seconds
         line = f"{name}: {of.__name__} {difference:+.2%} of a login ({low:+.6f} to {high:+.6f} s)"
         report(line)
         if not low <= 0 <= high and abs(difference) > TOLERATED:
-            told.append(line)
-    return told
+            seen.append(line)
+    return seen
 
 
 async def test_no_class_of_refused_logins_is_told_by_its_time(

@@ -17,6 +17,8 @@ from authsvc.errors import OverloadedError
 from authsvc.hashing import QUEUE_LIMIT, STRANGERS_LIMIT, THREAD_NICENESS, Hashing
 from tests.support import TEST_COST
 
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a thread a priority of its own")
+
 
 class Gate:
     """Stands where passwords are hashed: lets nothing through until it is opened."""
@@ -97,7 +99,7 @@ async def test_one_thread_does_all_of_it_in_turn(hasher: Hashing, gate: Gate) ->
     assert threading.get_ident() not in gate.threads
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a thread a priority of its own")
+@on_linux
 async def test_the_thread_steps_back_for_validations(hasher: Hashing, gate: Gate) -> None:
     gate.opened.set()
     before = os.sched_getscheduler(threading.get_native_id())
@@ -106,7 +108,7 @@ async def test_the_thread_steps_back_for_validations(hasher: Hashing, gate: Gate
     assert os.sched_getscheduler(threading.get_native_id()) == before
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a thread a priority of its own")
+@on_linux
 async def test_where_a_sandbox_knows_no_idle_threads_the_thread_is_nice(
     monkeypatch: pytest.MonkeyPatch, gate: Gate
 ) -> None:
