@@ -67,9 +67,9 @@ class DynamoDBStore:
 
     async def ping(self) -> datetime | None:
         """See Store: asks for a key that nobody has; the answer's Date header tells the time."""
-        response = await self._calls("get_item", TableName=self._tables.users, Key=item_of(user_id="ping"))
-        date = response["ResponseMetadata"]["HTTPHeaders"].get("date")
-        return date and parsedate_to_datetime(date)
+        await self._calls("GetItem", TableName=self._tables.users, Key=item_of(user_id="ping"))
+        date = self._calls.last_date
+        return parsedate_to_datetime(date) if date else None
 
     async def create_user(
         self, user: User, now: datetime, request_digest: bytes | None = None, typed: str = ""
@@ -174,7 +174,7 @@ class DynamoDBStore:
     async def list_users(self, limit: int, after_user_id: str | None) -> UserPage:
         """See Store."""
         start = {} if after_user_id is None else {"ExclusiveStartKey": item_of(user_id=after_user_id)}
-        response = await self._calls("scan", TableName=self._tables.users, Limit=limit, **start)
+        response = await self._calls("Scan", TableName=self._tables.users, Limit=limit, **start)
         last = response.get("LastEvaluatedKey")
         users, broken = _read_users(response["Items"])
         return UserPage(users, last and last["user_id"]["S"], broken)
@@ -244,14 +244,14 @@ class DynamoDBStore:
         while page := (await self.list_sessions(user_id, _TIDY_PAGE, None)).sessions:
             for session in page:
                 key = item_of(user_id=user_id, session_id=session.session_id)
-                await self._calls("delete_item", TableName=self._tables.sessions, Key=key)
+                await self._calls("DeleteItem", TableName=self._tables.sessions, Key=key)
 
     async def create_session(self, session: Session) -> None:
         """See Store."""
         # The id is random: where it exists, this very write made it and lost its response.
         with contextlib.suppress(ConditionFailedError):
             await self._calls(
-                "put_item",
+                "PutItem",
                 TableName=self._tables.sessions,
                 Item=session_item(session),
                 ConditionExpression="attribute_not_exists(session_id)",
@@ -266,7 +266,7 @@ class DynamoDBStore:
         """See Store."""
         try:
             await self._calls(
-                "put_item",
+                "PutItem",
                 TableName=self._tables.sessions,
                 Item=session_item(new),
                 ConditionExpression="rotating_part_sha256 = :expected AND attribute_not_exists(ended_at)",
@@ -282,7 +282,7 @@ class DynamoDBStore:
         if after_session_id is not None:
             start["ExclusiveStartKey"] = item_of(user_id=user_id, session_id=after_session_id)
         response = await self._calls(
-            "query",
+            "Query",
             TableName=self._tables.sessions,
             KeyConditionExpression="user_id = :user_id",
             ExpressionAttributeValues=item_of(**{":user_id": user_id}),
@@ -333,7 +333,7 @@ class DynamoDBStore:
 
     async def _remove_revocations(self, user: User, entries: frozenset[str]) -> None:
         await self._calls(
-            "update_item",
+            "UpdateItem",
             TableName=self._tables.users,
             Key=item_of(user_id=user.user_id),
             UpdateExpression="DELETE revoked_sessions :entries",

@@ -85,7 +85,7 @@ class Addresses:
     async def list_claims(self, limit: int, after_key: str | None) -> ClaimPage:
         """Return some claims; what else the table holds is left out."""
         start = {} if after_key is None else {"ExclusiveStartKey": item_of(unique_key=after_key)}
-        response = await self._calls("scan", TableName=self._tables.unique, Limit=limit, **start)
+        response = await self._calls("Scan", TableName=self._tables.unique, Limit=limit, **start)
         items = {item["unique_key"]["S"]: item for item in response["Items"]}
         user_ids = {
             key.removeprefix(_CLAIM_PREFIX): str(item.get("user_id", {}).get("S", ""))
@@ -97,7 +97,7 @@ class Addresses:
 
     async def _indexed_ids(self, spelling: str) -> list[str]:
         response = await self._calls(
-            "query",
+            "Query",
             TableName=self._tables.users,
             IndexName=EMAIL_INDEX,
             KeyConditionExpression="email = :email",

@@ -87,7 +87,7 @@ class AttemptCounters:
             "ExpressionAttributeValues": item_of(**{f":{name}": value for name, value in values.items()}),
         }
         try:
-            await self._calls("update_item", **request)
+            await self._calls("UpdateItem", **request)
         except ConditionFailedError:
             return False
         return True
@@ -108,8 +108,8 @@ class AttemptCounters:
         await asyncio.gather(*changes)
 
     async def _clear(self, key: str) -> None:
-        await self._calls("delete_item", TableName=self._table, Key=item_of(attempt_key=key))
+        await self._calls("DeleteItem", TableName=self._table, Key=item_of(attempt_key=key))
 
     async def _remember(self, key: str, expire_time: datetime) -> None:
         item = item_of(attempt_key=key, expires_at=int(expire_time.timestamp()))
-        await self._calls("put_item", TableName=self._table, Item=item)
+        await self._calls("PutItem", TableName=self._table, Item=item)

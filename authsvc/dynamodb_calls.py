@@ -1,12 +1,13 @@
 """One DynamoDB call: its retries, its deadline, and what its failures mean."""
 
 import asyncio
+import json
 import os
 import random
 import uuid
 import zlib
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -17,7 +18,7 @@ import orjson
 from aiobotocore.config import AioConfig
 from botocore import xform_name
 from botocore.awsrequest import AWSResponse
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from botocore.session import Session as BotocoreSession
 
 from authsvc import deadline, metrics
@@ -61,13 +62,13 @@ _OUTAGES = frozenset(
 )
 _API = "DynamoDB_20120810"
 _METERED = {
-    "get_item": "read",
-    "query": "read",
-    "scan": "read",
-    "delete_item": "write",
-    "put_item": "write",
-    "transact_write_items": "write",
-    "update_item": "write",
+    "GetItem": "read",
+    "Query": "read",
+    "Scan": "read",
+    "DeleteItem": "write",
+    "PutItem": "write",
+    "TransactWriteItems": "write",
+    "UpdateItem": "write",
 }
 """Operations that consume capacity, and of which kind."""
 _jitter = random.SystemRandom()
@@ -95,8 +96,11 @@ class _Request:
 class DynamoDBCalls:
     """DynamoDB's operations, each within the request's deadline.
 
+    They go over the connections of an aiobotocore client, with its time-outs, proxies and certificates, but past its
+    pipeline, which costs three times as much as all the rest.
+
     Args:
-        client: An entered aiobotocore client that makes no retries of its own.
+        client: An entered aiobotocore client.
         credentials: Those of its session; None where there are none.
     """
 
@@ -104,71 +108,69 @@ class DynamoDBCalls:
         self._client = client
         self._credentials = credentials
         self._signer = Signer(client.meta.endpoint_url, client.meta.region_name)
-        client.meta.events.register("before-parse.dynamodb", _refuse_unreadable)
+        self.last_date = ""
+        """The Date header of the last answer, whatever it was; empty where there was none."""
 
     async def __call__(self, operation: str, **request: Any) -> dict[str, Any]:  # noqa: ANN401 - any argument of any operation
         """Call an operation, trying again after failures that pass.
 
         Args:
-            operation: Name of the client's method, for instance `get_item`.
-            request: Its arguments.
+            operation: Name as in DynamoDB's API, for instance `GetItem`.
+            request: Its arguments, as there.
 
         Returns:
-            The parsed response.
+            The response.
 
         Raises:
             ConditionFailedError: A condition did not hold.
             StoreUnavailableError: No good answer came by the deadline, or within the attempts.
             StoreSetupError: DynamoDB refuses the request itself.
         """
-        with metrics.store_call(operation):
-            if operation not in _METERED:
-                return await self._attempts(operation, request)
-            response = await self._attempts(operation, {**request, "ReturnConsumedCapacity": "TOTAL"})
-            count_consumed(response, _METERED[operation])
-            return response
+        kind = _METERED.get(operation)
+        if kind is not None:
+            request["ReturnConsumedCapacity"] = "TOTAL"
+        with metrics.store_call(xform_name(operation)):
+            response = await self._attempts(operation, json.dumps(request).encode())
+        if kind is not None:
+            count_consumed(response, kind)
+        return response
 
-    async def _attempts(self, operation: str, request: Mapping[str, Any]) -> dict[str, Any]:
-        method = getattr(self._client, operation)
-        cause = "no answer in time"
-        try:
+    async def _attempts(self, operation: str, body: bytes) -> dict[str, Any]:
+        cause = f"{operation}: no answer in time"
+        with suppress(TimeoutError):
             async with asyncio.timeout_at(deadline.at()):
                 for attempt in range(MAX_ATTEMPTS):
                     try:
-                        return await method(**request)  # type: ignore[no-any-return]
-                    except Exception as error:  # noqa: BLE001 - a garbled answer makes botocore raise anything
-                        cause = _cause_to_retry(error)
-                    metrics.STORE_FAILED_ATTEMPTS.labels(operation, cause).inc()
+                        return await self.send(operation, body)
+                    except NoAnswerError as error:
+                        cause = error.cause
                     await asyncio.sleep(pause_seconds(attempt + 1))
-        except TimeoutError:
-            pass
-        raise StoreUnavailableError(f"{operation}: {cause}")
+        raise StoreUnavailableError(cause)
 
     async def get(self, table: str, **key: str) -> Mapping[str, Mapping[str, Any]] | None:
         """Read an item strongly, by its key; None where there is none."""
         names = {name: {"S": value} for name, value in key.items()}
-        response = await self("get_item", TableName=table, Key=names, ConsistentRead=True)
+        response = await self("GetItem", TableName=table, Key=names, ConsistentRead=True)
         item: Mapping[str, Mapping[str, Any]] | None = response.get("Item")
         return item
 
     async def transact(self, *actions: Mapping[str, Any]) -> None:
         """Write all or nothing; one token for all tries, so that a repeated one changes nothing more."""
-        await self("transact_write_items", TransactItems=actions, ClientRequestToken=str(uuid.uuid4()))
+        await self("TransactWriteItems", TransactItems=actions, ClientRequestToken=str(uuid.uuid4()))
 
-    async def send(self, operation: str, body: bytes) -> bytes:
-        """Make one attempt of an operation past botocore's pipeline, which costs twice as much as all the rest.
-
-        It goes over the client's own connections, with its time-outs, proxies and certificates.
+    async def send(self, operation: str, body: bytes) -> dict[str, Any]:
+        """Make one attempt of an operation.
 
         Args:
-            operation: Name as in DynamoDB's API, for instance `BatchGetItem`.
+            operation: Name as in DynamoDB's API.
             body: The request, in JSON.
 
         Returns:
-            The body of a good response.
+            The response.
 
         Raises:
             NoAnswerError: It failed, and trying again may help.
+            ConditionFailedError: A condition did not hold.
             StoreUnavailableError: It failed, and trying again will not help.
             StoreSetupError: DynamoDB refuses the request itself.
         """
@@ -180,13 +182,13 @@ class DynamoDBCalls:
             headers = self._signer.headers(f"{_API}.{operation}", body, frozen, datetime.now(UTC))
             request = _Request(self._client.meta.endpoint_url, headers, body)
             response = await self._client._endpoint.http_session.send(request)  # noqa: SLF001 - no other way
-            content: bytes = await response.content
-            _check_response(operation, response, content)
+            content = await response.content
+            self.last_date = response.headers.get("date", "")
+            return _answer(operation, response, content)
         except Exception as error:  # noqa: BLE001 - a garbled answer makes libraries raise anything
             cause = _cause_to_retry(error)
             metrics.STORE_FAILED_ATTEMPTS.labels(xform_name(operation), cause).inc()
             raise NoAnswerError(f"{operation}: {cause}") from None
-        return content
 
 
 def pause_seconds(attempts: int) -> float:
@@ -194,18 +196,42 @@ def pause_seconds(attempts: int) -> float:
     return _jitter.uniform(0, BACKOFF_BASE_SECONDS * 2 ** (attempts - 1))
 
 
-def _check_response(operation: str, response: AWSResponse, content: bytes) -> None:
-    """Raise what botocore would make of an error's response; one that is not DynamoDB's has no code."""
+def _answer(operation: str, response: AWSResponse, content: bytes) -> dict[str, Any]:
+    """Return what a response says; raise what botocore would make of an error's."""
     status = response.status_code
-    if status == HTTPStatus.OK:
-        _check_sum(response.headers, content)
-        return
     try:
-        code = str(orjson.loads(content)["__type"]).rpartition("#")[2]
-    except (ValueError, TypeError, KeyError):
-        code = "no code"
-    parsed: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+        answer = _parsed(response.headers, content)
+    except UnreadableResponseError:
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise
+        answer = {}  # a server in trouble, or a proxy before it
+    if status == HTTPStatus.OK:
+        return answer
+    error = {"Code": str(answer.get("__type", "no code")).rpartition("#")[2]}
+    parsed: Any = {**answer, "Error": error, "ResponseMetadata": {"HTTPStatusCode": status}}
     raise ClientError(parsed, operation)
+
+
+def _parsed(headers: Mapping[str, str], content: bytes) -> dict[str, Any]:
+    """Return the JSON object in a body; anything else might read as an empty one, which means "no such item"."""
+    expected = headers.get("x-amz-crc32")
+    if expected is not None and expected != str(zlib.crc32(content)):
+        raise UnreadableResponseError("wrong checksum")
+    try:
+        answer = _json(content)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise UnreadableResponseError("no JSON object")
+    return answer
+
+
+def _json(content: bytes) -> Any:  # noqa: ANN401 - JSON
+    """Return what a body says; one row with a lone surrogate, which orjson refuses, must not spoil all others."""
+    try:
+        return orjson.loads(content)
+    except ValueError:
+        return json.loads(content)
 
 
 def count_consumed(response: Mapping[str, Any], kind: str) -> None:
@@ -218,8 +244,6 @@ def count_consumed(response: Mapping[str, Any], kind: str) -> None:
 def _cause_to_retry(error: Exception) -> str:
     """Return why a call failed, where another attempt can help; else raise what it means."""
     match error:
-        case ParamValidationError():
-            raise error
         case NoCredentialsError():
             raise StoreUnavailableError("no AWS credentials are configured") from None
         case ClientError(response=response):
@@ -254,28 +278,6 @@ def _cause_of_cancellation(response: Mapping[str, Any]) -> str:
     raise StoreSetupError(f"DynamoDB refuses a transaction: {', '.join(failures)}") from None
 
 
-def _refuse_unreadable(response_dict: Mapping[str, Any], **_: object) -> None:
-    """Refuse a body that is no JSON object or does not match its checksum.
-
-    botocore reads such a body as an empty response, and an empty response means "no such item".
-    """
-    if response_dict["status_code"] >= 500:  # noqa: PLR2004 - HTTP's server errors, whose body says nothing
-        return
-    _check_sum(response_dict["headers"], response_dict["body"])
-    try:
-        is_object = isinstance(orjson.loads(response_dict["body"]), dict)
-    except ValueError:
-        is_object = False
-    if not is_object:
-        raise UnreadableResponseError("no JSON object")
-
-
-def _check_sum(headers: Mapping[str, str], body: bytes) -> None:
-    expected = headers.get("x-amz-crc32")
-    if expected is not None and expected != str(zlib.crc32(body)):
-        raise UnreadableResponseError("wrong checksum")
-
-
 @asynccontextmanager
 async def open_calls() -> AsyncIterator[DynamoDBCalls]:
     """Open the process's one client, configured by AWS's own variables and files.
@@ -286,7 +288,6 @@ async def open_calls() -> AsyncIterator[DynamoDBCalls]:
     config = AioConfig(
         connect_timeout=CONNECT_TIMEOUT_SECONDS,
         read_timeout=READ_TIMEOUT_SECONDS,
-        retries={"total_max_attempts": 1},
         max_pool_connections=POOL_CONNECTIONS,
     )
     async with AsyncExitStack() as stack:

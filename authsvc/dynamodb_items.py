@@ -1,5 +1,6 @@
 """Rows of the DynamoDB tables and the models they hold: strict on reading, for other programs write rows too."""
 
+import base64
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeAlias, TypeVar
@@ -40,7 +41,7 @@ def _attribute(value: object) -> dict[str, object]:
         case int():
             return {"N": str(value)}
         case bytes():
-            return {"B": value}
+            return {"B": base64.b64encode(value).decode()}
         case frozenset():
             return {"SS": sorted(value)}
     return {"S": value}
@@ -263,7 +264,7 @@ def _any_text(attribute: Mapping[str, Any]) -> str:
 
 
 def _bytes(attribute: Mapping[str, Any]) -> bytes:
-    return bytes(attribute["B"])
+    return base64.b64decode(attribute["B"], validate=True)
 
 
 def _flag(attribute: Mapping[str, Any]) -> bool:

@@ -1,6 +1,5 @@
 """The reads that decide validations and tries: rows by key, strongly, many in one request, and only what is needed."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,9 +44,8 @@ class KeyReads:
         body = orjson.dumps({"RequestItems": items, "ReturnConsumedCapacity": "TOTAL"})
         metrics.KEY_READS_BATCH_SIZE.observe(len(keys))
         with metrics.store_call("batch_get_item"):
-            content = await self._calls.send("BatchGetItem", body)
+            response = await self._calls.send("BatchGetItem", body)
         try:
-            response = _parsed(content)
             count_consumed(response, "read")
             return self._rows(response, keys)
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -62,11 +60,3 @@ class KeyReads:
         if not found.keys() | left_out <= set(keys):
             raise ValueError("somebody else's rows")
         return {key: found.get(key) for key in keys if key not in left_out}
-
-
-def _parsed(content: bytes) -> Any:  # noqa: ANN401 - JSON
-    """Return what a body says; one row with a lone surrogate, which orjson refuses, must not spoil all others."""
-    try:
-        return orjson.loads(content)
-    except ValueError:
-        return json.loads(content)

@@ -129,7 +129,7 @@ async def _create(call: DynamoDBCalls, table: _Table) -> list[str]:
     done = []
     there = await _describe(call, table)
     if there is None:
-        await _make(call("create_table", **table.definition), _describe(call, table))
+        await _make(call("CreateTable", **table.definition), _describe(call, table))
         await _wait_until_active(call, table)
         done.append(f"created table {table.name}")
         if await _enable_pitr(call, table):
@@ -157,7 +157,7 @@ async def _make(making: Awaitable[object], found: Coroutine[Any, Any, object]) -
 
 async def _create_index(call: DynamoDBCalls, table: _Table) -> None:
     making = call(
-        "update_table",
+        "UpdateTable",
         TableName=table.name,
         AttributeDefinitions=table.attributes,
         GlobalSecondaryIndexUpdates=[{"Create": table.index}],
@@ -199,7 +199,7 @@ def _is_active(there: Mapping[str, Any] | None) -> bool:
 
 async def _enable_ttl(call: DynamoDBCalls, table: _Table) -> None:
     making = call(
-        "update_time_to_live",
+        "UpdateTimeToLive",
         TableName=table.name,
         TimeToLiveSpecification={"Enabled": True, "AttributeName": TTL_ATTRIBUTE},
     )
@@ -212,7 +212,7 @@ async def _enable_pitr(call: DynamoDBCalls, table: _Table) -> bool:
     async def enable() -> bool:
         try:
             await call(
-                "update_continuous_backups",
+                "UpdateContinuousBackups",
                 TableName=table.name,
                 PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": True},
             )
@@ -234,7 +234,7 @@ async def _enable_pitr(call: DynamoDBCalls, table: _Table) -> bool:
 
 async def _describe(call: DynamoDBCalls, table: _Table) -> Mapping[str, Any] | None:
     try:
-        response = await call("describe_table", TableName=table.name)
+        response = await call("DescribeTable", TableName=table.name)
     except StoreUnavailableError as error:
         if error.cause == "ResourceNotFoundException":
             return None
@@ -264,7 +264,7 @@ def _index_problem(table: _Table, there: Mapping[str, Any]) -> str:
 
 
 async def _ttl_attribute(call: DynamoDBCalls, table: _Table) -> str | None:
-    response = await call("describe_time_to_live", TableName=table.name)
+    response = await call("DescribeTimeToLive", TableName=table.name)
     description = response["TimeToLiveDescription"]
     if description["TimeToLiveStatus"] not in ("ENABLED", "ENABLING"):
         return None
@@ -275,7 +275,7 @@ async def _ttl_attribute(call: DynamoDBCalls, table: _Table) -> str | None:
 async def _has_pitr(call: DynamoDBCalls, table: _Table) -> bool | None:
     """Tell whether point-in-time recovery is on; None where the engine has none."""
     try:
-        response = await call("describe_continuous_backups", TableName=table.name)
+        response = await call("DescribeContinuousBackups", TableName=table.name)
     except StoreSetupError:
         return None
     backups: Mapping[str, Mapping[str, str]] = response["ContinuousBackupsDescription"]

@@ -6,12 +6,10 @@ import socket
 import zlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiohttp import web
-from botocore.exceptions import ClientError, ParamValidationError
 
 from authsvc.dynamodb_calls import MAX_ATTEMPTS, ConditionFailedError, DynamoDBCalls, open_calls
 from authsvc.errors import ConfigError, NoAnswerError, StoreSetupError, StoreUnavailableError
@@ -19,82 +17,9 @@ from tests.engines import Engine
 from tests.support import use_engine
 
 
-class Client:
-    """A DynamoDB client whose operation fails in a given way."""
-
-    def __init__(self, error: Exception) -> None:
-        self.meta = SimpleNamespace(
-            endpoint_url="http://127.0.0.1", region_name="us-east-1", events=SimpleNamespace(register=lambda *_: None)
-        )
-        self.calls = 0
-        self._error = error
-
-    async def operation(self) -> None:
-        self.calls += 1
-        raise self._error
-
-
-def refusal(code: str, status: int = 400, reasons: list[str] | None = None) -> ClientError:
-    response: Any = {"Error": {"Code": code, "Message": ""}, "ResponseMetadata": {"HTTPStatusCode": status}}
-    if reasons is not None:
-        response["CancellationReasons"] = [{"Code": reason} for reason in reasons]
-    return ClientError(response, "operation")
-
-
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("authsvc.dynamodb_calls.BACKOFF_BASE_SECONDS", 0.0)
-
-
-@pytest.mark.parametrize(
-    ("error", "expected", "calls"),
-    [
-        (refusal("ConditionalCheckFailedException"), ConditionFailedError, 1),
-        (refusal("TransactionCanceledException", reasons=["None", "ConditionalCheckFailed"]), ConditionFailedError, 1),
-        (
-            refusal("TransactionCanceledException", reasons=["TransactionConflict", "ConditionalCheckFailed"]),
-            ConditionFailedError,
-            1,
-        ),
-        (
-            refusal("TransactionCanceledException", reasons=["None", "TransactionConflict"]),
-            StoreUnavailableError,
-            MAX_ATTEMPTS,
-        ),
-        (
-            refusal("TransactionCanceledException", reasons=["ThrottlingError", "ProvisionedThroughputExceeded"]),
-            StoreUnavailableError,
-            MAX_ATTEMPTS,
-        ),
-        (refusal("TransactionCanceledException", reasons=["ValidationError"]), StoreSetupError, 1),
-        (refusal("TransactionCanceledException", reasons=[]), StoreSetupError, 1),
-        (refusal("TransactionInProgressException"), StoreUnavailableError, MAX_ATTEMPTS),
-        (refusal("ThrottlingException"), StoreUnavailableError, MAX_ATTEMPTS),
-        (refusal("Whatever", status=500), StoreUnavailableError, MAX_ATTEMPTS),
-        (refusal("ResourceNotFoundException"), StoreUnavailableError, 1),
-        (refusal("AccessDeniedException"), StoreUnavailableError, 1),
-        (refusal("ValidationException"), StoreSetupError, 1),
-        (ConnectionResetError(), StoreUnavailableError, MAX_ATTEMPTS),
-        (ParamValidationError(report="a mistake of ours"), ParamValidationError, 1),
-    ],
-    ids=lambda value: str(value)[:60],
-)
-async def test_each_failure_is_tried_again_or_means_something(
-    error: Exception, expected: type[Exception], calls: int
-) -> None:
-    client = Client(error)
-    with pytest.raises(expected):
-        await DynamoDBCalls(client, None)("operation")
-    assert client.calls == calls
-
-
-async def test_a_refusal_does_not_tell_what_was_asked() -> None:
-    error = refusal("ValidationException")
-    error.response["Error"]["Message"] = "secret"
-    with pytest.raises(StoreSetupError) as caught:
-        await DynamoDBCalls(Client(error), None)("operation")
-    assert "secret" not in str(caught.value)
-    assert caught.value.__cause__ is None
 
 
 @pytest.fixture
@@ -118,7 +43,7 @@ async def test_without_credentials_the_store_is_unavailable(
     forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
     async with open_calls() as calls:
         with pytest.raises(StoreUnavailableError, match="no AWS credentials"):
-            await calls("list_tables")
+            await calls("ListTables")
 
 
 async def test_a_region_is_needed(forget: Callable[..., None]) -> None:
@@ -134,7 +59,7 @@ async def test_the_region_may_be_the_default_one(
     use_engine(moto, monkeypatch)
     forget("AWS_REGION")
     async with open_calls() as calls:
-        await calls("list_tables")
+        await calls("ListTables")
 
 
 class Answer:
@@ -170,7 +95,7 @@ async def calls(answer: Answer) -> AsyncIterator[DynamoDBCalls]:
 async def test_a_request_is_sent_as_it_is_and_signed(calls: DynamoDBCalls, answer: Answer) -> None:
     answer.body = b'{"Item":{}}'
     answer.headers["x-amz-crc32"] = str(zlib.crc32(answer.body))
-    assert await calls.send("GetItem", b'{"TableName":"users"}') == answer.body
+    assert await calls.send("GetItem", b'{"TableName":"users"}') == {"Item": {}}
     ((headers, body),) = answer.asked
     assert body == b'{"TableName":"users"}'
     assert headers["X-Amz-Target"] == "DynamoDB_20120810.GetItem"
@@ -179,8 +104,15 @@ async def test_a_request_is_sent_as_it_is_and_signed(calls: DynamoDBCalls, answe
     assert "x-amz-target" in headers["Authorization"]
 
 
-def refused(code: str) -> bytes:
-    return json.dumps({"__type": f"com.amazonaws.dynamodb.v20120810#{code}", "message": "secret"}).encode()
+def refused(code: str, *reasons: str) -> bytes:
+    answer: dict[str, Any] = {"__type": f"com.amazonaws.dynamodb.v20120810#{code}", "message": "secret"}
+    if code == "TransactionCanceledException":
+        answer["CancellationReasons"] = [{"Code": reason} for reason in reasons]
+    return json.dumps(answer).encode()
+
+
+def cancelled(*reasons: str) -> bytes:
+    return refused("TransactionCanceledException", *reasons)
 
 
 @pytest.mark.parametrize(
@@ -189,28 +121,58 @@ def refused(code: str) -> bytes:
         (400, refused("ProvisionedThroughputExceededException"), NoAnswerError),
         (400, refused("ThrottlingException"), NoAnswerError),
         (400, refused("ExpiredTokenException"), NoAnswerError),
+        (400, refused("TransactionInProgressException"), NoAnswerError),
         (500, refused("InternalServerError"), NoAnswerError),
+        (500, refused("Whatever"), NoAnswerError),
         (503, b"<html>secret</html>", NoAnswerError),
         (500, b"[]", NoAnswerError),
         (500, b'{"message":"secret"}', NoAnswerError),
+        (403, b"<html>secret</html>", NoAnswerError),
+        (400, b"[]", NoAnswerError),
+        (200, b"", NoAnswerError),
+        (200, b"[]", NoAnswerError),
+        (200, b"null", NoAnswerError),
+        (200, b"<html>secret</html>", NoAnswerError),
+        (200, b'{"Item":{"user_id"', NoAnswerError),
         (400, refused("ResourceNotFoundException"), StoreUnavailableError),
         (400, refused("UnrecognizedClientException"), StoreUnavailableError),
+        (400, refused("AccessDeniedException"), StoreUnavailableError),
         (400, refused("ValidationException"), StoreSetupError),
-        (403, b"<html>secret</html>", StoreSetupError),
+        (400, b'{"message":"secret"}', StoreSetupError),
+        (400, refused("ConditionalCheckFailedException"), ConditionFailedError),
+        (400, cancelled("None", "ConditionalCheckFailed"), ConditionFailedError),
+        (400, cancelled("TransactionConflict", "ConditionalCheckFailed"), ConditionFailedError),
+        (400, cancelled("None", "TransactionConflict"), NoAnswerError),
+        (400, cancelled("ThrottlingError", "ProvisionedThroughputExceeded"), NoAnswerError),
+        (400, cancelled("ValidationError"), StoreSetupError),
+        (400, cancelled(), StoreSetupError),
     ],
     ids=repr,
 )
-async def test_a_refusal_means_what_it_means_elsewhere(
+async def test_each_failure_is_tried_again_or_means_something(
     calls: DynamoDBCalls, answer: Answer, status: int, body: bytes, expected: type[Exception]
 ) -> None:
-    """And it is one attempt, whatever comes of it."""
+    """And tells nobody what was asked."""
     answer.status, answer.body = status, body
-    with pytest.raises(expected) as caught:
-        await calls.send("BatchGetItem", b"{}")
-    assert type(caught.value) is expected
-    assert "secret" not in str(caught.value)
-    assert caught.value.__cause__ is None
+    with pytest.raises(expected) as one_attempt:
+        await calls.send("TransactWriteItems", b"{}")
+    assert type(one_attempt.value) is expected
     assert len(answer.asked) == 1
+    with pytest.raises(StoreUnavailableError if expected is NoAnswerError else expected) as many:
+        await calls("TransactWriteItems")
+    assert len(answer.asked) - 1 == (MAX_ATTEMPTS if expected is NoAnswerError else 1)
+    for caught in (one_attempt, many):
+        assert "secret" not in str(caught.value)
+        assert caught.value.__cause__ is None
+
+
+async def test_a_call_takes_and_gives_what_dynamodb_has(calls: DynamoDBCalls, answer: Answer) -> None:
+    answer.body = b'{"Item":{"email":{"S":"\\ud800"}},"ConsumedCapacity":{"TableName":"users","CapacityUnits":1.0}}'
+    response = await calls("GetItem", TableName="users", Key={"user_id": {"S": "\ud800"}})
+    assert response["Item"] == {"email": {"S": "\ud800"}}
+    ((_, body),) = answer.asked
+    asked = {"TableName": "users", "Key": {"user_id": {"S": "\ud800"}}, "ReturnConsumedCapacity": "TOTAL"}
+    assert json.loads(body) == asked
 
 
 async def test_a_body_that_does_not_match_its_checksum_is_no_answer(calls: DynamoDBCalls, answer: Answer) -> None:

@@ -1,4 +1,4 @@
-"""The raw body of a BatchGetItem: what it says, and that less than a whole one says nothing."""
+"""The answer of a BatchGetItem: what it says, and that less than a whole one says nothing."""
 
 import json
 from typing import Any
@@ -12,47 +12,41 @@ ALICE = {"user_id": {"S": "alice"}, "role": {"S": "user"}}
 
 
 class Calls:
-    """Answers with given bytes, and keeps what it was asked."""
+    """Gives one answer, and keeps what it was asked."""
 
-    def __init__(self, content: bytes) -> None:
-        self.content = content
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
         self.asked: list[tuple[str, Any]] = []
 
-    async def send(self, operation: str, body: bytes) -> bytes:
+    async def send(self, operation: str, body: bytes) -> Any:
         self.asked.append((operation, json.loads(body)))
-        return self.content
+        return self.answer
 
 
 def reads(calls: Calls) -> KeyReads:
     return KeyReads(calls, "users", "user_id", STANDING_ATTRIBUTES)  # type: ignore[arg-type]  # the one method that is needed
 
 
-def content(rows: object, *left_out: str) -> bytes:
+def answer(rows: object, *left_out: str) -> dict[str, Any]:
     unprocessed = {"users": {"Keys": [{"user_id": {"S": user_id}} for user_id in left_out]}} if left_out else {}
-    return json.dumps({"Responses": {"users": rows}, "UnprocessedKeys": unprocessed}).encode()
+    return {"Responses": {"users": rows}, "UnprocessedKeys": unprocessed}
 
 
 async def test_rows_are_told_by_key_and_who_is_not_there() -> None:
-    assert await reads(Calls(content([ALICE])))(["nobody", "alice"]) == {"nobody": None, "alice": ALICE}
+    assert await reads(Calls(answer([ALICE])))(["nobody", "alice"]) == {"nobody": None, "alice": ALICE}
 
 
 async def test_what_was_left_out_is_missing() -> None:
-    assert await reads(Calls(content([ALICE], "bob")))(["alice", "bob", "carol"]) == {"alice": ALICE, "carol": None}
-
-
-async def test_a_row_with_a_lone_surrogate_spoils_no_other() -> None:
-    broken = {"user_id": {"S": "bob"}, "role": {"S": "\ud800"}}
-    rows = await reads(Calls(content([ALICE, broken])))(["alice", "bob"])
-    assert rows == {"alice": ALICE, "bob": broken}
+    assert await reads(Calls(answer([ALICE], "bob")))(["alice", "bob", "carol"]) == {"alice": ALICE, "carol": None}
 
 
 async def test_an_answer_may_be_silent_about_capacity() -> None:
     told = {"Responses": {"users": [ALICE]}, "UnprocessedKeys": {}, "ConsumedCapacity": [{}]}
-    assert await reads(Calls(json.dumps(told).encode()))(["alice"]) == {"alice": ALICE}
+    assert await reads(Calls(told))(["alice"]) == {"alice": ALICE}
 
 
 async def test_the_read_is_strong_and_of_what_a_validation_needs() -> None:
-    calls = Calls(content([]))
+    calls = Calls(answer([]))
     await reads(calls)(["alice", 'b"ob'])
     ((operation, request),) = calls.asked
     assert operation == "BatchGetItem"
@@ -68,26 +62,21 @@ async def test_the_read_is_strong_and_of_what_a_validation_needs() -> None:
 @pytest.mark.parametrize(
     "unreadable",
     [
-        b"",
-        b"[]",
-        b"null",
-        b"{}",
-        b"<html>",
-        content([ALICE])[:-5],
-        b'{"Responses":{"users":[]}}',
-        b'{"Responses":{},"UnprocessedKeys":{}}',
-        b'{"Responses":{"users":null},"UnprocessedKeys":{}}',
-        b'{"Responses":{"users":[]},"UnprocessedKeys":[]}',
-        content("alice"),
-        content(["alice"]),
-        content([{"role": {"S": "user"}}]),
-        content([{"user_id": "alice"}]),
-        content([{"user_id": {"S": []}}]),
-        content([{"user_id": {"S": "mallory"}}]),
-        content([], "mallory"),
+        {},
+        {"Responses": {"users": []}},
+        {"Responses": {}, "UnprocessedKeys": {}},
+        {"Responses": {"users": None}, "UnprocessedKeys": {}},
+        {"Responses": {"users": []}, "UnprocessedKeys": []},
+        answer("alice"),
+        answer(["alice"]),
+        answer([{"role": {"S": "user"}}]),
+        answer([{"user_id": "alice"}]),
+        answer([{"user_id": {"S": []}}]),
+        answer([{"user_id": {"S": "mallory"}}]),
+        answer([], "mallory"),
     ],
-    ids=lambda body: body.decode()[:50],
+    ids=repr,
 )
-async def test_less_than_a_whole_answer_is_none(unreadable: bytes) -> None:
+async def test_less_than_a_whole_answer_is_none(unreadable: Any) -> None:
     with pytest.raises(NoAnswerError, match="unreadable"):
         await reads(Calls(unreadable))(["alice"])
