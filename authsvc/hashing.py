@@ -95,8 +95,7 @@ class Hashing:
         self._lock = threading.Lock()
         self._first, self._last = _Line(), _Line()
         # A starved thread takes longer than its work; that must not keep the next job out once nobody is ahead.
-        self._seconds_per_job = 0.0
-        self._cpu_seconds_per_job = 0.0
+        self._seconds_per_job = self._cpu_seconds_per_job = _estimated_seconds(cost)
 
     def close(self) -> None:
         """Drop what waits, finish what runs."""
@@ -244,9 +243,17 @@ class Hashing:
             self._cpu_seconds_per_job = _smoothed(self._cpu_seconds_per_job, time.thread_time() - cpu_begin)
 
 
+def _estimated_seconds(cost: int) -> float:
+    """Return about how long a hash takes, from one that is a sixteenth of it, before there was any."""
+    probe_cost = max(cost - 4, passwords.MIN_COST)
+    begin = time.thread_time()
+    passwords.spend(probe_cost)
+    return (time.thread_time() - begin) * (1 << (cost - probe_cost))
+
+
 def _smoothed(average: float, value: float) -> float:
-    """Return an average that follows the values, or the first one."""
-    return average + _SMOOTHING * (value - average) if average else value
+    """Return an average that follows the values."""
+    return average + _SMOOTHING * (value - average)
 
 
 def _lower_priority() -> None:

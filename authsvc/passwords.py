@@ -20,6 +20,8 @@ from authsvc.errors import PasswordRejectedError
 
 MAX_LENGTH = 256
 """Longest password, in code points; at most PASSWORD_MAX_BYTES in UTF-8."""
+MIN_COST = 4
+"""bcrypt's own; no setting goes below 10."""
 MAX_STORED_COST = 16
 """Highest cost of a stored hash that is computed; cost 31 would take days."""
 BCRYPT_MAX_BYTES = 72
@@ -119,12 +121,12 @@ def verify_password(password: str, stored: str | None, cost: int) -> bool:
     secret = password.encode()
     found = None if stored is None else stored_cost(stored)
     if stored is None or found is None:
-        _spend(cost)
+        spend(cost)
         return False
     if _is_right(secret, stored, found):
         return True
     for dummy_cost in range(found, cost):
-        _spend(dummy_cost)
+        spend(dummy_cost)
     return False
 
 
@@ -134,12 +136,12 @@ def _is_right(secret: bytes, stored: str, cost: int) -> bool:
         secret = _digest(secret, match["salt"])
         stored = f"$2b${cost:02}${match['salt']}{match['sum']}"
     elif not _fits_bcrypt(secret):
-        _spend(cost)
+        spend(cost)
         return False
     return bcrypt.checkpw(secret, stored.encode())
 
 
-def _spend(cost: int) -> None:
+def spend(cost: int) -> None:
     """Take as long as a hash of that cost takes."""
     bcrypt.hashpw(b"", bcrypt.gensalt(cost))
 

@@ -3,6 +3,7 @@ import errno
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -217,7 +218,23 @@ def slow_clock(monkeypatch: pytest.MonkeyPatch) -> SlowClock:
     return clock
 
 
-async def test_what_would_end_too_late_is_refused_at_once(hasher: Hashing, gate: Gate, slow_clock: SlowClock) -> None:
+async def test_how_long_a_hash_takes_is_known_before_the_first(slow_clock: SlowClock, hasher: Hashing) -> None:
+    with deadline.within(0.5), pytest.raises(OverloadedError):
+        await hasher.hash("would end after a second")
+
+
+async def test_the_first_estimate_is_about_what_a_hash_takes() -> None:
+    with closing(Hashing(TEST_COST + 4)) as hasher, hasher.place() as place:
+        begin = time.thread_time()
+        passwords.spend(TEST_COST + 4)
+        seconds = time.thread_time() - begin
+        with deadline.within(seconds / 10), pytest.raises(OverloadedError):
+            hasher.check_room()
+        with deadline.within(seconds * 10 + 1):
+            assert not await hasher.verify("wrong", None, place)
+
+
+async def test_what_would_end_too_late_is_refused_at_once(slow_clock: SlowClock, hasher: Hashing, gate: Gate) -> None:
     gate.opened.set()
     await hasher.hash("measured")
     gate.opened.clear()
@@ -234,7 +251,7 @@ async def test_what_would_end_too_late_is_refused_at_once(hasher: Hashing, gate:
 
 
 async def test_the_strangers_that_others_overtake_do_not_delay_them(
-    hasher: Hashing, gate: Gate, slow_clock: SlowClock
+    slow_clock: SlowClock, hasher: Hashing, gate: Gate
 ) -> None:
     gate.opened.set()
     await hasher.hash("measured")
@@ -250,7 +267,7 @@ async def test_the_strangers_that_others_overtake_do_not_delay_them(
     await asyncio.gather(*tasks)
 
 
-async def test_the_estimate_follows_what_hashes_take(hasher: Hashing, gate: Gate, slow_clock: SlowClock) -> None:
+async def test_the_estimate_follows_what_hashes_take(slow_clock: SlowClock, hasher: Hashing, gate: Gate) -> None:
     gate.opened.set()
     await hasher.hash("slow")
     slow_clock.seconds = slow_clock.cpu_seconds = 0.001
@@ -262,7 +279,7 @@ async def test_the_estimate_follows_what_hashes_take(hasher: Hashing, gate: Gate
 
 
 async def test_a_starved_thread_goes_on_once_nobody_is_ahead(
-    hasher: Hashing, gate: Gate, slow_clock: SlowClock
+    slow_clock: SlowClock, hasher: Hashing, gate: Gate
 ) -> None:
     """Or an estimate beyond every deadline would let nobody in to correct it."""
     gate.opened.set()
@@ -354,15 +371,12 @@ async def test_a_turn_that_does_not_come_in_time_is_overload(hasher: Hashing, ga
 
 
 async def test_a_turn_that_comes_too_late_for_a_hash_is_overload(
-    hasher: Hashing, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    slow_clock: SlowClock, hasher: Hashing, gate: Gate
 ) -> None:
     """Whoever begins all the same asks the store in vain, and blames it."""
     gate.opened.set()
-    with monkeypatch.context() as slow:
-        slow.setattr(hashing, "time", SlowClock(seconds=0.0, cpu_seconds=0.25))
-        await hasher.hash("measured")
     begun: list[str] = []
-    with hasher.place() as place, deadline.within(0.2), pytest.raises(OverloadedError):
+    with hasher.place() as place, deadline.within(0.5), pytest.raises(OverloadedError):
         async with hasher.turn(place):
             begun.append("too late")
     assert not begun
