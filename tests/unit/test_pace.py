@@ -1,6 +1,7 @@
 import asyncio
 import heapq
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from statistics import median
@@ -112,11 +113,12 @@ async def test_most_of_40_without_a_pause_wait_less_than_50_milliseconds(crowd: 
     await clock.go_on(5.0)
     for task in tasks:
         task.cancel()
-    assert len(crowd.waits) == pytest.approx(5.0 / GAP_SECONDS, abs=2)
-    assert median(crowd.waits) < 0.05
+    assert median(crowd.waits) < 0.04  # which leaves some for the call itself
+    # But for those few whose patience ends.
+    assert 5.0 / GAP_SECONDS <= len(crowd.waits) < 1.3 * 5.0 / GAP_SECONDS
 
 
-async def test_who_is_next_is_drawn_by_lot(pace: Pace, clock: Clock) -> None:
+async def test_who_comes_later_is_mostly_next_but_not_always(pace: Pace, clock: Clock) -> None:
     order: list[int] = []
 
     async def come(number: int) -> None:
@@ -127,15 +129,25 @@ async def test_who_is_next_is_drawn_by_lot(pace: Pace, clock: Clock) -> None:
     await clock.go_on(1.0)
     await asyncio.gather(*tasks)
     assert sorted(order) == list(range(40))
-    assert order not in (list(range(40)), [0, *range(39, 0, -1)])
+    assert order != [0, *range(39, 0, -1)]
+    assert median(order[1:11]) > median(order[30:])
 
 
 async def test_nobody_waits_for_longer_than_a_second(crowd: Crowd, clock: Clock) -> None:
     number = 2 * int(MAX_WAIT_SECONDS / GAP_SECONDS)
     crowd.gather(number)
-    await clock.go_on(2.0)
+    await clock.go_on(MAX_WAIT_SECONDS)
     assert len(crowd.waits) == number
-    assert max(crowd.waits) == pytest.approx(MAX_WAIT_SECONDS)
+    assert max(crowd.waits) <= MAX_WAIT_SECONDS
+
+
+async def test_who_came_together_do_not_give_up_together(crowd: Crowd, clock: Clock) -> None:
+    """Or a crowd would come back as one, and keep the loop from others at each of its returns."""
+    crowd.gather(1000)
+    await clock.go_on(2.0)
+    given_up = Counter(round(wait / MAX_WAIT_SECONDS, 1) for wait in crowd.waits)
+    assert given_up.keys() >= {0.6, 0.7, 0.8, 0.9}
+    assert max(given_up.values()) < 300
 
 
 async def test_nobody_waits_beyond_their_deadline(crowd: Crowd, clock: Clock) -> None:
@@ -163,6 +175,8 @@ async def test_all_may_go_away(crowd: Crowd, clock: Clock) -> None:
     for task in crowd.gather(3)[1:]:
         await settled()
         task.cancel()
+    await settled()
+    crowd.gather(2)  # before the time of those who are gone
     await clock.go_on(1.0)
     await crowd.come()
-    assert crowd.waits == [0.0, 0.0]
+    assert crowd.waits == pytest.approx([0.0, GAP_SECONDS, 2 * GAP_SECONDS, 0.0])
