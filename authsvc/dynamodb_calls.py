@@ -223,6 +223,9 @@ def _parsed(headers: Mapping[str, str], content: bytes) -> dict[str, Any]:
         answer = None
     if not isinstance(answer, dict):
         raise UnreadableResponseError("no JSON object")
+    items = [answer["Item"]] if "Item" in answer else answer.get("Items", ())
+    if not all(isinstance(part, dict) for item in items for part in (item, *item.values())):
+        raise UnreadableResponseError("an item is no map of maps")
     return answer
 
 

@@ -60,7 +60,11 @@ async def test_no_metadata_stands_for_a_token(client: Client, metadata: tuple[st
 
 # No other module may import them, and these only what is named.
 NOT_FOR_SECRETS = {
-    "random": {"attempts": {"SystemRandom"}, "dynamodb_calls": {"SystemRandom"}},  # how long to pause, and to remember
+    "random": {  # how long to pause, to remember and to wait, and who is next
+        "attempts": {"SystemRandom"},
+        "dynamodb_calls": {"SystemRandom"},
+        "pace": {"SystemRandom"},
+    },
     "uuid": {"dynamodb_calls": {"uuid4"}},  # makes a transaction's tries one
 }
 

@@ -19,16 +19,16 @@ class SlowDynamoDB:
 
     async def __call__(self, operation: str, *, TableName: str, **_: Any) -> Any:  # noqa: N803 - as AWS has it
         match operation:
-            case "create_table":
+            case "CreateTable":
                 self._left[TableName] = self._questions
-            case "describe_table" if TableName not in self._left:
+            case "DescribeTable" if TableName not in self._left:
                 raise StoreUnavailableError("ResourceNotFoundException")
-            case "describe_table":
+            case "DescribeTable":
                 self._left[TableName] -= 1
                 if self._left[TableName] == self._questions - 1:
                     raise StoreUnavailableError("ResourceNotFoundException")
                 return {"Table": {"TableStatus": "CREATING" if self._left[TableName] > 0 else "ACTIVE"}}
-            case "describe_time_to_live":
+            case "DescribeTimeToLive":
                 return {"TimeToLiveDescription": {"TimeToLiveStatus": "DISABLED"}}
         return {}
 
@@ -58,7 +58,7 @@ class RefusingDynamoDB(SlowDynamoDB):
         return await super().__call__(operation, **request)
 
 
-@pytest.mark.parametrize("operation", ["create_table", "update_time_to_live"])
+@pytest.mark.parametrize("operation", ["CreateTable", "UpdateTimeToLive"])
 async def test_what_cannot_be_made_is_told(operation: str) -> None:
     with pytest.raises(StoreSetupError, match=operation):
         await create_tables(cast("DynamoDBCalls", RefusingDynamoDB(operation)), Tables("auth-"))
@@ -72,12 +72,12 @@ async def test_waiting_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_point_in_time_recovery_that_does_not_come_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dynamodb_tables, "_ACTIVE_WAIT_SECONDS", 0.5)
-    unready = RefusingDynamoDB("update_continuous_backups", StoreUnavailableError(BACKUPS_NOT_READY))
+    unready = RefusingDynamoDB("UpdateContinuousBackups", StoreUnavailableError(BACKUPS_NOT_READY))
     with pytest.raises(StoreSetupError, match="auth-users has no point-in-time recovery yet: authsvc tables check"):
         await create_tables(cast("DynamoDBCalls", unready), Tables("auth-"))
 
 
 async def test_an_outage_is_not_waited_for() -> None:
-    down = RefusingDynamoDB("update_continuous_backups", StoreUnavailableError("no answer in time"))
+    down = RefusingDynamoDB("UpdateContinuousBackups", StoreUnavailableError("no answer in time"))
     with pytest.raises(StoreUnavailableError):
         await create_tables(cast("DynamoDBCalls", down), Tables("auth-"))
