@@ -32,12 +32,16 @@ class Clock:
         end = self.now + seconds
         await settled()
         while self._due and self._due[0][0] <= end:
-            when, _, handle, callback, args = heapq.heappop(self._due)
-            self.now = max(self.now, when)
-            if not handle.cancelled():
-                callback(*args)
+            self.strike()
             await settled()
         self.now = end
+
+    def strike(self) -> None:
+        """Do what is due next, before any task goes on."""
+        when, _, handle, callback, args = heapq.heappop(self._due)
+        self.now = max(self.now, when)
+        if not handle.cancelled():
+            callback(*args)
 
 
 async def settled() -> None:
@@ -169,6 +173,16 @@ async def test_who_goes_away_takes_nobodys_turn(crowd: Crowd, clock: Clock) -> N
     assert crowd.waits == pytest.approx([number * GAP_SECONDS for number in range(5)])
     await crowd.come()
     assert crowd.waits[-1] == 0
+
+
+async def test_a_turn_goes_to_somebody_who_is_still_there(crowd: Crowd, clock: Clock) -> None:
+    tasks = crowd.gather(40)
+    await settled()
+    for task in tasks[2:]:
+        task.cancel()
+    clock.strike()
+    await settled()
+    assert crowd.waits == pytest.approx([0.0, GAP_SECONDS])
 
 
 async def test_all_may_go_away(crowd: Crowd, clock: Clock) -> None:
