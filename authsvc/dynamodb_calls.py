@@ -71,6 +71,9 @@ _METERED = {
     "UpdateItem": "write",
 }
 """Operations that consume capacity, and of which kind."""
+_ITEMS = ("Item", "Items")
+_MAPS = (*_ITEMS, "CancellationReasons", "ConsumedCapacity")
+"""Members of answers that are maps, or lists of them."""
 _jitter = random.SystemRandom()
 
 
@@ -130,6 +133,7 @@ class DynamoDBCalls:
         if kind is not None:
             request["ReturnConsumedCapacity"] = "TOTAL"
         with metrics.store_call(xform_name(operation)):
+            # Not orjson: what other programs wrote may hold lone surrogates.
             response = await self._attempts(operation, json.dumps(request).encode())
         if kind is not None:
             count_consumed(response, kind)
@@ -207,7 +211,7 @@ def _answer(operation: str, response: AWSResponse, content: bytes) -> dict[str, 
         answer = {}  # a server in trouble, or a proxy before it
     if status == HTTPStatus.OK:
         return answer
-    error = {"Code": str(answer.get("__type", "no code")).rpartition("#")[2]}
+    error = {"Code": str(answer.get("__type", status)).rpartition("#")[2]}
     parsed: Any = {**answer, "Error": error, "ResponseMetadata": {"HTTPStatusCode": status}}
     raise ClientError(parsed, operation)
 
@@ -223,9 +227,13 @@ def _parsed(headers: Mapping[str, str], content: bytes) -> dict[str, Any]:
         answer = None
     if not isinstance(answer, dict):
         raise UnreadableResponseError("no JSON object")
-    items = [answer["Item"]] if "Item" in answer else answer.get("Items", ())
-    if not all(isinstance(part, dict) for item in items for part in (item, *item.values())):
-        raise UnreadableResponseError("an item is no map of maps")
+    for name in _MAPS:
+        members = answer.get(name, [])
+        for member in members if isinstance(members, list) else [members]:
+            if not isinstance(member, dict):
+                raise UnreadableResponseError(f"{name} without a map")
+            if name in _ITEMS and not all(isinstance(attribute, dict) for attribute in member.values()):
+                raise UnreadableResponseError("an attribute is no map")
     return answer
 
 
@@ -241,7 +249,7 @@ def count_consumed(response: Mapping[str, Any], kind: str) -> None:
     """Count the capacity of which a response tells, if it does, `kind` being read or write."""
     consumed = response.get("ConsumedCapacity", [])
     for each in consumed if isinstance(consumed, list) else [consumed]:
-        metrics.CONSUMED_UNITS.labels(each.get("TableName", ""), kind).inc(each.get("CapacityUnits", 0.0))
+        metrics.CONSUMED_UNITS.labels(each.get("TableName", ""), kind).inc(each.get("CapacityUnits") or 0.0)
 
 
 def _cause_to_retry(error: Exception) -> str:

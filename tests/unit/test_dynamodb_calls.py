@@ -95,6 +95,7 @@ async def calls(answer: Answer) -> AsyncIterator[DynamoDBCalls]:
 async def test_a_request_is_sent_as_it_is_and_signed(calls: DynamoDBCalls, answer: Answer) -> None:
     answer.body = b'{"Item":{}}'
     answer.headers["x-amz-crc32"] = str(zlib.crc32(answer.body))
+    answer.headers["Date"] = "Wed, 25 Nov 2026 00:00:00 GMT"
     assert await calls.send("GetItem", b'{"TableName":"users"}') == {"Item": {}}
     ((headers, body),) = answer.asked
     assert body == b'{"TableName":"users"}'
@@ -102,6 +103,7 @@ async def test_a_request_is_sent_as_it_is_and_signed(calls: DynamoDBCalls, answe
     assert headers["Content-Type"] == "application/x-amz-json-1.0"
     assert headers["Authorization"].startswith("AWS4-HMAC-SHA256 Credential=")
     assert "x-amz-target" in headers["Authorization"]
+    assert calls.last_date == answer.headers["Date"]
 
 
 def refused(code: str, *reasons: str) -> bytes:
@@ -138,6 +140,9 @@ def cancelled(*reasons: str) -> bytes:
         (200, b'{"Item":{"user_id":"secret"}}', NoAnswerError),
         (200, b'{"Items":["secret"]}', NoAnswerError),
         (200, b'{"Items":5}', NoAnswerError),
+        (200, b'{"ConsumedCapacity":null}', NoAnswerError),
+        (200, b'{"ConsumedCapacity":["secret"]}', NoAnswerError),
+        (400, b'{"__type":"TransactionCanceledException","CancellationReasons":null}', NoAnswerError),
         (400, refused("ResourceNotFoundException"), StoreUnavailableError),
         (400, refused("UnrecognizedClientException"), StoreUnavailableError),
         (400, refused("AccessDeniedException"), StoreUnavailableError),

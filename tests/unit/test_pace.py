@@ -118,7 +118,7 @@ async def test_most_of_40_without_a_pause_wait_less_than_50_milliseconds(crowd: 
     for task in tasks:
         task.cancel()
     assert median(crowd.waits) < 0.04  # which leaves some for the call itself
-    # But for those few whose patience ends.
+    # Besides, there are those whose patience ends.
     assert 5.0 / GAP_SECONDS <= len(crowd.waits) < 1.3 * 5.0 / GAP_SECONDS
 
 
