@@ -8,19 +8,17 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from authsvc.keys import read_key_ring
 from authsvc.memory import MAX_USERS
-from authsvc.models import utc_now
-from authsvc.tokens import CACHE_SIZE, AccessTokens
+from authsvc.tokens import CACHE_SIZE
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
+from bench.deployment import AUDIENCE, ISSUER, write_tokens
 from tests.e2e.process import Process, environment, invoke, started
 from tests.soak.conftest import SCALE
 from tests.support import PASSWORD, WITNESS, failure_of
@@ -34,8 +32,6 @@ ALLOWED_GROWTH = 0.05
 """Of memory and files, from the end of the warm-up to the end, along the line that fits best."""
 ALLOWED_SLOWDOWN = 0.5
 """The same of latency, which the machine's other work moves as well."""
-ISSUER = "https://auth.example.com"
-AUDIENCE = "backends"
 BATCH = 100
 EMAIL = "alice@example.com"
 BAD_SIGNS = ("Task exception was never retrieved", "internal_error", "Traceback")
@@ -88,23 +84,18 @@ def process(tmp_path: Path, signing_keys: Path) -> Iterator[Process]:
         yield process
 
 
-async def fill_caches(stub: Any, keys: Path) -> None:
-    """Show as many tokens, of as many users, as a process remembers, so that memory grows no more by those."""
-    now = utc_now()
-    tokens = AccessTokens(read_key_ring(keys, now), ISSUER, AUDIENCE, timedelta(hours=1))
-    requests = [
-        auth_pb2.ValidateTokenRequest(
-            token=tokens.issue(
-                user_id=f"nobody{number:016}",
-                session_id=f"none{number:018}",
-                token_generation=0,
-                client_id="soak",
-                now=now,
-                not_after=now + timedelta(hours=1),
-            ).text
-        )
-        for number in range(max(CACHE_SIZE, MAX_USERS))
-    ]
+@pytest.fixture
+def tokens(tmp_path: Path, signing_keys: Path) -> list[str]:
+    """Return as many tokens, of as many users, as a process remembers."""
+    path = tmp_path / "tokens"
+    number = max(CACHE_SIZE, MAX_USERS)
+    write_tokens(path, signing_keys, users=number, tokens=number)
+    return path.read_text().split()
+
+
+async def fill_caches(stub: Any, tokens: Sequence[str]) -> None:
+    """Show the process the tokens, so that memory grows no more by what it remembers."""
+    requests = [auth_pb2.ValidateTokenRequest(token=token) for token in tokens]
     for start in range(0, len(requests), BATCH):
         batch = auth_pb2.BatchValidateTokensRequest(requests=requests[start : start + BATCH])
         answer = await stub.BatchValidateTokens(batch)
@@ -126,7 +117,7 @@ async def repeated(number: int, act: Callable[[], Awaitable[None]]) -> AsyncIter
             task.cancel()
 
 
-async def test_half_an_hour_of_load(process: Process, signing_keys: Path, report: Callable[[str], None]) -> None:
+async def test_half_an_hour_of_load(process: Process, tokens: Sequence[str], report: Callable[[str], None]) -> None:
     match = process.wait_for(lambda: re.search(r'"address": "([^"]+)"', process.log), "listened")
     assert match
     seen = Observed()
@@ -141,7 +132,7 @@ async def test_half_an_hour_of_load(process: Process, signing_keys: Path, report
 
     async with grpc.aio.insecure_channel(match[1]) as channel:
         stub: Any = auth_grpc.AuthServiceStub(channel)
-        await fill_caches(stub, signing_keys)
+        await fill_caches(stub, tokens)
         log_in = auth_pb2.AuthenticateRequest(email=EMAIL, password=PASSWORD, client_address="192.0.2.7")
         guess = auth_pb2.AuthenticateRequest(email=EMAIL, password="wrong password", client_address="198.51.100.7")
         validation = auth_pb2.ValidateTokenRequest(token=(await stub.Authenticate(log_in)).tokens.access_token)
