@@ -40,7 +40,7 @@ def test_every_random_part_has_128_bits_at_least() -> None:
 
 def test_no_part_occurs_twice() -> None:
     """ASVS-7.2.3."""
-    tokens = [new_refresh_token("u") for _ in range(1_000_000)]
+    tokens = [new_refresh_token("u") for _ in range(100_000)]
     for part in ("session_id", "session_part", "rotating_part"):
         assert len({getattr(token, part) for token in tokens}) == len(tokens)
 
