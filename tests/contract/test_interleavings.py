@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from authsvc import coalesce
 from authsvc.dynamodb import DynamoDBStore, open_dynamodb_store
 from authsvc.dynamodb_calls import ConditionFailedError, DynamoDBCalls, open_calls
 from authsvc.dynamodb_tables import Tables as TableNames
@@ -158,6 +159,7 @@ async def on_stage(
     engine: Engine, prefix: str, signing_keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Scene]:
     use_engine(engine, monkeypatch)
+    monkeypatch.setattr(coalesce, "MAX_READ_SECONDS", 60.0)  # what happens meanwhile takes its time
     hashing, stronger = Hashing(TEST_COST), Hashing(TEST_COST + 1)
     clock = FakeClock()
     async with open_dynamodb_store(prefix) as store, open_calls() as calls:
