@@ -24,6 +24,8 @@ CLOSE_SECONDS = 1.0
 # Close with RST instead of FIN: linger on, for zero seconds.
 RST_ON_CLOSE = struct.pack("ii", 1, 0)
 T = TypeVar("T")
+WRITES = frozenset({"PutItem", "UpdateItem", "DeleteItem", "TransactWriteItems"})
+"""The operations that the service writes by."""
 HOP_BY_HOP = frozenset({"connection", "content-length", "keep-alive", "transfer-encoding"})
 
 

@@ -13,12 +13,11 @@ from authsvc.store import Store
 from tests.contract.use_cases import UseCases, key_ring
 from tests.dynamodb import Tables, tables_of
 from tests.engines import CONCURRENT_ENGINES, ENGINES, Engine
-from tests.faults import Conflict, FaultyProxy, Reset, Throttle
+from tests.faults import WRITES, Conflict, FaultyProxy, Reset, Throttle
 from tests.support import TEST_COST, FakeClock, use_engine
 
 FAILING = "failing"
 """Dynoxide, whose answers get lost, whose transactions conflict, and which throttles."""
-WRITES = {"PutItem", "UpdateItem", "DeleteItem", "TransactWriteItems"}
 FAULTS = ((Reset(applied=True), WRITES), (Conflict(), {"TransactWriteItems"}), (Throttle(), None))
 
 

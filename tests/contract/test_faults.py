@@ -25,10 +25,21 @@ from tests.contract.test_store import DIGEST, NOW, SECOND, new_session, new_user
 from tests.contract.use_cases import EMAIL, HASH, NEW_PASSWORD, UseCases, key_ring
 from tests.dynamodb import Tables, tables_of
 from tests.engines import Engine
-from tests.faults import Conflict, Exchange, Fault, FaultyProxy, Hang, Injection, Reply, Reset, ServerError, Throttle
+from tests.faults import (
+    WRITES,
+    Conflict,
+    Exchange,
+    Fault,
+    FaultyProxy,
+    Hang,
+    Injection,
+    Reply,
+    Reset,
+    ServerError,
+    Throttle,
+)
 from tests.support import PASSWORD, FakeClock, use_engine
 
-WRITES = frozenset({"PutItem", "UpdateItem", "DeleteItem", "TransactWriteItems"})
 LOST = Reset(applied=True)
 FAULTS: Sequence[Fault] = (
     LOST,

@@ -21,9 +21,9 @@ from authsvc.store import tell_nobody
 from tests.contract.use_cases import NEW_PASSWORD, UseCases, key_ring
 from tests.dynamodb import tables_of
 from tests.engines import Engine
+from tests.faults import WRITES
 from tests.support import PASSWORD, TEST_COST, FakeClock, use_engine
 
-WRITES = frozenset({"PutItem", "UpdateItem", "DeleteItem", "TransactWriteItems"})
 LOOK_UP = 5
 """Calls by which a login reserves its try and reads the user; later ones rest on what it read."""
 
@@ -53,18 +53,19 @@ class Interrupted(DynamoDBCalls):
         self._meanwhile, self._is_lost = meanwhile, is_lost
 
     async def send(self, operation: str, body: bytes) -> dict[str, Any]:
-        meanwhile = self._meanwhile
-        if meanwhile is None or (self._is_lost and operation not in WRITES) or next(self._steps) < 0:
-            self.made += meanwhile is not None
+        if self._meanwhile is None:
             return await self._calls.send(operation, body)
-        self._meanwhile = None
-        if not self._is_lost:
+        if (self._is_lost and operation not in WRITES) or next(self._steps) < 0:
+            self.made += 1
+            return await self._calls.send(operation, body)
+        meanwhile, self._meanwhile = self._meanwhile, None
+        if self._is_lost:
+            with suppress(ConditionFailedError):  # that, too, nobody learns
+                await self._calls.send(operation, body)
             await meanwhile()
-            return await self._calls.send(operation, body)
-        with suppress(ConditionFailedError):  # that, too, nobody learns
-            await self._calls.send(operation, body)
+            raise NoAnswerError("lost")
         await meanwhile()
-        raise NoAnswerError("lost")
+        return await self._calls.send(operation, body)
 
     @property
     def is_over(self) -> bool:
@@ -174,10 +175,10 @@ async def on_stage(
 
 
 async def play_at_every_step(scene: Scene, name: str, interrupting: str, *, is_lost: bool) -> None:
-    steps = itertools.count()
-    while await play(scene, name, interrupting, next(steps), is_lost=is_lost):
-        pass
-    assert next(steps) > 1  # whatever is interrupted has such a step
+    for step in itertools.count():
+        if not await play(scene, name, interrupting, step, is_lost=is_lost):
+            break
+    assert step > 0
 
 
 async def play(scene: Scene, name: str, interrupting: str, step: int, *, is_lost: bool) -> bool:

@@ -1,6 +1,7 @@
 """Processes of `authsvc` as its users start them."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -44,6 +45,16 @@ def poll(look: Callable[[], T], what: str) -> T:
         assert time.monotonic() < give_up, f"never {what}"
         time.sleep(POLL_SECONDS)
     return answer
+
+
+def resident_kib(pid: int) -> int:
+    """Return a process's resident memory; only Linux tells."""
+    return int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[0])
+
+
+def open_files(pid: int) -> int:
+    """Return how many files a process has open; only Linux tells."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def patiently(call: Callable[[], T]) -> T:

@@ -14,7 +14,7 @@ from authsvc import server
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from tests.e2e.conftest import Start
-from tests.e2e.process import GIVE_UP_SECONDS, Process, invoke, poll
+from tests.e2e.process import GIVE_UP_SECONDS, Process, invoke, open_files, poll, resident_kib
 from tests.http2 import PREFACE, Kind, frame
 
 INACTIVE = auth_pb2.TOKEN_STATE_INACTIVE
@@ -62,23 +62,18 @@ def is_served(channel: grpc.Channel) -> bool:
 def test_without_files_left_those_who_are_there_are_served(serve: Process, address: str, channel: grpc.Channel) -> None:
     """F18."""
     assert is_served(channel)
-    files = Path(f"/proc/{serve.pid}/fd")
-    limit = len(list(files.iterdir())) + MORE
+    limit = open_files(serve.pid) + MORE
     resource.prlimit(serve.pid, resource.RLIMIT_NOFILE, (limit, limit))
     host, _, port = address.rpartition(":")
     with ExitStack() as stack:
         for _ in range(2 * MORE):
             stack.enter_context(socket.create_connection((host, int(port)), timeout=GIVE_UP_SECONDS))
-        poll(lambda: len(list(files.iterdir())) >= limit, "ran out of files")
+        poll(lambda: open_files(serve.pid) >= limit, "ran out of files")
         for _ in range(20):
             assert is_served(channel)
     with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as another:
         assert is_served(another)
     assert serve.end() == 0
-
-
-def resident_kib(pid: int) -> int:
-    return int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[0])
 
 
 @contextmanager
@@ -103,9 +98,8 @@ def test_ten_thousand_connections_leave_others_served_and_no_memory_behind(
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     number = min(CONNECTIONS, hard - 500)
-    files = Path(f"/proc/{serve.pid}/fd")
     assert is_served(channel)
-    quiet = len(list(files.iterdir()))
+    quiet = open_files(serve.pid)
     quiet_kib = resident_kib(serve.pid)
     held_kib = []
     try:
@@ -114,7 +108,7 @@ def test_ten_thousand_connections_leave_others_served_and_no_memory_behind(
                 assert 0 < taken <= server.MAX_CONNECTIONS
                 held_kib.append(resident_kib(serve.pid) - quiet_kib)
             assert is_served(channel)
-            poll(lambda: len(list(files.iterdir())) <= quiet + 1, "closed what its clients had closed")
+            poll(lambda: open_files(serve.pid) <= quiet + 1, "closed what its clients had closed")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     # Memory that was freed in pieces is not used again at once; memory that is never freed adds up to all the rounds.

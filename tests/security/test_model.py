@@ -31,10 +31,9 @@ from authsvc.sqlite import open_sqlite_store
 from authsvc.store import Store
 from authsvc.validations import ActiveToken, Check
 from tests.contract.use_cases import ACCESS_TTL, IDLE_TTL, MAX_TTL, UseCases, key_ring
-from tests.faults import Conflict, FaultyProxy, Reset
+from tests.faults import WRITES, Conflict, FaultyProxy, Reset
 from tests.support import PASSWORD, TEST_COST, WITNESS, FakeClock, use_engine
 
-WRITES = {"PutItem", "UpdateItem", "DeleteItem", "TransactWriteItems"}
 PASSWORDS = (PASSWORD, "another password of words", "a third password of words")
 SPANS = tuple(
     timedelta(**span)

@@ -19,7 +19,7 @@ from authsvc.tokens import CACHE_SIZE
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from bench.deployment import AUDIENCE, ISSUER, write_tokens
-from tests.e2e.process import Process, environment, invoke, started
+from tests.e2e.process import Process, environment, invoke, open_files, resident_kib, started
 from tests.soak.conftest import SCALE
 from tests.support import PASSWORD, WITNESS, failure_of
 
@@ -54,9 +54,8 @@ class Observed:
     p99_ms: list[float] = field(default_factory=list)
 
     def sample(self, pid: int) -> None:
-        status = Path(f"/proc/{pid}/status").read_text()
-        self.rss_kib.append(float(re.findall(r"VmRSS:\s+(\d+)", status)[0]))
-        self.files.append(float(len(list(Path(f"/proc/{pid}/fd").iterdir()))))
+        self.rss_kib.append(resident_kib(pid))
+        self.files.append(open_files(pid))
         self.p99_ms.append(statistics.quantiles(self.seconds, n=100)[98] * 1000)
         self.seconds.clear()
 
