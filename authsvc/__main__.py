@@ -1,6 +1,6 @@
 """`python -m authsvc`."""
 
-from authsvc.cli import main
+from authsvc.cli.main import main
 
 if __name__ == "__main__":
     main()

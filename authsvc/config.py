@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from authsvc.errors import ConfigError
-from authsvc.models import ACCESS_TOKEN_MAX_LIFETIME
-from authsvc.throttle import Budget
+from authsvc.models import ACCESS_TOKEN_MAX_LIFETIME, Budget
 
 PREFIX = "AUTHSVC_"
 MAX_PORT = 65535

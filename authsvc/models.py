@@ -117,6 +117,56 @@ def revocation(session_id: str, last_token_expire_time: datetime) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    """How many failures are let through in a span that begins with the first."""
+
+    failures: int
+    span: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """A counter that a try goes into.
+
+    Args:
+        name: Which budget it is, for the log.
+        key: Names it in the store.
+        limit: How many tries it holds.
+        expire_time: When it is over if this try is its first; whole seconds.
+        is_running: Whether there were others before.
+    """
+
+    name: str
+    key: str
+    limit: int
+    expire_time: datetime
+    is_running: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """What is stored under a key and has not expired: the tries of a counter, or that a source is known (no tries)."""
+
+    count: int
+    expire_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What becomes of a try's counters once its outcome is known.
+
+    Args:
+        given_back: Keys of counters from which the try itself is taken.
+        cleared: Keys of counters that are emptied.
+        known: Key and new expiry of the source's being known; None: as it is.
+    """
+
+    given_back: tuple[str, ...] = ()
+    cleared: tuple[str, ...] = ()
+    known: tuple[str, datetime] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One line of a check that an operator asked for.
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import orjson
 
-from authsvc.dynamodb_items import user_item
-from authsvc.dynamodb_tables import EMAIL_INDEX
-from authsvc.keys import read_key_ring
 from authsvc.models import User, utc_now
-from authsvc.sqlite import open_sqlite_store
-from authsvc.tokens import AccessTokens
+from authsvc.stores.dynamodb.items import user_item
+from authsvc.stores.dynamodb.tables import EMAIL_INDEX
+from authsvc.stores.sqlite import open_sqlite_store
+from authsvc.tokens.access_tokens import AccessTokens
+from authsvc.tokens.keys import read_key_ring
 from tests.engines.dynoxide import import_tables
 
 ISSUER = "https://auth.example.com"

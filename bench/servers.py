@@ -16,8 +16,8 @@ from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from authsvc.config import Settings
-from authsvc.keys import generate_key_file
 from authsvc.models import utc_now
+from authsvc.tokens.keys import generate_key_file
 from bench import cores, deployment
 from tests.engines import Engine
 from tests.engines.dynoxide import launch

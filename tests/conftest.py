@@ -9,10 +9,13 @@ from typing import Any
 import hypothesis
 import pytest
 
-from authsvc import coalesce, deadline, dynamodb_calls, logs, validations
+from authsvc import coalescer, request_context
 from authsvc.config import Settings
-from authsvc.keys import generate_key_file
 from authsvc.models import utc_now
+from authsvc.stores.dynamodb import client as dynamodb_client
+from authsvc.telemetry import logs
+from authsvc.tokens.keys import generate_key_file
+from authsvc.usecases import validation
 from tests.engines import CONCURRENT_ENGINES, ENGINES, Engine, require_or_skip
 from tests.support import PASSWORD, WITNESS, Client, FakeClock, make_settings, served
 
@@ -20,11 +23,11 @@ PATIENCE_SECONDS = 30.0
 # A busy machine is slow, which is no failure.
 hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("patient")
-_BUDGETS: tuple[tuple[Any, str], ...] = ((deadline, "BUDGET_SECONDS"), (validations, "PATIENCE_SECONDS"))
+_BUDGETS: tuple[tuple[Any, str], ...] = ((request_context, "BUDGET_SECONDS"), (validation, "PATIENCE_SECONDS"))
 _READ_TIMEOUTS: tuple[tuple[Any, str], ...] = (
-    (dynamodb_calls, "CONNECT_TIMEOUT_SECONDS"),
-    (dynamodb_calls, "READ_TIMEOUT_SECONDS"),
-    (coalesce, "MAX_READ_SECONDS"),
+    (dynamodb_client, "CONNECT_TIMEOUT_SECONDS"),
+    (dynamodb_client, "READ_TIMEOUT_SECONDS"),
+    (coalescer, "MAX_READ_SECONDS"),
 )
 _PRODUCTION = {limit: getattr(*limit) for limit in (*_BUDGETS, *_READ_TIMEOUTS)}
 

@@ -18,9 +18,9 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from authsvc import server
 from authsvc.config import Address, Settings
-from authsvc.throttle import Budget
+from authsvc.models import Budget
+from authsvc.server import app
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from authsvc.v1 import resources_pb2
@@ -164,7 +164,7 @@ class Client:
     channel: grpc.aio.Channel
     auth: "auth_grpc.AuthServiceAsyncStub"
     users: "user_grpc.UserServiceAsyncStub"
-    service: server.Service
+    service: app.Service
     admin: tuple[tuple[str, str], ...] = ()
 
     async def create_user(
@@ -241,7 +241,7 @@ class Client:
 
 @asynccontextmanager
 async def connected(
-    service: server.Service, credentials: grpc.ChannelCredentials | None = None, api_key: str = ""
+    service: app.Service, credentials: grpc.ChannelCredentials | None = None, api_key: str = ""
 ) -> AsyncIterator[Client]:
     interceptors: Any = [_Recorder(), *([_Caller(api_key)] if api_key else [])]
     async with (
@@ -265,9 +265,9 @@ async def _admin_token(client: Client) -> str:
 @asynccontextmanager
 async def served(settings: Settings, clock: FakeClock) -> AsyncIterator[Client]:
     """A running service with tables, an admin, and a client of it."""
-    async with server.open_store(settings) as store:
+    async with app.open_store(settings) as store:
         await store.create_tables()
-    async with server.running(settings, clock, clock.monotonic) as service, connected(service) as client:
+    async with app.running(settings, clock, clock.monotonic) as service, connected(service) as client:
         await service.accounts.create_user(email=ADMIN_EMAIL, role="admin", password=PASSWORD)
         token = await _admin_token(client)
         yield replace(client, admin=(("authorization", f"Bearer {token}"),))

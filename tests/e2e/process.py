@@ -15,8 +15,8 @@ from typing import TypeVar
 import grpc
 from click.testing import CliRunner, Result
 
-from authsvc import logs
-from authsvc.cli import main
+from authsvc.cli.main import main
+from authsvc.telemetry import logs
 from tests.support import WITNESS
 
 AUTHSVC = str(Path(sys.executable).with_name("authsvc"))

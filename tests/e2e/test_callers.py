@@ -12,7 +12,7 @@ from threading import Event
 import grpc
 import pytest
 
-from authsvc.callers import api_key_digest, new_api_key
+from authsvc.rpc.callers import api_key_digest, new_api_key
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from tests.e2e.conftest import Start

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from authsvc import server
 from authsvc.config import Settings
+from authsvc.server import app
 from tests.dynamodb import Tables, tables_of
 from tests.engines import CONCURRENT_ENGINES, ENGINES, Engine
 from tests.faults import FaultyProxy
@@ -74,7 +74,7 @@ async def pair(
     settings = _settings_on(request, tmp_path, signing_keys, table_prefix, monkeypatch)
     async with (
         served(settings, clock) as first,
-        server.running(settings, clock) as service,
+        app.running(settings, clock) as service,
         connected(service) as second,
     ):
         yield Pair(first, replace(second, admin=first.admin))

@@ -14,14 +14,15 @@ from typing import Any
 import grpc
 import pytest
 
-from authsvc import logs, server
-from authsvc.audit import Event
-from authsvc.callers import api_key_digest, new_api_key
 from authsvc.config import Settings
 from authsvc.errors import OverloadedError, StoreUnavailableError
-from authsvc.key_files import rotate_keys
-from authsvc.keys import generate_key_file
-from authsvc.refresh_tokens import new_refresh_token
+from authsvc.rpc.callers import api_key_digest, new_api_key
+from authsvc.server import app
+from authsvc.telemetry import logs
+from authsvc.telemetry.audit import Event
+from authsvc.tokens.key_file import rotate_keys
+from authsvc.tokens.keys import generate_key_file
+from authsvc.tokens.refresh_tokens import new_refresh_token
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from tests.support import WITNESS, Client, FakeClock, connected, failure
@@ -68,7 +69,7 @@ class Stage:
 async def stage(
     settings: Settings, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Stage]:
-    monkeypatch.setattr(server, "FILES_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(app, "FILES_POLL_SECONDS", 0.01)
     api_key, keys, callers = new_api_key(), tmp_path / "keys.json", tmp_path / "callers.toml"
     WITNESS.hide(api_key)
     generate_key_file(keys, "ES256", clock())
@@ -77,9 +78,9 @@ async def stage(
         'permissions = ["validate", "login", "sessions", "users"]\n'
     )
     known = replace(settings, signing_keys=keys, callers=callers)
-    async with server.open_store(known) as store:
+    async with app.open_store(known) as store:
         await store.create_tables()
-    async with server.running(known, clock) as service, connected(service, api_key=api_key) as client:
+    async with app.running(known, clock) as service, connected(service, api_key=api_key) as client:
         await client.create_user(EMAIL)
         yield Stage(client, clock, keys, callers, api_key)
 

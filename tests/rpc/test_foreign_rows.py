@@ -6,7 +6,7 @@ import bcrypt
 import grpc
 import pytest
 
-from authsvc.dynamodb_reads import STANDING_ATTRIBUTES
+from authsvc.stores.dynamodb.batch_get import STANDING_ATTRIBUTES
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.dynamodb import Tables
 from tests.rpc.conftest import Shared

@@ -17,8 +17,10 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from authsvc import deadline, logs, metrics, server
+from authsvc import request_context
 from authsvc.config import Address, Settings
+from authsvc.server import app
+from authsvc.telemetry import logs, metrics
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from tests.engines import Engine
@@ -172,7 +174,7 @@ async def test_hashes_that_wait_and_that_are_refused_count(client: Client, monke
     await client.create_user()
     assert value("authsvc_hashes_pending") == 0
     refused = Since("authsvc_hashes_refused_total")
-    monkeypatch.setattr("authsvc.hashing.QUEUE_LIMIT", 0)
+    monkeypatch.setattr("authsvc.passwords.hash_queue.QUEUE_LIMIT", 0)
     assert (await failure(client.log_in())).reason == "OVERLOADED"
     assert (refused.growth, value("authsvc_hashes_pending")) == (1, 0)
 
@@ -239,17 +241,17 @@ async def status(http: aiohttp.ClientSession) -> tuple[int, str]:
 async def test_healthz_waits_for_the_stores_first_answer_and_outlives_its_last(
     dynoxide: Engine, signing_keys: Path, table_prefix: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deadline, "BUDGET_SECONDS", 0.5)
+    monkeypatch.setattr(request_context, "BUDGET_SECONDS", 0.5)
     async with FaultyProxy(dynoxide.endpoint_url) as proxy:
         use_engine(dynoxide, monkeypatch, proxy.endpoint_url)
         settings = make_settings(signing_keys, "dynamodb", table_prefix=table_prefix)
         settings = replace(settings, http_listen=Address("127.0.0.1", 0))
         async with (
-            server.running(settings, clock) as service,
+            app.running(settings, clock) as service,
             aiohttp.ClientSession(f"http://{service.http_address}") as http,
         ):
             assert await status(http) == (503, "not serving\n")
-            async with server.open_store(settings) as store:
+            async with app.open_store(settings) as store:
                 await store.create_tables()
             while await status(http) != (200, "serving\n"):
                 pass

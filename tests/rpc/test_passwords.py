@@ -7,10 +7,10 @@ from typing import Any
 import bcrypt
 import pytest
 
-from authsvc import passwords
-from authsvc.accounts import Accounts
 from authsvc.errors import OverloadedError, UserChangedError
 from authsvc.models import User
+from authsvc.passwords import hashes
+from authsvc.usecases.users import Accounts
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import user_service_pb2 as user_pb2
 from tests.faults import Reset
@@ -157,7 +157,7 @@ async def test_temporary_passwords_are_random_and_within_the_policy(client: Clie
     assert len(told) == 20
     for text in told:
         assert len(text.replace("-", "")) * 5 >= 80
-        passwords.check_policy(text, alice.email, 15)
+        hashes.check_policy(text, alice.email, 15)
 
 
 def test_nobody_can_choose_another_users_password() -> None:
@@ -276,7 +276,7 @@ async def test_a_password_of_a_user_who_never_stops_changing_is_an_outage(
 def imported(prefix: str, cost: int = 4) -> str:
     """A hash as other programs make it."""
     if prefix == "$bcrypt-sha256$":
-        made = passwords.hash_password(PASSWORD + "x" * 100, cost)
+        made = hashes.hash_password(PASSWORD + "x" * 100, cost)
         WITNESS.hide(made)
         return made
     return hash_of(PASSWORD, prefix, cost)["S"]
@@ -300,7 +300,7 @@ async def test_an_imported_hash_logs_in_and_is_upgraded(
     assert shared.tables.get_user(alice.user_id)["password_hash"]["S"] == stored
     token = (await shared.client.log_in(password=password)).tokens.access_token
     upgraded = shared.tables.get_user(alice.user_id)["password_hash"]["S"]
-    assert passwords.stored_cost(upgraded) == TEST_COST + 1
+    assert hashes.stored_cost(upgraded) == TEST_COST + 1
     assert (await shared.client.validate(token)).state == auth_pb2.TOKEN_STATE_ACTIVE
     assert await shared.client.log_in(password=password)
     assert shared.tables.get_user(alice.user_id)["password_hash"]["S"] == upgraded

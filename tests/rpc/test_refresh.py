@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from authsvc.config import Settings
-from authsvc.sessions import HOST_SKEW, REUSE_GRACE
+from authsvc.usecases.sessions import HOST_SKEW, REUSE_GRACE
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.faults import Reset, Throttle
 from tests.rpc.conftest import Proxied, Shared

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from authsvc.sessions import Tokens
-from authsvc.store import MAX_REVOKED_SESSIONS
-from authsvc.tokens import AccessTokens
+from authsvc.stores.interface import MAX_REVOKED_SESSIONS
+from authsvc.tokens.access_tokens import AccessTokens
+from authsvc.usecases.sessions import Tokens
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.dynamodb import Tables
 from tests.faults import Throttle

@@ -7,7 +7,7 @@ from datetime import timedelta
 import grpc
 import pytest
 
-from authsvc.dynamodb_calls import MAX_ATTEMPTS
+from authsvc.stores.dynamodb.client import MAX_ATTEMPTS
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.faults import Exchange, Reply, Throttle, Unprocessed
 from tests.rpc.conftest import Proxied

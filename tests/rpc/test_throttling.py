@@ -19,9 +19,10 @@ import grpc
 import pytest
 
 from authsvc.config import Address, Settings
-from authsvc.dynamodb_calls import MAX_ATTEMPTS
-from authsvc.hashing import STRANGERS_LIMIT
-from authsvc.throttle import Budget, Target
+from authsvc.models import Budget
+from authsvc.passwords.hash_queue import STRANGERS_LIMIT
+from authsvc.stores.dynamodb.client import MAX_ATTEMPTS
+from authsvc.throttling.budgets import Target
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from tests.faults import Garbage, Reply, ServerError, Unprocessed

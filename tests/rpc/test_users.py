@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 import pytest
 
-from authsvc import passwords
+from authsvc.passwords import hashes
 from authsvc.v1 import user_service_pb2 as user_pb2
 from tests.rpc.conftest import Shared
 from tests.support import ADMIN_EMAIL, PASSWORD, Client, failure
@@ -25,13 +25,13 @@ async def test_of_fifty_concurrent_creates_in_different_spellings_one_wins(concu
 async def test_the_losers_of_that_race_hash_nothing(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the cost of production fifty hashes would take a quarter of a minute."""
     hashed: list[str] = []
-    hash_password = passwords.hash_password
+    hash_password = hashes.hash_password
 
     def counting(password: str, cost: int) -> str:
         hashed.append(password)
         return hash_password(password, cost)
 
-    monkeypatch.setattr(passwords, "hash_password", counting)
+    monkeypatch.setattr(hashes, "hash_password", counting)
     await asyncio.gather(*(client.create_user() for _ in range(50)), return_exceptions=True)
     assert len(hashed) == 1
 

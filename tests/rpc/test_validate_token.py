@@ -7,8 +7,8 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from authsvc import server
 from authsvc.config import Settings
+from authsvc.server import app
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.support import Client, FakeClock, connected, failure
 
@@ -51,7 +51,7 @@ async def test_wrong_issuer_and_audience(
 ) -> None:
     await client.create_user()
     changed = replace(settings, **change)  # type: ignore[arg-type]
-    async with server.running(changed, clock) as service, connected(service) as other:
+    async with app.running(changed, clock) as service, connected(service) as other:
         inactive(await client.validate(await other.access_token()), reason)
 
 

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from authsvc.keys import Key
-from authsvc.tokens import InactiveReason
+from authsvc.tokens.access_tokens import InactiveReason
+from authsvc.tokens.keys import Key
 
 P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 MALFORMED = InactiveReason.MALFORMED

@@ -13,10 +13,10 @@ import jwt
 import pytest
 from cryptography import x509
 
-from authsvc import server
-from authsvc.callers import Permission, api_key_digest, new_api_key
 from authsvc.config import Settings
-from authsvc.guard import PERMISSIONS, Guard
+from authsvc.rpc.callers import Permission, api_key_digest, new_api_key
+from authsvc.rpc.middleware import PERMISSIONS, Guard
+from authsvc.server import app
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from authsvc.v1 import user_service_pb2 as user_pb2
@@ -106,7 +106,7 @@ def authority(tmp_path: Path) -> Authority:
 class Served:
     """A running service, and tokens of its users."""
 
-    service: server.Service
+    service: app.Service
     tokens: Mapping[str, str]
 
     @asynccontextmanager
@@ -122,9 +122,9 @@ class Served:
 
 @asynccontextmanager
 async def served(settings: Settings, clock: FakeClock) -> AsyncIterator[Served]:
-    async with server.open_store(settings) as store:
+    async with app.open_store(settings) as store:
         await store.create_tables()
-    async with server.running(settings, clock) as service:
+    async with app.running(settings, clock) as service:
         tokens = {}
         for name, role in (("user", "user"), ("admin", "admin"), ("disabled", "admin")):
             email = f"{name}@example.com"

@@ -12,9 +12,9 @@ from typing import Any
 import grpc
 import pytest
 
-from authsvc import server
-from authsvc.callers import api_key_digest, new_api_key
 from authsvc.config import Settings
+from authsvc.rpc.callers import api_key_digest, new_api_key
+from authsvc.server import app
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from tests.e2e.certificates import Authority
@@ -84,8 +84,8 @@ def grpc_status(frames: list[Frame]) -> str:
 async def test_a_message_has_at_most_4_mib(client: Client) -> None:
     """F19."""
     stub: Any = auth_grpc.AuthServiceStub(client.channel)
-    largest = auth_pb2.ValidateTokenRequest(token="x" * (server.MAX_MESSAGE_BYTES - 5))
-    assert largest.ByteSize() == server.MAX_MESSAGE_BYTES
+    largest = auth_pb2.ValidateTokenRequest(token="x" * (app.MAX_MESSAGE_BYTES - 5))
+    assert largest.ByteSize() == app.MAX_MESSAGE_BYTES
     assert (await stub.ValidateToken(largest)).state == INACTIVE
     largest.token += "x"
     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -93,7 +93,7 @@ async def test_a_message_has_at_most_4_mib(client: Client) -> None:
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-@pytest.mark.parametrize("size", [server.MAX_METADATA_BYTES + 1, 100 * 1024, 1024 * 1024])
+@pytest.mark.parametrize("size", [app.MAX_METADATA_BYTES + 1, 100 * 1024, 1024 * 1024])
 async def test_metadata_has_at_most_16_kib(client: Client, size: int) -> None:
     """B6; refused every time, and 15 KiB never."""
     stub: Any = auth_grpc.AuthServiceStub(client.channel)
@@ -147,9 +147,9 @@ async def test_a_damaged_key_is_refused_and_not_logged(settings: Settings, clock
     file = tmp_path / "callers.toml"
     file.write_text(f'[callers.a]\napi_key_sha256 = ["{api_key_digest(key)}"]\npermissions = ["validate"]\n')
     await_ready = replace(settings, store=f"sqlite:{tmp_path / 'other.db'}", callers=file)
-    async with server.open_store(await_ready) as store:
+    async with app.open_store(await_ready) as store:
         await store.create_tables()
-    async with server.running(await_ready, clock) as service, raw(service.address) as connection:
+    async with app.running(await_ready, clock) as service, raw(service.address) as connection:
         await connection.hello()
         for stream, credential in ((1, key.encode()), (3, key.encode() + b"\xff"), (5, b"ask_\x00"), (7, b"\xff")):
             await connection.send(call(stream, (b"authorization", b"Bearer " + credential)))
@@ -252,7 +252,7 @@ async def test_a_client_that_pings_too_often_is_sent_away(client: Client) -> Non
 async def test_a_client_that_pings_as_often_as_it_may_stays(
     settings: Settings, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "MIN_PING_SECONDS", 0)
+    monkeypatch.setattr(app, "MIN_PING_SECONDS", 0)
     async with (
         served(replace(settings, store=f"sqlite:{tmp_path / 'other.db'}"), clock) as lenient,
         raw(lenient.address) as connection,
@@ -269,12 +269,12 @@ async def test_a_connection_has_at_most_1000_calls_at_once(client: Client) -> No
         await connection.send(
             *(
                 frame(Kind.HEADERS, END_HEADERS, 2 * n + 1, request_headers(VALIDATE))
-                for n in range(server.MAX_CONCURRENT_CALLS + 1)
+                for n in range(app.MAX_CONCURRENT_CALLS + 1)
             )
         )
         refused = await connection.until(Kind.RST_STREAM)
         assert (refused.stream, refused.payload) == (
-            2 * server.MAX_CONCURRENT_CALLS + 1,
+            2 * app.MAX_CONCURRENT_CALLS + 1,
             struct.pack(">I", REFUSED_STREAM),
         )
 
@@ -292,7 +292,7 @@ async def test_there_are_at_most_so_many_connections(
     settings: Settings, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F18: those that are there go on, and what is closed makes room."""
-    monkeypatch.setattr(server, "MAX_CONNECTIONS", 20)
+    monkeypatch.setattr(app, "MAX_CONNECTIONS", 20)
     async with served(replace(settings, store=f"sqlite:{tmp_path / 'other.db'}"), clock) as few:
         async with AsyncExitStack() as stack:
             for _ in range(19):
@@ -314,15 +314,15 @@ async def impatient(
     settings: Settings, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, authority: Authority
 ) -> AsyncIterator[tuple[str, str]]:
     """Addresses of services that wait for a handshake for a moment, in plain text and with TLS."""
-    monkeypatch.setattr(server, "HANDSHAKE_SECONDS", 1)
+    monkeypatch.setattr(app, "HANDSHAKE_SECONDS", 1)
     pair = authority.issue("server")
     async with AsyncExitStack() as stack:
         addresses = []
         plain = replace(settings, store=f"sqlite:{tmp_path / 'impatient.db'}")
         for changed in (plain, replace(plain, tls_cert=pair.certificate, tls_key=pair.key)):
-            async with server.open_store(changed) as store:
+            async with app.open_store(changed) as store:
                 await store.create_tables()
-            addresses.append((await stack.enter_async_context(server.running(changed, clock))).address)
+            addresses.append((await stack.enter_async_context(app.running(changed, clock))).address)
         yield addresses[0], addresses[1]
 
 

@@ -13,8 +13,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from authsvc.accounts import every_user
-from authsvc.dynamodb import open_dynamodb_store
 from authsvc.errors import (
     AuthsvcError,
     EmailAlreadyExistsError,
@@ -24,14 +22,16 @@ from authsvc.errors import (
     PasswordRejectedError,
     UserNotFoundError,
 )
-from authsvc.hashing import Hashing
 from authsvc.models import LEEWAY
-from authsvc.sessions import REUSE_GRACE, Tokens
-from authsvc.sqlite import open_sqlite_store
-from authsvc.store import Store
-from authsvc.validations import ActiveToken, Check
-from tests.contract.use_cases import ACCESS_TTL, IDLE_TTL, MAX_TTL, UseCases, key_ring
+from authsvc.passwords.hash_queue import Hashing
+from authsvc.stores.dynamodb.store import open_dynamodb_store
+from authsvc.stores.interface import Store
+from authsvc.stores.sqlite import open_sqlite_store
+from authsvc.usecases.sessions import REUSE_GRACE, Tokens
+from authsvc.usecases.users import every_user
+from authsvc.usecases.validation import ActiveToken, Check
 from tests.faults import WRITES, Conflict, FaultyProxy, Reset
+from tests.stores.contract.use_cases import ACCESS_TTL, IDLE_TTL, MAX_TTL, UseCases, key_ring
 from tests.support import PASSWORD, TEST_COST, WITNESS, FakeClock, use_engine
 
 PASSWORDS = (PASSWORD, "another password of words", "a third password of words")

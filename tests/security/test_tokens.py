@@ -11,9 +11,9 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from authsvc.keys import Key, KeyRing, generate_key_file, read_keys
 from authsvc.models import utc_now
-from authsvc.tokens import AccessToken, AccessTokens
+from authsvc.tokens.access_tokens import AccessToken, AccessTokens
+from authsvc.tokens.keys import Key, KeyRing, generate_key_file, read_keys
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from tests.security.forgeries import GROUPS, Forge, other_spelling

@@ -14,8 +14,8 @@ from typing import Any
 import grpc
 import pytest
 
-from authsvc.memory import MAX_USERS
-from authsvc.tokens import CACHE_SIZE
+from authsvc.tokens.access_tokens import CACHE_SIZE
+from authsvc.usecases.user_state_cache import MAX_USERS
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from bench.deployment import AUDIENCE, ISSUER, write_tokens

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from authsvc import passwords
+from authsvc.passwords import hashes
 from tests.soak.conftest import SCALE
 from tests.support import PASSWORD, Client, FakeClock, failure, make_settings, served
 
@@ -53,7 +53,7 @@ async def emails(client: Client, tmp_path: Path) -> Mapping[str, str]:
     passwordless = await client.create_user(emails["passwordless"])
     with closing(sqlite3.connect(tmp_path / "db")) as database, database:
         database.execute("UPDATE users SET password_hash = NULL WHERE user_id = ?", [passwordless.user_id])
-    await client.import_user(passwords.hash_password(PASSWORD, 4), emails["cheap"])
+    await client.import_user(hashes.hash_password(PASSWORD, 4), emails["cheap"])
     await client.create_with_temporary_password(emails["temporary"])
     return emails
 

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(0)]
 
 def test_many_rounds_of_races(report: Callable[[str], None]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "tests/contract/test_races.py", "tests/rpc/test_freshness.py"],
+        [sys.executable, "-m", "pytest", "-q", "tests/stores/contract/test_races.py", "tests/rpc/test_freshness.py"],
         env={**os.environ, "AUTHSVC_TEST_RACE_ROUNDS": str(ROUNDS)},
         capture_output=True,
         text=True,

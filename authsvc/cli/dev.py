@@ -1,0 +1,230 @@
+"""`authsvc dev`: the service on this machine, with a store, keys and an admin of its own in one folder."""
+
+import json
+import os
+import secrets
+import shlex
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import click
+from dotenv import dotenv_values
+
+from authsvc import config, request_context
+from authsvc.config import Settings
+from authsvc.errors import (
+    ConfigError,
+    InvalidCredentialsError,
+    InvalidFieldError,
+    KeyFileError,
+    OperatorError,
+    PasswordChangeRequiredError,
+    TooManyAttemptsError,
+    UserNotFoundError,
+)
+from authsvc.models import ADMIN_ROLE, User, utc_now
+from authsvc.passwords.hash_queue import Hashing
+from authsvc.server import app, http_server
+from authsvc.stores.interface import Store
+from authsvc.tokens.access_tokens import IssuedToken
+from authsvc.tokens.keys import generate_key_file, read_keys
+from authsvc.usecases.users import Accounts
+
+ADMIN_EMAIL = "admin@example.com"
+EMAIL_VARIABLE = "AUTHSVC_ADMIN_EMAIL"
+PASSWORD_VARIABLE = "AUTHSVC_ADMIN_PASSWORD"  # noqa: S105 - the variable's name
+DEFAULTS: Mapping[str, str] = {
+    "AUTHSVC_ISSUER": "http://127.0.0.1:8080",
+    "AUTHSVC_AUDIENCE": "authsvc-dev",
+    # Long enough for an afternoon with the printed commands.
+    "AUTHSVC_ACCESS_TOKEN_TTL": "8h",
+    "AUTHSVC_LOG_FORMAT": "console",
+}
+_EXAMPLE_EMAIL = "alice@example.com"
+_EXAMPLE_PASSWORD = "correct horse battery staple"  # noqa: S105 - printed for everybody
+
+
+def environment(data_dir: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of `dev`: `.env` lies under it; store and keys are always the folder's, TLS is off.
+
+    Raises:
+        ConfigError: `.env` cannot be read.
+    """
+    own = {
+        "AUTHSVC_STORE": f"sqlite:{data_dir / 'authsvc.db'}",
+        "AUTHSVC_SIGNING_KEYS": str(data_dir / "keys.json"),
+        # The printed commands are for plain text and show no API key, and need reflection.
+        "AUTHSVC_CALLERS": "",
+        "AUTHSVC_TLS_CERT": "",
+        "AUTHSVC_TLS_KEY": "",
+        "AUTHSVC_TLS_CLIENT_CA": "",
+        "AUTHSVC_REFLECTION": "true",
+        "AUTHSVC_WORKERS": "1",
+    }
+    return {**_read_env(Path(".env")), **config.what_is_given(environ), **own}
+
+
+def _read_env(path: Path) -> dict[str, str]:
+    """Return the variables of a file; none where there is no file.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    try:
+        values = dotenv_values(path, interpolate=False)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError([f"{path}: cannot be read: {reason}"]) from None
+    return {name: value for name, value in values.items() if value is not None}
+
+
+async def run(data_dir: Path, settings: Settings) -> None:
+    """Make what is missing in the folder, then serve until Ctrl-C.
+
+    Raises:
+        OperatorError: The folder cannot be used, or the service cannot start.
+    """
+    _make_folder(data_dir)
+    _prepare_keys(settings.signing_keys)
+    credentials = data_dir / "dev.env"
+    with request_context.within(request_context.COMMAND_BUDGET_SECONDS):
+        await _prepare_store(settings, credentials)
+
+    async def show(service: app.Service) -> None:
+        with request_context.within(request_context.COMMAND_BUDGET_SECONDS):
+            token = await _admin_token(service, credentials)
+        click.echo(_welcome(service, token, credentials, settings))
+
+    await app.serve(settings, on_start=show)
+
+
+def _make_folder(data_dir: Path) -> None:
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise OperatorError(f"cannot make the folder {data_dir}: {error.strerror}") from None
+
+
+def _prepare_keys(path: Path) -> None:
+    if not path.exists():
+        generate_key_file(path, "ES256", utc_now())
+    try:
+        read_keys(path)
+    except KeyFileError as error:
+        raise OperatorError(f"{error}; remove the file for new keys") from None
+
+
+async def _prepare_store(settings: Settings, credentials: Path) -> None:
+    """Make the tables and the admin, whose password is written down before the service begins.
+
+    A first password is written before it is the admin's, a new one after it: whatever fails in between is made up for
+    by the next start.
+    """
+    hashing = Hashing(settings.bcrypt_cost)
+    try:
+        async with app.open_store(settings) as store:
+            await store.create_tables()
+            accounts = Accounts(store, hashing, utc_now, settings.password_min_length)
+            password = secrets.token_urlsafe(18)
+            try:
+                admin = await accounts.get_user_by_email(ADMIN_EMAIL)
+            except UserNotFoundError:
+                _write_credentials(credentials, password)
+                await accounts.create_user(email=ADMIN_EMAIL, role=ADMIN_ROLE, password=password)
+                return
+            if not credentials.exists():  # noqa: ASYNC240 - nobody is served yet
+                await _set_password(store, hashing, admin, password)
+                _write_credentials(credentials, password)
+    finally:
+        hashing.close()
+
+
+async def _set_password(store: Store, hashing: Hashing, user: User, password: str) -> None:
+    """Give a user a password that need not be changed, and end every session."""
+    changed = replace(
+        user,
+        password_hash=await hashing.hash(password),
+        password_change_required=False,
+        temporary_password_expire_time=None,
+        token_generation=user.token_generation + 1,
+        revoked_sessions=frozenset(),
+        update_time=utc_now(),
+    )
+    await store.update_user(user, changed)
+
+
+def _write_credentials(path: Path, password: str) -> None:
+    text = f"{EMAIL_VARIABLE}={ADMIN_EMAIL}\n{PASSWORD_VARIABLE}={password}\n"
+    try:
+        path.unlink(missing_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+    except OSError as error:
+        raise OperatorError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+async def _admin_token(service: app.Service, credentials: Path) -> IssuedToken | None:
+    """Log the admin in; None where what the folder says no longer lets anybody in."""
+    values = _read_env(credentials)
+    try:
+        tokens, _ = await service.logins.authenticate(
+            email=values.get(EMAIL_VARIABLE, ""),
+            password=values.get(PASSWORD_VARIABLE, ""),
+            client_address="127.0.0.1",
+            client_label="authsvc dev",
+        )
+    except (InvalidFieldError, InvalidCredentialsError, PasswordChangeRequiredError, TooManyAttemptsError):
+        return None
+    return tokens.access_token
+
+
+def _welcome(service: app.Service, token: IssuedToken | None, credentials: Path, settings: Settings) -> str:
+    address = service.address
+    reach = "this machine only" if settings.listen.is_loopback else "for whoever can connect"
+    greeting = f"authsvc serves on {address}: gRPC, plain text, {reach}. Ctrl-C ends it."
+    if token is None:
+        return (
+            f"{greeting}\nNobody can log in with what is in {credentials}: correct it, or remove it for a new password."
+        )
+    example = {"email": _EXAMPLE_EMAIL, "password": _EXAMPLE_PASSWORD}
+    admin = f"-H {shlex.quote(f'authorization: Bearer {token.text}')} "
+    create = _grpcurl(address, "UserService/CreateUser", json.dumps({**example, "request_id": "first"}), admin)
+    log_in = _grpcurl(address, "AuthService/Authenticate", json.dumps(example))
+    to_request = r"""sed -n 's/.*"access_*[tT]oken": \("[^"]*"\).*/{"token": \1}/p'"""
+    validate = _grpcurl(address, "AuthService/ValidateToken", "@")
+    return f"""\
+{greeting}
+Data, keys and the admin's password (dev.env) are in {credentials.parent}.
+{_where_keys_are(service)}\
+The token below is the admin's, good until {token.expire_time.astimezone():%H:%M}; each start prints a new one.
+{_how_to_get_grpcurl()}
+# Create a user:
+{create}
+
+# Log in:
+{log_in}
+
+# Log in and validate the token:
+{log_in} | {to_request} | {validate}
+"""
+
+
+def _where_keys_are(service: app.Service) -> str:
+    """Return the line about the side port; nothing where it is off."""
+    if service.http_address is None:
+        return ""
+    return f"Public keys are at http://{service.http_address}{http_server.JWKS_PATH}.\n"
+
+
+def _how_to_get_grpcurl() -> str:
+    """Return the line that a newcomer needs; nothing for others."""
+    if shutil.which("grpcurl"):
+        return ""
+    releases = "https://github.com/fullstorydev/grpcurl/releases"
+    return f"The commands need grpcurl: brew install grpcurl, or download it from {releases}\n"
+
+
+def _grpcurl(address: str, method: str, request: str, options: str = "") -> str:
+    return f"grpcurl -plaintext {options}-d {shlex.quote(request)} {shlex.quote(address)} authsvc.v1.{method}"

@@ -1,0 +1,1 @@
+"""Password policy, password hashes and the queue in which they are computed."""

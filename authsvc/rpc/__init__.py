@@ -1,0 +1,1 @@
+"""The gRPC API: messages, permissions, callers, status codes."""

@@ -1,0 +1,1 @@
+"""Where users, sessions and login attempts are kept: one interface, two engines."""

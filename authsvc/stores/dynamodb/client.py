@@ -1,0 +1,320 @@
+"""One DynamoDB call: its retries, its deadline, and what its failures mean."""
+
+import asyncio
+import json
+import os
+import random
+import uuid
+import zlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any
+
+import aioboto3
+import orjson
+from aiobotocore.config import AioConfig
+from botocore import xform_name
+from botocore.awsrequest import AWSResponse
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.session import Session as BotocoreSession
+
+from authsvc import request_context
+from authsvc.errors import ConfigError, NoAnswerError, StoreSetupError, StoreUnavailableError
+from authsvc.stores.dynamodb.signing import Signer
+from authsvc.telemetry import metrics
+
+MAX_ATTEMPTS = 6
+BACKOFF_BASE_SECONDS = 0.025  # doubled at each attempt, with full jitter
+CONNECT_TIMEOUT_SECONDS = 0.3
+READ_TIMEOUT_SECONDS = 0.5
+POOL_CONNECTIONS = 100
+
+BACKUPS_NOT_READY = "ContinuousBackupsUnavailableException"
+"""What DynamoDB says for some seconds after it has made a table."""
+_TRANSIENT = frozenset(
+    {
+        "InternalServerError",
+        "ProvisionedThroughputExceededException",
+        "RequestLimitExceeded",
+        "ServiceUnavailable",
+        "ThrottlingError",
+        "ThrottlingException",
+        "Throttling",
+        "TransactionConflict",
+        "TransactionConflictException",
+        "TransactionInProgressException",
+        # Credentials that ran out are fetched anew by botocore before the next attempt.
+        "ExpiredTokenException",
+    }
+)
+_OUTAGES = frozenset(
+    {
+        "AccessDeniedException",
+        BACKUPS_NOT_READY,
+        "IncompleteSignature",
+        "InvalidSignatureException",
+        "MissingAuthenticationTokenException",
+        "ResourceNotFoundException",
+        "UnrecognizedClientException",
+    }
+)
+_API = "DynamoDB_20120810"
+_METERED = {
+    "GetItem": "read",
+    "Query": "read",
+    "Scan": "read",
+    "DeleteItem": "write",
+    "PutItem": "write",
+    "TransactWriteItems": "write",
+    "UpdateItem": "write",
+}
+"""Operations that consume capacity, and of which kind."""
+_ITEMS = ("Item", "Items")
+_MAPS = (*_ITEMS, "CancellationReasons", "ConsumedCapacity")
+"""Members of answers that are maps, or lists of them."""
+_jitter = random.SystemRandom()
+
+
+class ConditionFailedError(Exception):
+    """A conditional write or a transaction was refused by one of its conditions, and changed nothing."""
+
+
+class UnreadableResponseError(Exception):
+    """A response is not what DynamoDB sends: its body is cut, altered, or somebody else's."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What aiobotocore's HTTP session sends."""
+
+    url: str
+    headers: Mapping[str, str]
+    body: bytes
+    method: str = "POST"
+    stream_output: bool = False
+
+
+class DynamoDBCalls:
+    """DynamoDB's operations, each within the request's deadline.
+
+    They go over the connections of an aiobotocore client, with its time-outs, proxies and certificates, but past its
+    pipeline, which costs three times as much as all the rest.
+
+    Args:
+        client: An entered aiobotocore client.
+        credentials: Those of its session; None where there are none.
+    """
+
+    def __init__(self, client: Any, credentials: Any) -> None:  # noqa: ANN401 - their methods are made at run time
+        self._client = client
+        self._credentials = credentials
+        self._signer = Signer(client.meta.endpoint_url, client.meta.region_name)
+        self.last_date = ""
+        """The Date header of the last answer, whatever it was; empty where there was none."""
+
+    async def __call__(self, operation: str, **request: Any) -> dict[str, Any]:  # noqa: ANN401 - any argument of any operation
+        """Call an operation, trying again after failures that pass.
+
+        Args:
+            operation: Name as in DynamoDB's API, for instance `GetItem`.
+            request: Its arguments, as there.
+
+        Returns:
+            The response.
+
+        Raises:
+            ConditionFailedError: A condition did not hold.
+            StoreUnavailableError: No good answer came by the deadline, or within the attempts.
+            StoreSetupError: DynamoDB refuses the request itself.
+        """
+        kind = _METERED.get(operation)
+        if kind is not None:
+            request["ReturnConsumedCapacity"] = "TOTAL"
+        with metrics.store_call(xform_name(operation)):
+            # Not orjson: what other programs wrote may hold lone surrogates.
+            response = await self._attempts(operation, json.dumps(request).encode())
+        if kind is not None:
+            count_consumed(response, kind)
+        return response
+
+    async def _attempts(self, operation: str, body: bytes) -> dict[str, Any]:
+        cause = f"{operation}: no answer in time"
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(request_context.at()):
+                for attempt in range(MAX_ATTEMPTS):
+                    try:
+                        return await self.send(operation, body)
+                    except NoAnswerError as error:
+                        cause = error.cause
+                    await asyncio.sleep(pause_seconds(attempt + 1))
+        raise StoreUnavailableError(cause)
+
+    async def get(self, table: str, **key: str) -> Mapping[str, Mapping[str, Any]] | None:
+        """Read an item strongly, by its key; None where there is none."""
+        names = {name: {"S": value} for name, value in key.items()}
+        response = await self("GetItem", TableName=table, Key=names, ConsistentRead=True)
+        item: Mapping[str, Mapping[str, Any]] | None = response.get("Item")
+        return item
+
+    async def transact(self, *actions: Mapping[str, Any]) -> None:
+        """Write all or nothing; one token for all tries, so that a repeated one changes nothing more."""
+        await self("TransactWriteItems", TransactItems=actions, ClientRequestToken=str(uuid.uuid4()))
+
+    async def send(self, operation: str, body: bytes) -> dict[str, Any]:
+        """Make one attempt of an operation.
+
+        Args:
+            operation: Name as in DynamoDB's API.
+            body: The request, in JSON.
+
+        Returns:
+            The response.
+
+        Raises:
+            NoAnswerError: It failed, and trying again may help.
+            ConditionFailedError: A condition did not hold.
+            StoreUnavailableError: It failed, and trying again will not help.
+            StoreSetupError: DynamoDB refuses the request itself.
+        """
+        try:
+            if self._credentials is None:
+                raise NoCredentialsError  # noqa: TRY301 - told as botocore's own are
+            # They are refreshed before they run out.
+            frozen = await self._credentials.get_frozen_credentials()
+            headers = self._signer.headers(f"{_API}.{operation}", body, frozen, datetime.now(UTC))
+            request = _Request(self._client.meta.endpoint_url, headers, body)
+            response = await self._client._endpoint.http_session.send(request)  # noqa: SLF001 - no other way
+            content = await response.content
+            self.last_date = response.headers.get("date", "")
+            return _answer(operation, response, content)
+        except Exception as error:  # noqa: BLE001 - a garbled answer makes libraries raise anything
+            cause = _cause_to_retry(error)
+            metrics.STORE_FAILED_ATTEMPTS.labels(xform_name(operation), cause).inc()
+            raise NoAnswerError(f"{operation}: {cause}") from None
+
+
+def pause_seconds(attempts: int) -> float:
+    """Return how long to wait after so many attempts: full jitter, with a ceiling that doubles."""
+    return _jitter.uniform(0, BACKOFF_BASE_SECONDS * 2 ** (attempts - 1))
+
+
+def _answer(operation: str, response: AWSResponse, content: bytes) -> dict[str, Any]:
+    """Return what a response says; raise what botocore would make of an error's."""
+    status = response.status_code
+    try:
+        answer = _parsed(response.headers, content)
+    except UnreadableResponseError:
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise
+        answer = {}  # a server in trouble, or a proxy before it
+    if status == HTTPStatus.OK:
+        return answer
+    error = {"Code": str(answer.get("__type", status)).rpartition("#")[2]}
+    parsed: Any = {**answer, "Error": error, "ResponseMetadata": {"HTTPStatusCode": status}}
+    raise ClientError(parsed, operation)
+
+
+def _parsed(headers: Mapping[str, str], content: bytes) -> dict[str, Any]:
+    """Return the JSON object in a body; anything else might read as an empty one, which means "no such item"."""
+    expected = headers.get("x-amz-crc32")
+    if expected is not None and expected != str(zlib.crc32(content)):
+        raise UnreadableResponseError("wrong checksum")
+    try:
+        answer = _json(content)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise UnreadableResponseError("no JSON object")
+    for name in _MAPS:
+        members = answer.get(name, [])
+        for member in members if isinstance(members, list) else [members]:
+            if not isinstance(member, dict):
+                raise UnreadableResponseError(f"{name} without a map")
+            if name in _ITEMS and not all(isinstance(attribute, dict) for attribute in member.values()):
+                raise UnreadableResponseError("an attribute is no map")
+    return answer
+
+
+def _json(content: bytes) -> Any:  # noqa: ANN401 - JSON
+    """Return what a body says; one row with a lone surrogate, which orjson refuses, must not spoil all others."""
+    try:
+        return orjson.loads(content)
+    except ValueError:
+        return json.loads(content)
+
+
+def count_consumed(response: Mapping[str, Any], kind: str) -> None:
+    """Count the capacity of which a response tells, if it does, `kind` being read or write."""
+    consumed = response.get("ConsumedCapacity", [])
+    for each in consumed if isinstance(consumed, list) else [consumed]:
+        metrics.CONSUMED_UNITS.labels(each.get("TableName", ""), kind).inc(each.get("CapacityUnits") or 0.0)
+
+
+def _cause_to_retry(error: Exception) -> str:
+    """Return why a call failed, where another attempt can help; else raise what it means."""
+    match error:
+        case NoCredentialsError():
+            raise StoreUnavailableError("no AWS credentials are configured") from None
+        case ClientError(response=response):
+            return _cause_in(response, response["ResponseMetadata"].get("HTTPStatusCode", 0))
+        case BotoCoreError() | OSError():
+            pass  # no answer came
+        case _:
+            metrics.UNREADABLE_RESPONSES.inc()
+    return f"{type(error).__name__}"
+
+
+def _cause_in(response: Mapping[str, Any], status: int) -> str:
+    code = str(response["Error"].get("Code", ""))
+    if code == "ConditionalCheckFailedException":
+        raise ConditionFailedError from None
+    if code == "TransactionCanceledException":
+        return _cause_of_cancellation(response)
+    if code in _OUTAGES:
+        raise StoreUnavailableError(code) from None
+    if code in _TRANSIENT or status >= 500:  # noqa: PLR2004 - HTTP's server errors
+        return code
+    raise StoreSetupError(f"DynamoDB refuses a request: {code}") from None
+
+
+def _cause_of_cancellation(response: Mapping[str, Any]) -> str:
+    codes = [str(r.get("Code", "None")) for r in response.get("CancellationReasons", [])]
+    if "ConditionalCheckFailed" in codes:
+        raise ConditionFailedError from None
+    failures = [code for code in codes if code != "None"]
+    if failures and all(f in _TRANSIENT or f == "ProvisionedThroughputExceeded" for f in failures):
+        return failures[0]
+    raise StoreSetupError(f"DynamoDB refuses a transaction: {', '.join(failures)}") from None
+
+
+@asynccontextmanager
+async def open_calls() -> AsyncIterator[DynamoDBCalls]:
+    """Open the process's one client, configured by AWS's own variables and files.
+
+    Raises:
+        ConfigError: No region is configured, or AWS's settings are not what they must be.
+    """
+    config = AioConfig(
+        connect_timeout=CONNECT_TIMEOUT_SECONDS,
+        read_timeout=READ_TIMEOUT_SECONDS,
+        max_pool_connections=POOL_CONNECTIONS,
+    )
+    async with AsyncExitStack() as stack:
+        try:
+            session = aioboto3.Session()
+            client = await stack.enter_async_context(session.client("dynamodb", region_name=_region(), config=config))
+        except (BotoCoreError, ValueError) as error:
+            raise ConfigError([f"AWS's settings: {error}"]) from None
+        credentials: Any = session.get_credentials()  # a coroutine here, whatever its type says
+        yield DynamoDBCalls(client, await credentials)
+
+
+def _region() -> str:
+    """Return the region: AWS_REGION (which botocore does not read), else as botocore finds it."""
+    region = os.environ.get("AWS_REGION") or BotocoreSession().get_config_variable("region")
+    if not region:
+        raise ConfigError(["AWS_REGION: must be set for the DynamoDB store"])
+    return str(region)

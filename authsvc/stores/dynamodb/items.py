@@ -1,0 +1,289 @@
+"""Rows of the DynamoDB tables and the models they hold: strict on reading, for other programs write rows too."""
+
+import base64
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, TypeAlias, TypeVar
+
+import structlog
+
+from authsvc.errors import BrokenRowError
+from authsvc.models import Session, Standing, Tries, User
+from authsvc.stores.interface import DECISIVE_FIELDS
+from authsvc.telemetry import metrics
+
+Item: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""An item as DynamoDB's API writes it: `{"email": {"S": "a@example.com"}, …}`."""
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"is_active": {"BOOL": True}, "token_generation": {"N": "0"}}
+
+_log = structlog.get_logger(__name__)
+
+
+def iso_time(time: datetime) -> str:
+    """Return a time as the tables hold it: ISO 8601 in UTC with `Z`."""
+    return time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def item_of(**values: object) -> dict[str, dict[str, object]]:
+    """Return an item, typed by its values; None and empty sets are left out."""
+    return {name: _attribute(value) for name, value in values.items() if value not in (None, frozenset())}
+
+
+def _attribute(value: object) -> dict[str, object]:
+    match value:
+        case bool():
+            return {"BOOL": value}
+        case int():
+            return {"N": str(value)}
+        case bytes():
+            return {"B": base64.b64encode(value).decode()}
+        case frozenset():
+            return {"SS": sorted(value)}
+    return {"S": value}
+
+
+def user_item(user: User) -> dict[str, dict[str, object]]:
+    """Return the row of a user."""
+    expire_time = user.temporary_password_expire_time
+    return item_of(
+        user_id=user.user_id,
+        email=user.email,
+        password_hash=user.password_hash,
+        role=user.role,
+        is_active=user.is_active,
+        created_at=user.create_time and iso_time(user.create_time),
+        updated_at=user.update_time and iso_time(user.update_time),
+        token_generation=user.token_generation,
+        revoked_sessions=user.revoked_sessions,
+        password_change_required=user.password_change_required or None,
+        temporary_password_expires_at=expire_time and int(expire_time.timestamp()),
+    )
+
+
+def user_update(table: str, expected: User, new: User) -> dict[str, Any]:
+    """Return an UpdateItem that writes what differs, provided that what matters is as expected.
+
+    Args:
+        table: Name of the users table.
+        expected: The user as read.
+        new: The user as it shall be.
+    """
+    before, after = user_item(expected), user_item(new)
+    changed = [name for name in (*before, *after) if before.get(name) != after.get(name)]
+    written = {name: after[name] for name in changed if name in after}
+    removed = [f"#{name}" for name in dict.fromkeys(changed) if name not in after]
+    conditions = [_condition(name, before.get(name)) for name in DECISIVE_FIELDS]
+    decisive = {f":expected_{name}": before[name] for name in DECISIVE_FIELDS if name in before}
+    sets = [f"#{name} = :{name}" for name in written]
+    return {
+        "TableName": table,
+        "Key": item_of(user_id=new.user_id),
+        "UpdateExpression": " ".join(
+            f"{verb} {', '.join(of)}" for verb, of in (("SET", sets), ("REMOVE", removed)) if of
+        ),
+        "ConditionExpression": " AND ".join(conditions),
+        "ExpressionAttributeNames": {f"#{name}": name for name in (*DECISIVE_FIELDS, *changed)},
+        "ExpressionAttributeValues": {**decisive, **{f":{name}": value for name, value in written.items()}},
+    }
+
+
+def _condition(name: str, expected: Mapping[str, Any] | None) -> str:
+    """Require an attribute to be as expected, where an absent one may stand for its default."""
+    if expected is None:
+        return f"attribute_not_exists(#{name})"
+    equal = f"#{name} = :expected_{name}"
+    return f"({equal} OR attribute_not_exists(#{name}))" if expected == _DEFAULTS.get(name) else equal
+
+
+def user_from_item(item: Item) -> User:
+    """Return the user in a row.
+
+    Only absent attributes get defaults; an attribute of a wrong type makes the row broken, never active.
+
+    Raises:
+        BrokenRowError: An attribute is missing or unreadable. It is logged.
+    """
+    read = _Reader(item)
+    try:
+        return User(
+            **_standing(read),
+            password_hash=read.optional("password_hash", _text, None),
+            password_change_required=read.optional("password_change_required", _flag, default=False),
+            temporary_password_expire_time=read.optional("temporary_password_expires_at", _second, None),
+            create_time=read.optional("created_at", _time, None),
+            update_time=read.optional("updated_at", _time, None),
+        )
+    except BrokenRowError as error:
+        _log_broken_user(error)
+        raise
+
+
+def standing_from_item(item: Item) -> Standing:
+    """Return what a row says of a user's standing, as strictly as user_from_item.
+
+    Raises:
+        BrokenRowError: An attribute is missing or unreadable. It is logged.
+    """
+    try:
+        return Standing(**_standing(_Reader(item)))
+    except BrokenRowError as error:
+        _log_broken_user(error)
+        raise
+
+
+def _standing(read: "_Reader") -> dict[str, Any]:
+    return {
+        "user_id": read.required("user_id", _text),
+        "email": read.required("email", _text),
+        "role": read.required("role", _text),
+        "is_active": read.optional("is_active", _flag, default=True),
+        "token_generation": read.optional("token_generation", _integer, 0),
+        "revoked_sessions": read.optional("revoked_sessions", _texts, frozenset()),
+    }
+
+
+def _log_broken_user(error: BrokenRowError) -> None:
+    metrics.BROKEN_ROWS.inc()
+    _log.error("row_broken", table="users", user_id=error.key, attribute=error.attribute)
+
+
+def claimant_from_item(item: Item) -> str:
+    """Return whom the claim of an address names.
+
+    Raises:
+        BrokenRowError: That is unreadable. It is logged, without the address that is the row's key.
+    """
+    try:
+        return _Reader(item).required("user_id", _text)
+    except BrokenRowError as error:
+        metrics.BROKEN_ROWS.inc()
+        _log.error("row_broken", table="unique", attribute=error.attribute)
+        raise
+
+
+def tries_from_item(item: Item) -> Tries:
+    """Return what an item of the login attempts counts.
+
+    Raises:
+        BrokenRowError: It is unreadable. It is logged.
+    """
+    read = _Reader(item)
+    try:
+        attempts = read.optional("attempts", _texts, frozenset())
+        return Tries(len(attempts), read.required("expires_at", _second))
+    except BrokenRowError as error:
+        _log.error("row_broken", table="login_attempts", attribute=error.attribute)
+        raise
+
+
+def session_item(session: Session) -> dict[str, dict[str, object]]:
+    """Return the row of a session."""
+    return item_of(
+        user_id=session.user_id,
+        session_id=session.session_id,
+        token_generation=session.token_generation,
+        session_part_sha256=session.session_part_sha256,
+        rotating_part_sha256=session.rotating_part_sha256,
+        previous_part_sha256=session.previous_part_sha256,
+        rotation_nonce=session.rotation_nonce,
+        created_at=iso_time(session.create_time),
+        last_refreshed_at=session.last_refresh_time and iso_time(session.last_refresh_time),
+        max_expires_at=int(session.max_expire_time.timestamp()),
+        last_token_expires_at=int(session.last_token_expire_time.timestamp()),
+        ended_at=session.end_time and iso_time(session.end_time),
+        client_label=session.client_label,
+        client_address=session.client_address,
+        expires_at=int(session.expire_time.timestamp()),
+    )
+
+
+def session_from_item(item: Item) -> Session:
+    """Return the session in a row.
+
+    Raises:
+        BrokenRowError: An attribute is missing or unreadable. It is logged.
+    """
+    read = _Reader(item)
+    try:
+        return Session(
+            user_id=read.required("user_id", _text),
+            session_id=read.required("session_id", _text),
+            token_generation=read.required("token_generation", _integer),
+            session_part_sha256=read.required("session_part_sha256", _bytes),
+            rotating_part_sha256=read.required("rotating_part_sha256", _bytes),
+            previous_part_sha256=read.optional("previous_part_sha256", _bytes, None),
+            rotation_nonce=read.optional("rotation_nonce", _bytes, None),
+            create_time=read.required("created_at", _time),
+            last_refresh_time=read.optional("last_refreshed_at", _time, None),
+            expire_time=read.required("expires_at", _second),
+            max_expire_time=read.required("max_expires_at", _second),
+            last_token_expire_time=read.required("last_token_expires_at", _second),
+            end_time=read.optional("ended_at", _time, None),
+            client_label=read.optional("client_label", _any_text, ""),
+            client_address=read.optional("client_address", _any_text, ""),
+        )
+    except BrokenRowError as error:
+        metrics.BROKEN_ROWS.inc()
+        _log.error("row_broken", table="sessions", user_id=error.key, attribute=error.attribute)
+        raise
+
+
+class _Reader:
+    """Reads a row's attributes, each by the type that it must have."""
+
+    def __init__(self, item: Item) -> None:
+        self._item = item
+        self._key = str(item.get("user_id", {}).get("S", ""))
+
+    def required(self, name: str, parse: Callable[[Mapping[str, Any]], T]) -> T:
+        try:
+            return parse(self._item[name])
+        except (KeyError, ValueError, OverflowError, TypeError, AttributeError):
+            raise BrokenRowError(self._key, name) from None
+
+    def optional(self, name: str, parse: Callable[[Mapping[str, Any]], T], default: D) -> T | D:
+        return self.required(name, parse) if name in self._item else default
+
+
+def _text(attribute: Mapping[str, Any]) -> str:
+    text = _any_text(attribute)
+    if not text:
+        raise ValueError("empty")
+    return text
+
+
+def _any_text(attribute: Mapping[str, Any]) -> str:
+    text: str = attribute["S"]
+    text.encode()  # a lone surrogate is no text: it could not be sent on
+    return text
+
+
+def _bytes(attribute: Mapping[str, Any]) -> bytes:
+    return base64.b64decode(attribute["B"], validate=True)
+
+
+def _flag(attribute: Mapping[str, Any]) -> bool:
+    flag: bool = attribute["BOOL"]
+    return flag
+
+
+def _integer(attribute: Mapping[str, Any]) -> int:
+    return int(attribute["N"])
+
+
+def _texts(attribute: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(attribute["SS"])
+
+
+def _second(attribute: Mapping[str, Any]) -> datetime:
+    return datetime.fromtimestamp(_integer(attribute), UTC)
+
+
+def _time(attribute: Mapping[str, Any]) -> datetime:
+    time = datetime.fromisoformat(attribute["S"])
+    # In UTC the first and last hours of the calendar can be out of range.
+    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)

@@ -1,0 +1,416 @@
+"""The store on DynamoDB: production, and the distributed engine."""
+
+import contextlib
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import structlog
+
+from authsvc import fields
+from authsvc.coalescer import Coalescer
+from authsvc.errors import (
+    BrokenRowError,
+    EmailAlreadyExistsError,
+    InvalidFieldError,
+    StoreUnavailableError,
+    UserChangedError,
+    UserNotFoundError,
+)
+from authsvc.models import Counter, Finding, Session, Settlement, Standing, Tries, User, revocation
+from authsvc.stores.dynamodb.batch_get import STANDING_ATTRIBUTES, KeyReads
+from authsvc.stores.dynamodb.client import MAX_ATTEMPTS, ConditionFailedError, DynamoDBCalls, open_calls, pause_seconds
+from authsvc.stores.dynamodb.email_claims import Addresses
+from authsvc.stores.dynamodb.items import (
+    Item,
+    item_of,
+    session_from_item,
+    session_item,
+    standing_from_item,
+    user_from_item,
+    user_item,
+    user_update,
+)
+from authsvc.stores.dynamodb.login_attempts import AttemptCounters
+from authsvc.stores.dynamodb.tables import Tables, check_tables, create_tables
+from authsvc.stores.interface import (
+    MAX_REVOKED_SESSIONS,
+    REQUEST_ID_TTL,
+    ClaimPage,
+    EmailOwner,
+    SessionPage,
+    UserPage,
+    Wrote,
+    tell_nobody,
+)
+
+_TIDY_PAGE = 100
+
+_log = structlog.get_logger(__name__)
+
+
+class DynamoDBStore:
+    """Store on DynamoDB. Opened by open_dynamodb_store."""
+
+    def __init__(self, calls: DynamoDBCalls, tables: Tables, wrote: Wrote) -> None:
+        self._calls = calls
+        self._tables = tables
+        self._wrote = wrote
+        standings = KeyReads(calls, tables.users, "user_id", STANDING_ATTRIBUTES)
+        self._standings = Coalescer(standings, MAX_ATTEMPTS, pause_seconds)
+        self._addresses = Addresses(calls, tables)
+        self._counters = AttemptCounters(calls, tables.login_attempts)
+
+    async def ping(self) -> datetime | None:
+        """See Store: asks for a key that nobody has; the answer's Date header tells the time."""
+        await self._calls("GetItem", TableName=self._tables.users, Key=item_of(user_id="ping"))
+        date = self._calls.last_date
+        return parsedate_to_datetime(date) if date else None
+
+    async def create_user(
+        self, user: User, now: datetime, request_digest: bytes | None = None, typed: str = ""
+    ) -> User:
+        """See Store."""
+        earlier = await self._requested_user(request_digest, user.email, now)
+        if earlier is not None:
+            return earlier
+        if await self._has_put(user, now, request_digest, typed):
+            return user
+        # Whoever was first may be an earlier try of this very request.
+        earlier = await self._requested_user(request_digest, user.email, now)
+        if earlier is None:
+            raise EmailAlreadyExistsError
+        return earlier
+
+    async def _has_put(self, user: User, now: datetime, request_digest: bytes | None, typed: str) -> bool:
+        """Add a user to a free address, telling the write of this very call from a lost race."""
+        holders = await self._addresses.holders(user.email, typed or user.email)
+        if holders.rows:
+            return False
+        put = {
+            "TableName": self._tables.users,
+            "Item": user_item(user),
+            "ConditionExpression": "attribute_not_exists(user_id)",
+        }
+        try:
+            await self._calls.transact(
+                {"Put": put},
+                *self._addresses.claiming(user, holders),
+                *self._remembering(request_digest, user, now),
+            )
+        except ConditionFailedError:
+            # The id is random: where the row is, this call made it, whatever became of its address since.
+            return await self._calls.get(self._tables.users, user_id=user.user_id) is not None
+        return True
+
+    async def _requested_user(self, digest: bytes | None, email: str, now: datetime) -> User | None:
+        """Return the user whom the same request made before."""
+        if digest is None:
+            return None
+        request = await self._calls.get(self._tables.unique, unique_key=_request_key(digest))
+        if request is None or int(request["expires_at"]["N"]) <= now.timestamp():
+            return None
+        if request["email"]["S"] != email:
+            raise InvalidFieldError("request_id", "was used with another email")
+        return await self.get_user(request["user_id"]["S"])
+
+    def _remembering(self, digest: bytes | None, user: User, now: datetime) -> Iterator[Mapping[str, Any]]:
+        if digest is None:
+            return
+        yield {
+            "Put": {
+                "TableName": self._tables.unique,
+                "Item": item_of(
+                    unique_key=_request_key(digest),
+                    user_id=user.user_id,
+                    email=user.email,
+                    expires_at=int((now + REQUEST_ID_TTL).timestamp()),
+                ),
+                "ConditionExpression": "attribute_not_exists(unique_key) OR expires_at <= :now",
+                "ExpressionAttributeValues": item_of(**{":now": int(now.timestamp())}),
+            }
+        }
+
+    async def get_user(self, user_id: str) -> User:
+        """See Store."""
+        item = await self._calls.get(self._tables.users, user_id=user_id)
+        if item is None:
+            raise UserNotFoundError
+        return user_from_item(item)
+
+    async def get_standings(self, user_ids: Collection[str]) -> Mapping[str, Standing | Exception | None]:
+        """See Store."""
+        return {user_id: _standing(row) for user_id, row in (await self._standings.get(user_ids)).items()}
+
+    async def get_user_by_email(self, email: str, typed: str) -> EmailOwner:
+        """See Store."""
+        holders = await self._addresses.holders(email, typed)
+        if holders.claimant is not None and holders.is_claim_live:
+            return EmailOwner(user_from_item(holders.claimant), is_claimed=True)
+        if len(holders.rows) > 1:
+            _log.warning("email_ambiguous", user_ids=holders.user_ids)
+        if len(holders.rows) != 1:
+            raise UserNotFoundError
+        return EmailOwner(user_from_item(holders.rows[0]), is_claimed=False)
+
+    async def claim_email(self, user: User) -> bool:
+        """See Store."""
+        email = fields.normal_email(user.email)
+        holders = await self._addresses.holders(email, user.email)
+        if holders.is_claim_live or holders.user_ids != [user.user_id]:
+            return holders.is_claim_live and holders.claimant_id == user.user_id
+        try:
+            await self._calls.transact(
+                self._addresses.check(user.user_id, {"S": user.email}), *self._addresses.claiming(user, holders)
+            )
+        except ConditionFailedError:
+            return await self._addresses.claimant_id(email) == user.user_id
+        return True
+
+    async def list_users(self, limit: int, after_user_id: str | None) -> UserPage:
+        """See Store."""
+        start = {} if after_user_id is None else {"ExclusiveStartKey": item_of(user_id=after_user_id)}
+        response = await self._calls("Scan", TableName=self._tables.users, Limit=limit, **start)
+        last = response.get("LastEvaluatedKey")
+        users, broken = _read_users(response["Items"])
+        return UserPage(users, last and last["user_id"]["S"], broken)
+
+    async def list_claims(self, limit: int, after_key: str | None) -> ClaimPage:
+        """See Store."""
+        return await self._addresses.list_claims(limit, after_key)
+
+    async def update_user(self, expected: User, new: User, typed: str = "") -> None:
+        """See Store."""
+        update = {"Update": user_update(self._tables.users, expected, new)}
+        moving = [] if expected.email == new.email else await self._moving(expected, new, typed)
+        try:
+            # A transaction even for one row: its token stops a try that was held up in the network from coming back
+            # after later changes.
+            await self._transact_user(new.user_id, update, *moving)
+        except ConditionFailedError:
+            if not await self._has_become(expected, new):
+                raise UserChangedError from None
+
+    async def _moving(self, expected: User, new: User, typed: str) -> list[Mapping[str, Any]]:
+        """Claim the new address, and give up the old one where that is another one in normal form."""
+        holders = await self._addresses.holders(new.email, typed or new.email)
+        if set(holders.user_ids) - {new.user_id}:
+            raise EmailAlreadyExistsError
+        if self._addresses.is_spelling(expected.email, new.email):
+            return list(self._addresses.claiming(new, holders))
+        return [*await self._addresses.unclaiming(expected), *self._addresses.claiming(new, holders)]
+
+    async def _has_become(self, expected: User, new: User) -> bool:
+        """Tell whether a user is as a write wanted it: then that write was ours, and only its response was lost."""
+        item = await self._calls.get(self._tables.users, user_id=new.user_id)
+        if item is None:
+            return False
+        user = user_from_item(item)
+        # A new hash is salted, so nobody else wrote it, whatever else has changed since.
+        has_own_hash = expected.password_hash != new.password_hash == user.password_hash
+        # Others add to revoked_sessions at any time.
+        return has_own_hash or _without_revocations(user) == _without_revocations(new)
+
+    async def delete_user(self, user: User) -> None:
+        """See Store."""
+        delete = {
+            "TableName": self._tables.users,
+            "Key": item_of(user_id=user.user_id),
+            "ConditionExpression": "email = :email",
+            "ExpressionAttributeValues": item_of(**{":email": user.email}),
+        }
+        try:
+            unclaiming = await self._addresses.unclaiming(user)
+            await self._transact_user(user.user_id, {"Delete": delete}, *unclaiming)
+        except ConditionFailedError:
+            if await self._calls.get(self._tables.users, user_id=user.user_id) is not None:
+                raise UserChangedError from None
+        with contextlib.suppress(StoreUnavailableError):  # the user is deleted all the same
+            await self._delete_sessions(user.user_id)
+
+    async def _transact_user(self, user_id: str, *actions: Mapping[str, Any]) -> None:
+        """Change a user's row in a transaction, and tell of it however that ends."""
+        try:
+            await self._calls.transact(*actions)
+        finally:
+            self._wrote(user_id)
+
+    async def _delete_sessions(self, user_id: str) -> None:
+        """Tidy up: without their user they are good for nothing, and TTL would find them."""
+        while page := (await self.list_sessions(user_id, _TIDY_PAGE, None)).sessions:
+            for session in page:
+                key = item_of(user_id=user_id, session_id=session.session_id)
+                await self._calls("DeleteItem", TableName=self._tables.sessions, Key=key)
+
+    async def create_session(self, session: Session) -> None:
+        """See Store."""
+        # The id is random: where it exists, this very write made it and lost its response.
+        with contextlib.suppress(ConditionFailedError):
+            await self._calls(
+                "PutItem",
+                TableName=self._tables.sessions,
+                Item=session_item(session),
+                ConditionExpression="attribute_not_exists(session_id)",
+            )
+
+    async def get_session(self, user_id: str, session_id: str) -> Session | None:
+        """See Store."""
+        item = await self._calls.get(self._tables.sessions, user_id=user_id, session_id=session_id)
+        return None if item is None else session_from_item(item)
+
+    async def rotate_refresh_token(self, expected: Session, new: Session) -> bool:
+        """See Store."""
+        try:
+            await self._calls(
+                "PutItem",
+                TableName=self._tables.sessions,
+                Item=session_item(new),
+                ConditionExpression="rotating_part_sha256 = :expected AND attribute_not_exists(ended_at)",
+                ExpressionAttributeValues=item_of(**{":expected": expected.rotating_part_sha256}),
+            )
+        except ConditionFailedError:
+            return await self.get_session(new.user_id, new.session_id) == new
+        return True
+
+    async def list_sessions(self, user_id: str, limit: int, after_session_id: str | None) -> SessionPage:
+        """See Store."""
+        start = {}
+        if after_session_id is not None:
+            start["ExclusiveStartKey"] = item_of(user_id=user_id, session_id=after_session_id)
+        response = await self._calls(
+            "Query",
+            TableName=self._tables.sessions,
+            KeyConditionExpression="user_id = :user_id",
+            ExpressionAttributeValues=item_of(**{":user_id": user_id}),
+            ConsistentRead=True,
+            Limit=limit,
+            **start,
+        )
+        last = response.get("LastEvaluatedKey")
+        return SessionPage([session_from_item(i) for i in response["Items"]], last and last["session_id"]["S"])
+
+    async def end_session(self, user_id: str, session_id: str, now: datetime, unless_known: datetime | None) -> bool:
+        """See Store."""
+        has_tried = False
+        while True:
+            session = await self.get_session(user_id, session_id)
+            until = unless_known if session is None else session.last_token_expire_time
+            try:
+                user = await self.get_user(user_id)
+                if until is None or user.has_ended(session_id, session):
+                    return has_tried
+                await self._revoke(user, session, revocation(session_id, until), now)
+            except ConditionFailedError:
+                # A refresh, another ending, or a change of the user came between, or an answer was lost: look again.
+                has_tried = True
+                continue
+            except UserNotFoundError:
+                return False
+            return True
+
+    async def _revoke(self, user: User, session: Session | None, entry: str, now: datetime) -> None:
+        over = user.over_revocations(now)
+        if over:
+            await self._remove_revocations(user, over)
+        if len(user.revoked_sessions - over) >= MAX_REVOKED_SESSIONS:
+            _log.warning("revocations_full", user_id=user.user_id, effect="all sessions of the user end")
+            ended = replace(user, token_generation=user.token_generation + 1, revoked_sessions=frozenset())
+            await self._transact_user(user.user_id, {"Update": user_update(self._tables.users, user, ended)})
+            return
+        adding = {
+            "TableName": self._tables.users,
+            "Key": item_of(user_id=user.user_id),
+            "UpdateExpression": "ADD revoked_sessions :entries",
+            "ConditionExpression": "attribute_exists(user_id) AND "
+            "(attribute_not_exists(revoked_sessions) OR size(revoked_sessions) < :most)",
+            "ExpressionAttributeValues": item_of(**{":entries": frozenset({entry}), ":most": MAX_REVOKED_SESSIONS}),
+        }
+        await self._transact_user(user.user_id, {"Update": adding}, *self._ending(session, now))
+
+    async def _remove_revocations(self, user: User, entries: frozenset[str]) -> None:
+        await self._calls(
+            "UpdateItem",
+            TableName=self._tables.users,
+            Key=item_of(user_id=user.user_id),
+            UpdateExpression="DELETE revoked_sessions :entries",
+            ConditionExpression="attribute_exists(user_id)",
+            ExpressionAttributeValues=item_of(**{":entries": entries}),
+        )
+
+    def _ending(self, session: Session | None, now: datetime) -> Iterator[Mapping[str, Any]]:
+        """Mark a session as ended, provided that no token was issued since it was read."""
+        if session is None:
+            return
+        yield {
+            "Put": {
+                "TableName": self._tables.sessions,
+                "Item": session_item(replace(session, end_time=now)),
+                "ConditionExpression": "rotating_part_sha256 = :expected AND attribute_not_exists(ended_at)",
+                "ExpressionAttributeValues": item_of(**{":expected": session.rotating_part_sha256}),
+            }
+        }
+
+    async def get_attempts(self, keys: Sequence[str], now: datetime) -> Mapping[str, Tries]:
+        """See Store."""
+        return await self._counters.get(keys, now)
+
+    async def reserve_attempt(self, attempt_id: str, counters: Sequence[Counter], now: datetime) -> bool:
+        """See Store."""
+        return await self._counters.reserve(attempt_id, counters, now)
+
+    async def settle_attempt(self, attempt_id: str, settlement: Settlement) -> None:
+        """See Store."""
+        await self._counters.settle(attempt_id, settlement)
+
+    async def create_tables(self) -> list[str]:
+        """See Store."""
+        return await create_tables(self._calls, self._tables)
+
+    async def check_tables(self) -> list[Finding]:
+        """See Store."""
+        return await check_tables(self._calls, self._tables)
+
+
+def _standing(row: Item | Exception | None) -> Standing | Exception | None:
+    if row is None or isinstance(row, Exception):
+        return row
+    try:
+        return standing_from_item(row)
+    except BrokenRowError as error:
+        return error
+
+
+def _request_key(digest: bytes) -> str:
+    return f"request#{digest.hex()}"
+
+
+def _without_revocations(user: User) -> User:
+    return replace(user, revoked_sessions=frozenset())
+
+
+def _read_users(rows: Iterable[Item]) -> tuple[list[User], list[BrokenRowError]]:
+    users, broken = [], []
+    for row in rows:
+        try:
+            users.append(user_from_item(row))
+        except BrokenRowError as error:
+            broken.append(error)
+    return users, broken
+
+
+@asynccontextmanager
+async def open_dynamodb_store(table_prefix: str, wrote: Wrote = tell_nobody) -> AsyncIterator[DynamoDBStore]:
+    """Open the store on the tables whose names begin with `table_prefix`.
+
+    Args:
+        table_prefix: Of the tables.
+        wrote: See Store.
+
+    Raises:
+        ConfigError: No region is configured.
+    """
+    async with open_calls() as calls:
+        yield DynamoDBStore(calls, Tables(table_prefix), wrote)

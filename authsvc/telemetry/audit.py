@@ -1,0 +1,67 @@
+"""The audit log: one line for each thing that somebody did or was refused, with the same members for the same event.
+
+docs/operations.md lists events and members. Whose request it was (`trace_id`, `caller`) is added to every log line.
+"""
+
+import logging
+from collections.abc import Mapping
+from enum import StrEnum
+
+import structlog
+
+_log = structlog.get_logger("authsvc.audit")
+
+
+class Event(StrEnum):
+    """Everything that is on record."""
+
+    LOGIN = "login"
+    LOGIN_REFUSED = "login_refused"
+    LOGIN_THROTTLED = "login_throttled"
+    PASSWORD_CHANGED = "password_changed"  # noqa: S105 - an event's name
+    PASSWORD_RESET = "password_reset"  # noqa: S105 - an event's name
+    REFRESH = "refresh"
+    REFRESH_REFUSED = "refresh_refused"
+    REFRESH_TOKEN_REUSE = "refresh_token_reuse"  # noqa: S105 - an event's name
+    SESSION_REVOKED = "session_revoked"
+    SESSIONS_REVOKED = "sessions_revoked"
+    USER_CREATED = "user_created"
+    USER_UPDATED = "user_updated"
+    USER_DELETED = "user_deleted"
+    CALLER_REFUSED = "caller_refused"
+    KEYS_RELOADED = "keys_reloaded"
+    KEYS_NOT_RELOADED = "keys_not_reloaded"
+    CALLERS_RELOADED = "callers_reloaded"
+    CALLERS_NOT_RELOADED = "callers_not_reloaded"
+
+
+class Outcome(StrEnum):
+    """What became of it."""
+
+    DONE = "done"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+_NOT_DONE: Mapping[Event, tuple[Outcome, int]] = {
+    Event.LOGIN_REFUSED: (Outcome.REFUSED, logging.INFO),
+    Event.LOGIN_THROTTLED: (Outcome.REFUSED, logging.INFO),
+    Event.REFRESH_REFUSED: (Outcome.REFUSED, logging.INFO),
+    Event.REFRESH_TOKEN_REUSE: (Outcome.REFUSED, logging.WARNING),
+    Event.CALLER_REFUSED: (Outcome.REFUSED, logging.WARNING),
+    Event.KEYS_NOT_RELOADED: (Outcome.FAILED, logging.ERROR),
+    Event.CALLERS_NOT_RELOADED: (Outcome.FAILED, logging.ERROR),
+}
+"""With their levels; what was done is logged as information."""
+
+
+def record(event: Event, **members: object) -> None:
+    """Put an event on record.
+
+    Args:
+        event: What happened.
+        members: What is known of it, by the same names for every event: `user_id`, `email_digest`, `session_id`,
+            `source` (where the end user is), and the `reason` of what was not done.
+    """
+    outcome, level = _NOT_DONE.get(event, (Outcome.DONE, logging.INFO))
+    _log.log(level, event.value, outcome=outcome.value, **members)

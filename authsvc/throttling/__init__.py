@@ -1,0 +1,1 @@
+"""How many failed logins are allowed, and what happens beyond."""

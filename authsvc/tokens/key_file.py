@@ -1,0 +1,126 @@
+"""A key file through its life: rotating its keys, removing one, and following its changes while the service runs."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from authsvc.errors import KeyFileError
+from authsvc.models import LEEWAY, Clock
+from authsvc.tokens.keys import Key, KeyRing, KeyStatus, new_jwk, read_key_ring, read_keys, replace_file
+from authsvc.watched_file import FollowedFile
+
+RETIRE_MARGIN = timedelta(seconds=60)
+PUBLISHED_BEFORE_SIGNING = timedelta(hours=2)
+"""How long gateways keep the public keys that they fetched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """What a rotation did.
+
+    Args:
+        retired: The key that signed before; None where no next key was published, so that the old one goes on.
+        signing: The key that signs now.
+        following: The key that will sign next.
+    """
+
+    retired: Key | None
+    signing: Key
+    following: Key
+
+
+def rotate_keys(path: Path, access_token_ttl: timedelta, now: datetime) -> Rotation:
+    """Let the next key sign, add a new next one, and retire the old one until its last token is over.
+
+    Where there is no next key, one is added and nothing else happens: a key must be published before it signs.
+
+    Args:
+        path: The key file.
+        access_token_ttl: Longest life of the tokens that the old key has signed.
+        now: Retired keys that are over by then are dropped.
+
+    Raises:
+        KeyFileError: The file cannot be used or written.
+    """
+    with _locked(path):
+        keys = {key.kid: key for key in read_keys(path)}
+        jwks = [jwk for jwk in _jwks(path) if not keys[jwk["kid"]].is_over(now.timestamp())]
+        signing = next(jwk for jwk in jwks if jwk["status"] == KeyStatus.SIGNING)
+        following = next((jwk for jwk in jwks if jwk["status"] == KeyStatus.NEXT), None)
+        if following is not None:
+            retire_time = now + access_token_ttl + LEEWAY + RETIRE_MARGIN
+            signing.update(status=KeyStatus.RETIRED, retire_time=int(retire_time.timestamp()))
+            following.update(status=KeyStatus.SIGNING)
+        added = new_jwk(signing["alg"], KeyStatus.NEXT, now)
+        written = {key.kid: key for key in _write(path, [*jwks, added])}
+        if following is None:
+            return Rotation(None, written[signing["kid"]], written[added["kid"]])
+        return Rotation(written[signing["kid"]], written[following["kid"]], written[added["kid"]])
+
+
+def remove_key(path: Path, kid: str, now: datetime) -> list[Key]:
+    """Remove a key, whose tokens are dead with it; another one signs or comes next in its place.
+
+    Raises:
+        KeyFileError: The file cannot be used or written, or has no such key.
+    """
+    with _locked(path):
+        keys = read_keys(path)
+        removed = next((key for key in keys if key.kid == kid), None)
+        if removed is None:
+            raise KeyFileError(f"{path}: has no key {kid}")
+        jwks = [jwk for jwk in _jwks(path) if jwk["kid"] != kid]
+        if removed.status is KeyStatus.SIGNING:
+            following = next((jwk for jwk in jwks if jwk["status"] == KeyStatus.NEXT), None)
+            if following is None:
+                raise KeyFileError(f"{path}: has no next key to sign in place of {kid}; authsvc keys rotate adds one")
+            following.update(status=KeyStatus.SIGNING)
+        if removed.status is not KeyStatus.RETIRED:
+            jwks.append(new_jwk(removed.alg, KeyStatus.NEXT, now))
+        return _write(path, jwks)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let commands change a file one after another; its folder is locked, for the file itself is replaced."""
+    try:
+        folder = os.open(path.resolve().parent, os.O_RDONLY)
+    except OSError as error:
+        raise KeyFileError(f"{path}: its folder cannot be read: {error.strerror}") from None
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def was_just_published(key: Key, now: datetime) -> bool:
+    """Tell whether gateways may not know a key yet."""
+    return now.timestamp() - key.create_time < PUBLISHED_BEFORE_SIGNING.total_seconds()
+
+
+def _jwks(path: Path) -> list[dict[str, Any]]:
+    jwks: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["keys"]
+    return jwks
+
+
+def _write(path: Path, jwks: list[dict[str, Any]]) -> list[Key]:
+    replace_file(path, json.dumps({"keys": jwks}, indent=2))
+    return read_keys(path)
+
+
+def follow_keys(path: Path, clock: Clock) -> FollowedFile[KeyRing]:
+    """Return the ring of a key file that may change.
+
+    Raises:
+        KeyFileError: It cannot be used now.
+    """
+    return FollowedFile(
+        path, lambda: read_key_ring(path, clock()), "keys", lambda ring: {"signing_key": ring.signing_key.kid}
+    )

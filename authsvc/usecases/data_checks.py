@@ -1,0 +1,133 @@
+"""Walks over all that is stored: whether users and the claims of their addresses agree, and what their hashes cost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from authsvc import fields
+from authsvc.errors import BrokenRowError, InvalidFieldError
+from authsvc.models import Finding, User
+from authsvc.passwords import hashes
+from authsvc.stores.interface import Store
+from authsvc.usecases import users
+from authsvc.usecases.users import every_user, user_pages
+
+
+@dataclass(frozen=True, slots=True)
+class AddressCheck:
+    """What a walk over all users and claims has found.
+
+    Args:
+        findings: Problems alone; none where users and claims agree.
+        dead_claims: Claims whose user is gone or has another address; whoever needs one takes it over.
+        unclaimed: Users who have an address of their own without a claim: rows of other programs before a login.
+    """
+
+    findings: Sequence[Finding]
+    dead_claims: int
+    unclaimed: int
+
+    def lines(self) -> Sequence[Finding]:
+        """Return what an operator is told."""
+        counts = {"dead claims": self.dead_claims, "users without a claim": self.unclaimed}
+        told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        return self.findings or [Finding(f"addresses ({told}: harmless)" if told else "addresses")]
+
+
+async def check_addresses(store: Store) -> AddressCheck:
+    """Walk all users and claims: rows that are unreadable, share an address, or have one that is not in normal form.
+
+    Other programs can write such rows. What is written meanwhile may be found half.
+    """
+    rows = await _walk_users(store)
+    claims = await _claims(store)
+    ids_by_address = rows.ids_by_address
+    shared = {address: ids for address, ids in ids_by_address.items() if len(ids) > 1}
+    dead = [
+        address
+        for address, user_id in claims.items()
+        if user_id and user_id not in rows.broken_ids and user_id not in ids_by_address.get(address, ())
+    ]
+    unclaimed = [a for a, ids in ids_by_address.items() if a not in shared and claims.get(a) not in ids]
+    findings = [
+        *rows.findings,
+        *(_shared_finding(ids, claims.get(address)) for address, ids in shared.items()),
+        *(_claim_finding(address) for address, user_id in claims.items() if not user_id),
+    ]
+    return AddressCheck(findings, len(dead), len(unclaimed))
+
+
+async def check_hashes(store: Store, cost: int) -> Finding:
+    """Report hashes that tell who has an account: a wrong try against one takes longer than others.
+
+    Args:
+        store: Where to look.
+        cost: bcrypt's, as configured.
+    """
+    costs = {user.user_id: hashes.stored_cost(user.password_hash or "") async for user in every_user(store)}
+    above = {user_id: stored for user_id, stored in costs.items() if stored is not None and stored > cost}
+    if not above:
+        return Finding("password hashes")
+    problem = f"{len(above)} cost more than AUTHSVC_BCRYPT_COST={cost}, for instance that of user {min(above)}"
+    return Finding("password hashes", problem, f"set AUTHSVC_BCRYPT_COST={max(above.values())}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What is in the rows of users, by their addresses in normal form."""
+
+    ids_by_address: dict[str, list[str]] = field(default_factory=dict)
+    broken_ids: set[str] = field(default_factory=set)
+    findings: list[Finding] = field(default_factory=list)
+
+
+async def _walk_users(store: Store) -> _Rows:
+    rows = _Rows()
+    async for page in user_pages(store):
+        rows.broken_ids.update(error.key for error in page.broken)
+        rows.findings.extend(_broken_finding(error) for error in page.broken)
+        for user in page.users:
+            address, problem = _address_of(user)
+            if problem:
+                rows.findings.append(Finding(f"user {user.user_id}: email", problem, "write it in normal form"))
+            if address:
+                rows.ids_by_address.setdefault(address, []).append(user.user_id)
+    return rows
+
+
+async def _claims(store: Store) -> dict[str, str]:
+    """Return whom each claimed address belongs to, by its claim."""
+    user_ids: dict[str, str] = {}
+    last_key = None
+    while True:
+        page = await store.list_claims(users.PAGE_SIZE, last_key)
+        user_ids.update(page.user_ids)
+        if page.last_key is None:
+            return user_ids
+        last_key = page.last_key
+
+
+def _address_of(user: User) -> tuple[str, str]:
+    """Return a user's address in normal form, empty where it has none, and what is wrong with it as it stands."""
+    try:
+        address = fields.normal_email(user.email)
+    except InvalidFieldError as error:
+        return "", error.problem
+    return address, "" if address == user.email else "is not in normal form (NFC, lower case)"
+
+
+def _broken_finding(error: BrokenRowError) -> Finding:
+    problem = f"attribute {error.attribute} is missing or unreadable: nobody logs in by this row"
+    return Finding(f"user {error.key}", problem, "write the attribute as it must be, or delete the row")
+
+
+def _shared_finding(user_ids: Sequence[str], claimant_id: str | None) -> Finding:
+    effect = f"it is {claimant_id}'s by claim" if claimant_id in user_ids else "none has claimed it, so none logs in"
+    return Finding(
+        f"users {', '.join(sorted(user_ids))}",
+        f"have the same address: {effect}",
+        "give all but one another address, or delete them",
+    )
+
+
+def _claim_finding(address: str) -> Finding:
+    return Finding(f"claim of {address}", "is unreadable: nobody logs in by that address", "delete the item")

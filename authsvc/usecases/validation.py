@@ -1,0 +1,175 @@
+"""Use case: telling whether access tokens are good now, by themselves and by what the store says of their users."""
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from authsvc import request_context
+from authsvc.errors import StoreUnavailableError
+from authsvc.models import Clock, Standing
+from authsvc.stores.interface import Store
+from authsvc.tokens.access_tokens import AccessToken, AccessTokens, InactiveReason
+from authsvc.usecases.user_state_cache import Memory, Reading
+
+PATIENCE_SECONDS = 0.5
+"""How long the store is waited for where something remembered may stand in for it."""
+_ZERO = timedelta()
+
+
+class Check(NamedTuple):
+    """A token to check.
+
+    Args:
+        token: Anything but an empty text.
+        max_staleness: How old the deciding read may be; zero: it begins after the check.
+        stale_if_error: The same, where the store cannot answer; zero: then there is no answer.
+    """
+
+    token: str
+    max_staleness: timedelta = _ZERO
+    stale_if_error: timedelta = _ZERO
+
+
+class ActiveToken(NamedTuple):
+    """A token that is good, and the user for whom it speaks."""
+
+    token: AccessToken
+    user: Standing
+
+
+class Validation(NamedTuple):
+    """A finished check of a token.
+
+    Args:
+        checked_time: When the read that decided began; now, where none was needed.
+        degraded: Whether the store could not answer and something older was used.
+    """
+
+    checked_time: datetime
+    outcome: ActiveToken | InactiveReason
+    degraded: bool = False
+
+
+class Validations:
+    """The use case, on one store with one ring of keys.
+
+    Args:
+        max_staleness: The most that a check is granted.
+        max_stale_if_error: The same.
+    """
+
+    def __init__(  # noqa: PLR0913 - what decides a validation is all here
+        self,
+        store: Store,
+        tokens: AccessTokens,
+        memory: Memory,
+        clock: Clock,
+        *,
+        max_staleness: timedelta,
+        max_stale_if_error: timedelta,
+    ) -> None:
+        self._store = store
+        self.tokens = tokens
+        self._memory = memory
+        self._clock = clock
+        self._max_staleness = max_staleness
+        self._max_stale_if_error = max_stale_if_error
+
+    async def validate(self, check: Check) -> Validation:
+        """Decide whether an access token is good now.
+
+        Raises:
+            BrokenRowError: The stored user is unreadable.
+            StoreUnavailableError: The check cannot be finished; that is never "inactive".
+        """
+        now = self._clock()
+        token = self.tokens.verify(check.token, now)
+        if isinstance(token, InactiveReason):
+            return Validation(now, token)
+        user_id = token.user_id
+        reading: Reading | Exception | None = self._recall(user_id, check)
+        if reading is None:
+            is_patient = self._stand_in(user_id, check) is None
+            (found,) = (await self._read((user_id,), now, is_patient=is_patient)).values()
+            reading = self._or_stand_in(found, user_id, check)
+        validation = _judge(token, reading)
+        if isinstance(validation, Exception):
+            raise validation
+        return validation
+
+    async def validate_all(self, checks: Sequence[Check]) -> list[Validation | Exception]:
+        """Decide of each token whether it is good now, or tell why that cannot be decided, in the same order."""
+        now = self._clock()
+        tokens = [self._verify(check.token, now) for check in checks]
+        authentic = [(t.user_id, c) for t, c in zip(tokens, checks, strict=True) if isinstance(t, AccessToken)]
+        readings = iter(await self._readings(authentic, now))
+        return [_judge(token, next(readings)) if isinstance(token, AccessToken) else token for token in tokens]
+
+    def _verify(self, text: str, now: datetime) -> AccessToken | Validation | Exception:
+        """Return the claims of a token, or what is to be said of it without a look at the store."""
+        try:
+            token = self.tokens.verify(text, now)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is about this token alone
+            return error
+        return Validation(now, token) if isinstance(token, InactiveReason) else token
+
+    async def _readings(self, wanted: Sequence[tuple[str, Check]], now: datetime) -> list[Reading | Exception]:
+        """Return what each check may rest on, or why there is nothing."""
+        recalled = [self._recall(user_id, check) for user_id, check in wanted]
+        missing = [pair for pair, reading in zip(wanted, recalled, strict=True) if reading is None]
+        is_patient = any(self._stand_in(user_id, check) is None for user_id, check in missing)
+        found = await self._read({user_id for user_id, _ in missing}, now, is_patient=is_patient)
+        return [r or self._or_stand_in(found[u], u, c) for (u, c), r in zip(wanted, recalled, strict=True)]
+
+    async def _read(
+        self, user_ids: Collection[str], now: datetime, *, is_patient: bool
+    ) -> Mapping[str, Reading | Exception]:
+        """Ask the store, by the request's deadline, or without patience where something else may stand in."""
+        begun = self._memory.begin()
+        if is_patient:
+            standings = await self._store.get_standings(user_ids)
+        else:
+            with request_context.within(min(PATIENCE_SECONDS, request_context.remaining_seconds())):
+                standings = await self._store.get_standings(user_ids)
+        readings: dict[str, Reading | Exception] = {}
+        for user_id, standing in standings.items():
+            if isinstance(standing, Exception):
+                readings[user_id] = standing
+            else:
+                readings[user_id] = reading = Reading(standing, now)
+                self._memory.remember(user_id, begun, reading)
+        return readings
+
+    def _recall(self, user_id: str, check: Check) -> Reading | None:
+        """Return what the check may rest on without a look at the store."""
+        if not check.max_staleness:
+            return None
+        return self._memory.recall(user_id, min(check.max_staleness, self._max_staleness))
+
+    def _or_stand_in(self, reading: Reading | Exception, user_id: str, check: Check) -> Reading | Exception:
+        """Return what was read before, where the store cannot answer and the check allows that."""
+        if not isinstance(reading, StoreUnavailableError):
+            return reading
+        stand_in = self._stand_in(user_id, check)
+        return reading if stand_in is None else stand_in._replace(degraded=True)
+
+    def _stand_in(self, user_id: str, check: Check) -> Reading | None:
+        if not check.stale_if_error:
+            return None
+        return self._memory.recall(user_id, min(check.stale_if_error, self._max_stale_if_error))
+
+
+def _judge(token: AccessToken, reading: Reading | Exception) -> Validation | Exception:
+    if isinstance(reading, Exception):
+        return reading
+    return Validation(reading.checked_time, _outcome(token, reading.standing), reading.degraded)
+
+
+def _outcome(token: AccessToken, user: Standing | None) -> ActiveToken | InactiveReason:
+    if user is None:
+        return InactiveReason.USER_NOT_FOUND
+    if not user.is_active:
+        return InactiveReason.USER_DISABLED
+    if user.token_generation != token.token_generation or user.has_revoked(token.session_id):
+        return InactiveReason.SESSION_REVOKED
+    return ActiveToken(token, user)

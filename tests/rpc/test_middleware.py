@@ -1,0 +1,441 @@
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+
+from authsvc import errors, request_context
+from authsvc.errors import AuthsvcError, OperatorError
+from authsvc.models import User, utc_now
+from authsvc.rpc.callers import Callers
+from authsvc.rpc.middleware import Guard
+from authsvc.rpc.statuses import STATUS_BY_ERROR
+from authsvc.telemetry import logs
+from authsvc.tokens.access_tokens import AccessToken, InactiveReason
+from authsvc.usecases.validation import ActiveToken, Check, Validation
+from authsvc.v1 import auth_service_pb2 as auth_pb2
+from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
+from authsvc.v1 import errors_pb2
+from authsvc.v1 import user_service_pb2 as user_pb2
+from authsvc.v1 import user_service_pb2_grpc as user_grpc
+from authsvc.watched_file import FollowedFile
+from tests.support import failure
+
+Code = grpc.StatusCode
+SECRET = "the text of an exception"
+VALIDATE = "/authsvc.v1.AuthService/ValidateToken"
+
+# Every error that a client can get, with what it gets: the table of the API.
+ON_THE_WIRE: list[tuple[AuthsvcError, grpc.StatusCode, str]] = [
+    (errors.InvalidFieldError("email", "is wrong"), Code.INVALID_ARGUMENT, "INVALID_FIELD"),
+    (errors.MalformedRequestError(), Code.INVALID_ARGUMENT, "MALFORMED_REQUEST"),
+    (errors.PasswordRejectedError("password", "is wrong"), Code.INVALID_ARGUMENT, "PASSWORD_REJECTED"),
+    (errors.InvalidCredentialsError(SECRET), Code.UNAUTHENTICATED, "INVALID_CREDENTIALS"),
+    (errors.PasswordChangeRequiredError(SECRET), Code.FAILED_PRECONDITION, "PASSWORD_CHANGE_REQUIRED"),
+    (errors.InvalidRefreshTokenError(SECRET), Code.UNAUTHENTICATED, "INVALID_REFRESH_TOKEN"),
+    (errors.OverloadedError(timedelta(seconds=3)), Code.RESOURCE_EXHAUSTED, "OVERLOADED"),
+    (errors.TooManyAttemptsError(SECRET, timedelta(seconds=3)), Code.RESOURCE_EXHAUSTED, "TOO_MANY_ATTEMPTS"),
+    (errors.CallerUnauthenticatedError(SECRET), Code.UNAUTHENTICATED, "CALLER_UNAUTHENTICATED"),
+    (errors.CallerNotPermittedError(SECRET), Code.PERMISSION_DENIED, "CALLER_NOT_PERMITTED"),
+    (errors.EmailAlreadyExistsError(SECRET), Code.ALREADY_EXISTS, "EMAIL_ALREADY_EXISTS"),
+    (errors.UserNotFoundError(SECRET), Code.NOT_FOUND, "USER_NOT_FOUND"),
+    (errors.StoreUnavailableError(SECRET), Code.UNAVAILABLE, "STORE_UNAVAILABLE"),
+    (errors.BrokenRowError(SECRET, "role"), Code.INTERNAL, "INTERNAL"),
+]
+ON_PURPOSE_INTERNAL = {errors.BrokenRowError, Exception}
+NEVER_SENT = {
+    AuthsvcError,
+    errors.CallerRefusedError,
+    errors.LoginRefusedError,
+    errors.NoAnswerError,
+    errors.RetryLaterError,
+    errors.UserChangedError,
+}
+"""Bases, and what is always answered inside."""
+
+
+def family(root: type[AuthsvcError]) -> set[type[AuthsvcError]]:
+    """A class and all below it that the module defines."""
+    children = (child for child in root.__subclasses__() if child.__module__ == errors.__name__)
+    return {root}.union(*map(family, children))
+
+
+def test_every_error_of_a_request_has_a_row_of_its_own() -> None:
+    assert family(AuthsvcError) - family(OperatorError) - NEVER_SENT == STATUS_BY_ERROR.keys() - {Exception}
+
+
+def test_only_these_are_internal() -> None:
+    internal = {error for error, status in STATUS_BY_ERROR.items() if status.code is Code.INTERNAL}
+    assert internal == ON_PURPOSE_INTERNAL
+    assert {STATUS_BY_ERROR[error].text for error in internal} == {"internal error"}
+
+
+def test_every_error_of_a_request_is_tried_on_the_wire() -> None:
+    assert {type(error) for error, _, _ in ON_THE_WIRE} == STATUS_BY_ERROR.keys() - {Exception}
+
+
+def test_every_reason_is_declared_and_every_declared_one_has_a_row() -> None:
+    declared = {name.removeprefix("ERROR_REASON_") for name in errors_pb2.ErrorReason.keys()}  # noqa: SIM118 - no dict
+    assert {status.reason for status in STATUS_BY_ERROR.values()} == declared - {"UNSPECIFIED"}
+
+
+def test_no_two_rows_have_the_same_reason_or_text() -> None:
+    rows = [status for error, status in STATUS_BY_ERROR.items() if error not in ON_PURPOSE_INTERNAL]
+    assert len({status.reason for status in rows}) == len({status.text for status in rows}) == len(rows)
+
+
+Handler = Callable[[Any, Any], Awaitable[Any]]
+
+
+@dataclass
+class Servicer:
+    """Serves every method by one handler, and remembers what arrived."""
+
+    handler: Handler
+    requests: list[Any] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Handler:
+        if not name[0].isupper():
+            raise AttributeError(name)
+
+        async def handle(request: Any, context: Any) -> Any:
+            self.requests.append(request)
+            return await self.handler(request, context)
+
+        return handle
+
+
+@dataclass
+class FakeValidations:
+    """Says of every token the same."""
+
+    outcome: ActiveToken | InactiveReason = InactiveReason.MALFORMED
+    tokens: list[str] = field(default_factory=list)
+
+    async def validate(self, check: Check) -> Validation:
+        self.tokens.append(check.token)
+        return Validation(utc_now(), self.outcome)
+
+
+@dataclass
+class Served:
+    channel: grpc.aio.Channel
+    servicer: Servicer
+    validations: FakeValidations
+    log: io.StringIO
+
+    async def validate(self, **options: Any) -> Any:
+        stub: Any = auth_grpc.AuthServiceStub(self.channel)
+        return await stub.ValidateToken(auth_pb2.ValidateTokenRequest(token="x"), **options)
+
+    async def get_user(self, *metadata: tuple[str, str]) -> Any:
+        stub: Any = user_grpc.UserServiceStub(self.channel)
+        return await stub.GetUser(user_pb2.GetUserRequest(user_id="x"), metadata=metadata)
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.getvalue().splitlines()]
+
+
+@asynccontextmanager
+async def served(
+    handler: Handler,
+    outcome: ActiveToken | InactiveReason = InactiveReason.MALFORMED,
+    callers: FollowedFile[Callers] | None = None,
+) -> AsyncIterator[Served]:
+    """Both services on a real socket, guarded, with one handler for all methods."""
+    log = io.StringIO()
+    logs.configure("json", "debug", stream=log)
+    validations, servicer = FakeValidations(outcome), Servicer(handler)
+    guard = Guard(validations, callers)  # type: ignore[arg-type]
+    server = grpc.aio.server()
+    services = (
+        auth_pb2.DESCRIPTOR.services_by_name["AuthService"],
+        user_pb2.DESCRIPTOR.services_by_name["UserService"],
+    )
+    server.add_generic_rpc_handlers(tuple(guard.methods(descriptor, servicer) for descriptor in services))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield Served(channel, servicer, validations, log)
+    finally:
+        await server.stop(None)
+
+
+def raising(error: BaseException) -> Handler:
+    async def handler(_request: Any, _context: Any) -> Any:
+        raise error
+
+    return handler
+
+
+def answering(response: object) -> Handler:
+    async def handler(_request: Any, _context: Any) -> Any:
+        return response
+
+    return handler
+
+
+@pytest.mark.parametrize(("error", "code", "reason"), ON_THE_WIRE, ids=[type(row[0]).__name__ for row in ON_THE_WIRE])
+async def test_what_a_client_gets_for_an_error(error: AuthsvcError, code: grpc.StatusCode, reason: str) -> None:
+    async with served(raising(error)) as service:
+        told = await failure(service.validate())
+        row = next(STATUS_BY_ERROR[c] for c in type(error).__mro__ if c in STATUS_BY_ERROR)
+        assert (told.code, told.reason, told.text) == (code, reason, row.text)
+        assert len(told.trace_id) == 32
+        is_field_error = isinstance(error, errors.InvalidFieldError)
+        assert bool(told.field) is is_field_error
+        assert (told.field, told.problem) in {("", ""), ("email", "is wrong"), ("password", "is wrong")}
+        delay = error.retry_delay if isinstance(error, errors.RetryLaterError) else None
+        assert told.retry_seconds == (delay and delay.total_seconds())
+
+
+class SurpriseError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SurpriseError(SECRET),
+        ValueError(SECRET),
+        RecursionError(SECRET),
+        MemoryError(SECRET),
+        TimeoutError(SECRET),
+        StopAsyncIteration(SECRET),
+        ExceptionGroup(SECRET, [ValueError(SECRET)]),
+        errors.OperatorError(SECRET),
+        errors.ConfigError([SECRET]),
+        errors.RetryLaterError(),
+        AuthsvcError(SECRET),
+        grpc.RpcError(SECRET),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_whatever_else_happens_is_internal_and_its_text_goes_nowhere(error: Exception) -> None:
+    async with served(raising(error)) as service:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await service.validate()
+        assert (caught.value.code(), caught.value.details()) == (Code.INTERNAL, "internal error")
+        on_the_wire = repr(tuple(caught.value.trailing_metadata() or ()))
+        assert SECRET not in on_the_wire
+        assert type(error).__name__ not in on_the_wire
+        assert SECRET not in service.log.getvalue()
+
+
+async def test_the_log_tells_operators_what_and_where() -> None:
+    async with served(raising(SurpriseError(SECRET))) as service:
+        told = await failure(service.validate())
+        (event,) = service.events()
+        assert event["event"] == "internal_error"
+        assert event["level"] == "error"
+        assert event["error"] == "SurpriseError"
+        assert event["method"] == "authsvc.v1.AuthService.ValidateToken"
+        assert event["trace_id"] == told.trace_id
+        assert "test_guard.py" in event["place"][-1]
+
+
+async def test_the_cause_of_an_outage_is_logged_and_not_sent() -> None:
+    async with served(raising(errors.StoreUnavailableError(SECRET))) as service:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await service.validate()
+        assert SECRET not in repr(tuple(caught.value.trailing_metadata() or ()))
+        (event,) = service.events()
+        assert (event["event"], event["cause"], event["level"]) == ("store_unavailable", SECRET, "warning")
+
+
+async def test_a_broken_row_is_logged_where_it_is_found_and_not_again_as_a_fault() -> None:
+    async with served(raising(errors.BrokenRowError(SECRET, "role"))) as service:
+        await failure(service.validate())
+        assert [event["level"] for event in service.events()] == ["debug"]
+
+
+async def test_a_refusal_is_no_noise_in_the_log() -> None:
+    async with served(raising(errors.UserNotFoundError())) as service:
+        await failure(service.validate())
+        (event,) = service.events()
+        assert (event["event"], event["reason"], event["level"]) == ("refused", "USER_NOT_FOUND", "debug")
+
+
+async def test_every_request_has_a_trace_id_of_its_own() -> None:
+    async with served(raising(errors.UserNotFoundError())) as service:
+        told = await asyncio.gather(*(failure(service.validate()) for _ in range(20)))
+        assert len({one.trace_id for one in told}) == 20
+        assert {event["trace_id"] for event in service.events()} == {one.trace_id for one in told}
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"\x0a\xff", b"\x0a\x01\xff", b"\x0b", b"\x00", b"\x0a\x05abc"])
+async def test_bytes_that_do_not_decode_are_a_malformed_request(data: bytes) -> None:
+    async with served(answering(None)) as service:
+        call: Any = service.channel.unary_unary(VALIDATE)
+        told = await failure(call(data))
+        assert (told.code, told.reason) == (Code.INVALID_ARGUMENT, "MALFORMED_REQUEST")
+        assert service.servicer.requests == []
+
+
+async def test_an_answer_arrives_as_it_was_given() -> None:
+    answer = auth_pb2.ValidateTokenResponse(state=auth_pb2.TOKEN_STATE_ACTIVE, user_id="user-1")
+    async with served(answering(answer)) as service:
+        assert await service.validate() == answer
+        assert service.servicer.requests == [auth_pb2.ValidateTokenRequest(token="x")]
+        assert service.log.getvalue() == ""
+
+
+async def test_an_answer_that_cannot_be_sent_is_internal() -> None:
+    async with served(answering(None)) as service:
+        assert (await failure(service.validate())).reason == "INTERNAL"
+
+
+async def test_a_handler_has_until_shortly_before_its_client_gives_up() -> None:
+    async def handler(_request: Any, _context: Any) -> Any:
+        return auth_pb2.ValidateTokenResponse(user_id=str(request_context.remaining_seconds()))
+
+    async with served(handler) as service:
+        # gRPC rounds what is left up, by less than a twentieth.
+        assert 0 < float((await service.validate(timeout=20.0)).user_id) < 19
+        assert 19 < float((await service.validate(timeout=60.0)).user_id) <= request_context.BUDGET_SECONDS
+
+
+async def test_a_client_that_leaves_is_no_fault() -> None:
+    started, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def handler(_request: Any, _context: Any) -> Any:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    async with served(handler) as service:
+        call = asyncio.create_task(service.validate())
+        await started.wait()
+        call.cancel()
+        await cancelled.wait()
+        assert service.log.getvalue() == ""
+
+
+def token_of(role: str) -> ActiveToken:
+    token = AccessToken(
+        issuer="i",
+        audience="a",
+        user_id="user-1",
+        client_id="c",
+        session_id="s",
+        token_id="t",
+        token_generation=0,
+        issued_at=0,
+        expires_at=0,
+        not_before=0,
+    )
+    return ActiveToken(token, User(user_id="user-1", email="a@b", role=role))
+
+
+ADMIN = token_of("admin")
+USER = user_pb2.GetUserResponse()
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+async def test_an_admin_may_call_the_user_service(scheme: str) -> None:
+    async with served(answering(USER), ADMIN) as service:
+        assert await service.get_user(("authorization", f"{scheme} a.b.c"), ("other", "x")) == USER
+        assert service.validations.tokens == ["a.b.c"]
+
+
+@pytest.mark.parametrize(
+    "credentials",
+    [
+        [],
+        [""],
+        ["a.b.c"],
+        ["Bearer"],
+        ["Bearer "],
+        ["Basic YTpi"],
+        ["Bearera.b.c"],
+        ["Bearer a.b.c", "Bearer a.b.c"],
+        ["Bearer a.b.c", ""],
+    ],
+    ids=str,
+)
+async def test_without_exactly_one_token_a_caller_is_nobody(credentials: list[str]) -> None:
+    async with served(answering(USER), ADMIN) as service:
+        told = await failure(service.get_user(*(("authorization", value) for value in credentials)))
+        assert (told.code, told.reason) == (Code.UNAUTHENTICATED, "CALLER_UNAUTHENTICATED")
+        assert service.validations.tokens == []
+        assert service.servicer.requests == []
+
+
+@pytest.mark.parametrize("reason", InactiveReason)
+async def test_an_inactive_token_makes_a_caller_nobody(reason: InactiveReason) -> None:
+    async with served(answering(USER), reason) as service:
+        told = await failure(service.get_user(("authorization", "Bearer a.b.c")))
+        assert (told.code, told.reason) == (Code.UNAUTHENTICATED, "CALLER_UNAUTHENTICATED")
+        assert service.servicer.requests == []
+
+
+@pytest.mark.parametrize("role", ["user", "Admin", "administrator", "admin ", ""])
+async def test_whoever_is_no_admin_is_not_permitted_and_that_is_logged(role: str) -> None:
+    async with served(answering(USER), token_of(role)) as service:
+        told = await failure(service.get_user(("authorization", "Bearer a.b.c")))
+        assert (told.code, told.reason) == (Code.PERMISSION_DENIED, "CALLER_NOT_PERMITTED")
+        assert service.servicer.requests == []
+        assert service.events()[0]["event"] == "caller_refused"
+        assert service.events()[0]["caller"] == "user:user-1"
+
+
+async def test_who_may_not_call_learns_nothing_about_a_request() -> None:
+    """Not even whether its bytes decode."""
+    async with served(answering(USER)) as service:
+        call: Any = service.channel.unary_unary("/authsvc.v1.UserService/GetUser")
+        assert (await failure(call(b"\xff"))).reason == "CALLER_UNAUTHENTICATED"
+
+
+@dataclass
+class CallDetails:
+    method: str
+
+
+@dataclass
+class FakeContext:
+    """A call from somewhere else than this machine, which a test cannot make."""
+
+    address: str
+
+    def time_remaining(self) -> float | None:
+        return None
+
+    def peer(self) -> str:
+        return self.address
+
+
+@pytest.mark.parametrize("method", ["Authenticate", "RefreshTokens", "ChangePassword"])
+@pytest.mark.parametrize(
+    ("peer", "believed"),
+    [
+        ("ipv4:127.0.0.1:4711", "192.0.2.1"),
+        ("ipv4:127.8.9.10:4711", "192.0.2.1"),
+        ("ipv6:%5B::1%5D:4711", "192.0.2.1"),
+        ("ipv6:[::1]:4711", "192.0.2.1"),
+        ("ipv4:192.0.2.9:4711", ""),
+        ("ipv4:128.0.0.1:4711", ""),
+        ("ipv6:%5B2001:db8::1%5D:4711", ""),
+        ("ipv6:%5Bfe80::1%25eth0%5D:4711", ""),
+        ("unknown", ""),
+        ("", ""),
+    ],
+)
+async def test_a_stranger_is_not_believed_where_the_user_is(method: str, peer: str, believed: str) -> None:
+    """Nobody spreads guesses over sources of their choice."""
+    servicer = Servicer(answering(auth_pb2.AuthenticateResponse()))
+    guard = Guard(FakeValidations(), None)  # type: ignore[arg-type]
+    methods: Any = guard.methods(auth_pb2.DESCRIPTOR.services_by_name["AuthService"], servicer)
+    handler = methods.service(CallDetails(f"/authsvc.v1.AuthService/{method}"))
+    request = getattr(auth_pb2, f"{method}Request")(client_address="192.0.2.1")
+    await handler.unary_unary(request.SerializeToString(), FakeContext(peer))
+    assert [request.client_address for request in servicer.requests] == [believed]

@@ -1,0 +1,126 @@
+"""The parent of workers: what it does with one that does not do as it should. The rest is in tests/e2e."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from authsvc import config
+from authsvc.errors import ConfigError, OperatorError
+from authsvc.server import workers
+from tests.e2e.process import environment, invoke
+from tests.support import WITNESS
+
+
+@pytest.fixture
+def settings(tmp_path: Path, signing_keys: Path, monkeypatch: pytest.MonkeyPatch) -> config.Settings:
+    """Two workers on SQLite; they read the same from the environment."""
+    own = {
+        "AUTHSVC_STORE": f"sqlite:{tmp_path / 'authsvc.db'}",
+        "AUTHSVC_ISSUER": "https://auth.example.com",
+        "AUTHSVC_AUDIENCE": "backends",
+        "AUTHSVC_SIGNING_KEYS": str(signing_keys),
+        "AUTHSVC_WORKERS": "2",
+    }
+    assert invoke("tables", "create", **own).exit_code == 0
+    for name, value in environment(**own).items():
+        monkeypatch.setenv(name, value)
+    return config.load(os.environ)
+
+
+class Log:
+    """What the parent logs from now on."""
+
+    def __init__(self) -> None:
+        self._begin = len(WITNESS.lines.getvalue())
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        lines = map(json.loads, WITNESS.lines.getvalue()[self._begin :].splitlines())
+        return [line for line in lines if line["event"] == event]
+
+
+async def until(look: Callable[[], object]) -> None:
+    while not look():  # noqa: ASYNC110 - a log tells no event
+        await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def two_workers(settings: config.Settings) -> AsyncIterator[Log]:
+    """The parent on this loop, with its workers; it is ended by a signal."""
+    log = Log()
+    serving = asyncio.create_task(workers.serve(settings))
+    await until(lambda: len(log.events("worker_started")) == 2 or serving.done())
+    yield log
+    os.kill(os.getpid(), signal.SIGTERM)
+    await serving
+
+
+async def test_a_worker_that_lived_long_is_replaced_at_once(
+    settings: config.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "STEADY_SECONDS", 0.0)
+    async with two_workers(settings) as log:
+        for time in range(3):
+            os.kill(log.events("worker_started")[-1]["pid"], signal.SIGKILL)
+            await until(lambda: len(log.events("worker_started")) == 3 + time)  # noqa: B023 - is awaited here
+    assert [line["restart_seconds"] for line in log.events("worker_ended")] == [0.0, 0.0, 0.0]
+
+
+async def test_a_worker_that_does_not_end_is_killed(settings: config.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "KILL_SECONDS", 0.2)
+    async with two_workers(settings) as log:
+        stopped = log.events("worker_started")[0]["pid"]
+        os.kill(stopped, signal.SIGSTOP)
+    assert stopped in [line["pid"] for line in log.events("worker_killed")]
+    with pytest.raises(ProcessLookupError):
+        os.kill(stopped, 0)
+
+
+async def test_a_worker_that_cannot_be_started_ends_it(
+    settings: config.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log()
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(OperatorError, match="ended before it listened"):
+        await workers.serve(settings)
+    assert [line["problem"] for line in log.events("worker_not_started")] == ["No such file or directory"]
+
+
+async def test_a_worker_that_cannot_be_started_again_is_tried_again(
+    settings: config.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_workers(settings) as log:
+        with monkeypatch.context() as broken:
+            broken.setattr(sys, "executable", "/nowhere/python")
+            os.kill(log.events("worker_started")[0]["pid"], signal.SIGKILL)
+            await until(lambda: log.events("worker_not_started"))
+        await until(lambda: len(log.events("worker_started")) == 3)
+
+
+async def test_an_address_that_is_not_here_is_said(settings: config.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = config.load(
+        {**os.environ, "AUTHSVC_LISTEN": "nowhere.invalid:0"},
+        {"AUTHSVC_ALLOW_OPEN": "true", "AUTHSVC_ALLOW_PLAINTEXT": "true"},
+    )
+    with pytest.raises(ConfigError, match=r"AUTHSVC_LISTEN: cannot listen on nowhere\.invalid:0: "):
+        await workers.serve(there)
+
+
+async def test_a_folder_for_metrics_is_needed(settings: config.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    with pytest.raises(OperatorError, match=r"no folder for metrics: No such file or directory; .*TMPDIR"):
+        await workers.serve(settings)
+
+
+async def test_it_listens_on_ipv6(settings: config.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two_workers(config.load({**os.environ, "AUTHSVC_LISTEN": "[::1]:0"})) as log:
+        (listening,) = log.events("listening")
+    assert listening["address"].startswith("[::1]:")

@@ -1,0 +1,243 @@
+"""What validations ask of every store: how users stand, and to be told of its own writes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, fields, replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from authsvc.errors import BrokenRowError, EmailAlreadyExistsError, StoreUnavailableError, UserChangedError
+from authsvc.models import Standing, User, revocation
+from authsvc.stores.dynamodb.store import DynamoDBStore, open_dynamodb_store
+from authsvc.stores.interface import MAX_REVOKED_SESSIONS, Store
+from authsvc.stores.sqlite import open_sqlite_store
+from tests.dynamodb import Tables
+from tests.engines import Engine
+from tests.faults import Conflict, Exchange, Fault, FaultyProxy, Hang, Reply, Reset, ServerError
+from tests.stores.contract.test_store import NOW, new_session, new_user
+from tests.support import use_engine
+
+
+def standing_of(user: User) -> Standing:
+    return Standing(**{field.name: getattr(user, field.name) for field in fields(Standing)})
+
+
+async def test_a_user_stands_as_get_user_tells(store: Store) -> None:
+    users = [
+        await store.create_user(new_user("plain@example.com"), NOW),
+        await store.create_user(new_user("disabled@example.com", is_active=False), NOW),
+        await store.create_user(new_user("revoked@example.com", revoked_sessions=frozenset({"a:1", "b:2"})), NOW),
+        await store.create_user(new_user("other@example.com", role="ops_2-x", token_generation=7), NOW),
+    ]
+    for _ in range(2):
+        standings = await store.get_standings([*(user.user_id for user in users), "nobody"])
+        expected = {user.user_id: standing_of(await store.get_user(user.user_id)) for user in users}
+        assert standings == {**expected, "nobody": None}
+        users = [replace(user, role="changed", is_active=not user.is_active) for user in users]
+        for user in users:
+            await store.update_user(await store.get_user(user.user_id), user)
+
+
+async def test_a_deleted_user_stands_no_more(store: Store) -> None:
+    user = await store.create_user(new_user(), NOW)
+    assert await store.get_standings([user.user_id]) == {user.user_id: standing_of(user)}
+    await store.delete_user(user)
+    assert await store.get_standings([user.user_id]) == {user.user_id: None}
+
+
+async def test_an_ended_session_is_told_at_once(store: Store) -> None:
+    user = await store.create_user(new_user(), NOW)
+    await store.create_session(new_session(user))
+    await store.end_session(user.user_id, "session", NOW, None)
+    (standing,) = (await store.get_standings([user.user_id])).values()
+    assert isinstance(standing, Standing)
+    assert standing.has_revoked("session")
+
+
+async def test_nothing_is_told_of_nobody(store: Store) -> None:
+    assert await store.get_standings([]) == {}
+
+
+async def test_a_hundred_are_told_together_and_many_hundreds_at_once(concurrent_store: Store) -> None:
+    users = [await concurrent_store.create_user(new_user(f"user{n}@example.com"), NOW) for n in range(30)]
+    expected: dict[str, Standing | None] = {user.user_id: standing_of(user) for user in users}
+    expected |= dict.fromkeys(f"nobody-{n}" for n in range(70))
+    assert await concurrent_store.get_standings(expected) == expected
+    one_by_one = [concurrent_store.get_standings([user_id]) for user_id in expected]
+    together = [concurrent_store.get_standings(expected) for _ in range(3)]
+    for told in await asyncio.gather(*one_by_one, *together):
+        assert told == {user_id: expected[user_id] for user_id in told}
+
+
+async def test_a_broken_row_spoils_its_own_answer_alone(dynamodb_store: DynamoDBStore, tables: Tables) -> None:
+    sound = await dynamodb_store.create_user(new_user(), NOW)
+    tables.put_user("no-email")
+    tables.put_user("number", "number@example.com", role={"N": "5"})
+    tables.put_user("list", "list@example.com", revoked_sessions={"L": []})
+    tables.put_user("foreign", "Foreign@Example.com", unknown={"M": {}})
+    standings = await dynamodb_store.get_standings([sound.user_id, "no-email", "number", "list", "foreign", "nobody"])
+    broken = {"no-email": "email", "number": "role", "list": "revoked_sessions"}
+    told = {key: error.attribute for key, error in standings.items() if isinstance(error, BrokenRowError)}
+    assert told == broken
+    assert standings[sound.user_id] == standing_of(sound)
+    assert standings["foreign"] == Standing(user_id="foreign", email="Foreign@Example.com", role="user")
+    assert standings["nobody"] is None
+
+
+async def test_a_store_that_cannot_be_read_is_no_store_without_users(tmp_path: Path) -> None:
+    async with open_sqlite_store(tmp_path / "authsvc.db") as store:
+        (told,) = (await store.get_standings(["alice"])).values()
+    assert isinstance(told, StoreUnavailableError)
+
+
+@dataclass(frozen=True)
+class Told:
+    """A store, and whom it told of its writes."""
+
+    store: Store
+    users: list[str]
+
+    async def alice(self, **changes: object) -> User:
+        alice = await self.store.create_user(new_user(**changes), NOW)  # type: ignore[arg-type]
+        await self.store.create_session(new_session(alice))
+        self.users.clear()
+        return alice
+
+
+Write = Callable[[Store, User], Awaitable[object]]
+
+
+async def update(store: Store, alice: User) -> None:
+    await store.update_user(alice, replace(alice, is_active=False))
+
+
+async def move(store: Store, alice: User) -> None:
+    await store.update_user(alice, replace(alice, email="moved@example.com"))
+
+
+async def delete(store: Store, alice: User) -> None:
+    await store.delete_user(alice)
+
+
+async def end(store: Store, alice: User) -> None:
+    await store.end_session(alice.user_id, "session", NOW, None)
+
+
+async def end_one_without_a_row(store: Store, alice: User) -> None:
+    await store.end_session(alice.user_id, "gone", NOW, NOW + timedelta(hours=1))
+
+
+WRITES: list[Write] = [update, move, delete, end, end_one_without_a_row]
+FULL = frozenset(revocation(f"s{n}", NOW + timedelta(hours=1)) for n in range(MAX_REVOKED_SESSIONS))
+
+
+@pytest.fixture(params=["sqlite", "dynoxide", "moto"])
+async def told(
+    request: pytest.FixtureRequest, tmp_path: Path, table_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Told]:
+    users: list[str] = []
+    if request.param == "sqlite":
+        opening = open_sqlite_store(tmp_path / "authsvc.db", users.append)
+    else:
+        use_engine(request.getfixturevalue(request.param), monkeypatch)
+        opening = open_dynamodb_store(table_prefix, users.append)  # type: ignore[assignment]
+    async with opening as store:
+        await store.create_tables()
+        yield Told(store, users)
+
+
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
+async def test_every_write_of_a_user_is_told(told: Told, write: Write) -> None:
+    alice = await told.alice()
+    await write(told.store, alice)
+    assert set(told.users) == {alice.user_id}
+
+
+async def test_the_end_of_all_sessions_by_the_hundredth_is_told(told: Told) -> None:
+    alice = await told.alice(revoked_sessions=FULL)
+    await end(told.store, alice)
+    assert set(told.users) == {alice.user_id}
+
+
+async def test_a_lost_race_is_told_as_well(told: Told) -> None:
+    """It may have been an earlier try of this write that won it."""
+    alice = await told.alice()
+    with pytest.raises(UserChangedError):
+        await told.store.update_user(replace(alice, role="stale"), replace(alice, role="new"))
+    assert told.users == [alice.user_id]
+
+
+async def test_what_writes_no_user_is_not_told(told: Told) -> None:
+    alice = await told.alice()
+    await told.store.create_user(new_user("bob@example.com"), NOW)
+    with pytest.raises(EmailAlreadyExistsError):
+        await told.store.create_user(new_user(), NOW)
+    session = new_session(alice, "other")
+    await told.store.create_session(session)
+    await told.store.rotate_refresh_token(session, replace(session, rotating_part_sha256=b"n" * 32))
+    await told.store.get_standings([alice.user_id])
+    assert told.users == []
+
+
+@dataclass(frozen=True)
+class Failing(Told):
+    """The same behind a proxy."""
+
+    proxy: FaultyProxy
+
+
+@pytest.fixture
+async def failing(
+    dynoxide: Engine, table_prefix: str, production_timeouts: None, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Failing]:
+    users: list[str] = []
+    async with FaultyProxy(dynoxide.endpoint_url) as proxy:
+        use_engine(dynoxide, monkeypatch, proxy.endpoint_url)
+        async with open_dynamodb_store(table_prefix, users.append) as store:
+            await store.create_tables()
+            yield Failing(store, users, proxy)
+
+
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
+@pytest.mark.parametrize("fault", [Reset(applied=True), Hang(applied=True), Conflict()], ids=repr)
+async def test_a_write_whose_response_was_lost_is_told(failing: Failing, write: Write, fault: Fault) -> None:
+    alice = await failing.alice()
+    with failing.proxy.fault(fault, operations={"TransactWriteItems"}, times=1) as hit:
+        await write(failing.store, alice)
+    assert hit.hits == 1
+    assert set(failing.users) == {alice.user_id}
+
+
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
+@pytest.mark.parametrize("fault", [Reset(applied=True), ServerError()], ids=repr)
+async def test_a_write_that_failed_is_told_for_it_may_have_happened(
+    failing: Failing, write: Write, fault: Fault
+) -> None:
+    alice = await failing.alice()
+    with failing.proxy.fault(fault, operations={"TransactWriteItems"}), pytest.raises(StoreUnavailableError):
+        await write(failing.store, alice)
+    assert set(failing.users) == {alice.user_id}
+
+
+class Arriving:
+    """A request arrives, and no answer comes."""
+
+    def __init__(self) -> None:
+        self.has_arrived = asyncio.Event()
+
+    async def answer(self, exchange: Exchange, /) -> Reply:
+        self.has_arrived.set()
+        return await Hang().answer(exchange)
+
+
+async def test_a_write_that_was_cancelled_is_told(failing: Failing) -> None:
+    alice = await failing.alice()
+    arriving = Arriving()
+    with failing.proxy.fault(arriving, operations={"TransactWriteItems"}):
+        writing = asyncio.ensure_future(update(failing.store, alice))
+        await arriving.has_arrived.wait()
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+    assert failing.users == [alice.user_id]

@@ -1,0 +1,209 @@
+"""What a failed DynamoDB call means."""
+
+import asyncio
+import json
+import socket
+import zlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from authsvc.errors import ConfigError, NoAnswerError, StoreSetupError, StoreUnavailableError
+from authsvc.stores.dynamodb.client import MAX_ATTEMPTS, ConditionFailedError, DynamoDBCalls, open_calls
+from tests.engines import Engine
+from tests.support import use_engine
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("authsvc.stores.dynamodb.client.BACKOFF_BASE_SECONDS", 0.0)
+
+
+@pytest.fixture
+def forget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Take variables from the environment, and what AWS's files say with them."""
+
+    def forget(*names: str) -> None:
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+
+    return forget
+
+
+async def test_without_credentials_the_store_is_unavailable(
+    moto: Engine, monkeypatch: pytest.MonkeyPatch, forget: Callable[..., None]
+) -> None:
+    use_engine(moto, monkeypatch)
+    forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    async with open_calls() as calls:
+        with pytest.raises(StoreUnavailableError, match="no AWS credentials"):
+            await calls("ListTables")
+
+
+async def test_a_region_is_needed(forget: Callable[..., None]) -> None:
+    forget("AWS_REGION", "AWS_DEFAULT_REGION")
+    with pytest.raises(ConfigError, match="AWS_REGION"):
+        async with open_calls():
+            pass
+
+
+async def test_the_region_may_be_the_default_one(
+    moto: Engine, monkeypatch: pytest.MonkeyPatch, forget: Callable[..., None]
+) -> None:
+    use_engine(moto, monkeypatch)
+    forget("AWS_REGION")
+    async with open_calls() as calls:
+        await calls("ListTables")
+
+
+class Answer:
+    """What a server says to whatever it is asked."""
+
+    def __init__(self) -> None:
+        self.status, self.body = 200, b"{}"
+        self.headers: dict[str, str] = {}
+        self.asked: list[tuple[Mapping[str, str], bytes]] = []
+
+    async def __call__(self, request: web.BaseRequest) -> web.Response:
+        self.asked.append((request.headers, await request.content.read()))
+        return web.Response(status=self.status, body=self.body, headers=self.headers)
+
+
+@pytest.fixture
+async def answer(moto: Engine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Answer]:
+    answer = Answer()
+    server = web.Server(answer)
+    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+    use_engine(moto, monkeypatch, f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}")
+    yield answer
+    listener.close()
+    await server.shutdown(1)
+
+
+@pytest.fixture
+async def calls(answer: Answer) -> AsyncIterator[DynamoDBCalls]:
+    async with open_calls() as calls:
+        yield calls
+
+
+async def test_a_request_is_sent_as_it_is_and_signed(calls: DynamoDBCalls, answer: Answer) -> None:
+    answer.body = b'{"Item":{}}'
+    answer.headers["x-amz-crc32"] = str(zlib.crc32(answer.body))
+    answer.headers["Date"] = "Wed, 25 Nov 2026 00:00:00 GMT"
+    assert await calls.send("GetItem", b'{"TableName":"users"}') == {"Item": {}}
+    ((headers, body),) = answer.asked
+    assert body == b'{"TableName":"users"}'
+    assert headers["X-Amz-Target"] == "DynamoDB_20120810.GetItem"
+    assert headers["Content-Type"] == "application/x-amz-json-1.0"
+    assert headers["Authorization"].startswith("AWS4-HMAC-SHA256 Credential=")
+    assert "x-amz-target" in headers["Authorization"]
+    assert calls.last_date == answer.headers["Date"]
+
+
+def refused(code: str, *reasons: str) -> bytes:
+    answer: dict[str, Any] = {"__type": f"com.amazonaws.dynamodb.v20120810#{code}", "message": "secret"}
+    if code == "TransactionCanceledException":
+        answer["CancellationReasons"] = [{"Code": reason} for reason in reasons]
+    return json.dumps(answer).encode()
+
+
+def cancelled(*reasons: str) -> bytes:
+    return refused("TransactionCanceledException", *reasons)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (400, refused("ProvisionedThroughputExceededException"), NoAnswerError),
+        (400, refused("ThrottlingException"), NoAnswerError),
+        (400, refused("ExpiredTokenException"), NoAnswerError),
+        (400, refused("TransactionInProgressException"), NoAnswerError),
+        (500, refused("InternalServerError"), NoAnswerError),
+        (500, refused("Whatever"), NoAnswerError),
+        (503, b"<html>secret</html>", NoAnswerError),
+        (500, b"[]", NoAnswerError),
+        (500, b'{"message":"secret"}', NoAnswerError),
+        (403, b"<html>secret</html>", NoAnswerError),
+        (400, b"[]", NoAnswerError),
+        (200, b"", NoAnswerError),
+        (200, b"[]", NoAnswerError),
+        (200, b"null", NoAnswerError),
+        (200, b"<html>secret</html>", NoAnswerError),
+        (200, b'{"Item":{"user_id"', NoAnswerError),
+        (200, b'{"Item":null}', NoAnswerError),
+        (200, b'{"Item":{"user_id":"secret"}}', NoAnswerError),
+        (200, b'{"Items":["secret"]}', NoAnswerError),
+        (200, b'{"Items":5}', NoAnswerError),
+        (200, b'{"ConsumedCapacity":null}', NoAnswerError),
+        (200, b'{"ConsumedCapacity":["secret"]}', NoAnswerError),
+        (400, b'{"__type":"TransactionCanceledException","CancellationReasons":null}', NoAnswerError),
+        (400, refused("ResourceNotFoundException"), StoreUnavailableError),
+        (400, refused("UnrecognizedClientException"), StoreUnavailableError),
+        (400, refused("AccessDeniedException"), StoreUnavailableError),
+        (400, refused("ValidationException"), StoreSetupError),
+        (400, b'{"message":"secret"}', StoreSetupError),
+        (400, refused("ConditionalCheckFailedException"), ConditionFailedError),
+        (400, cancelled("None", "ConditionalCheckFailed"), ConditionFailedError),
+        (400, cancelled("TransactionConflict", "ConditionalCheckFailed"), ConditionFailedError),
+        (400, cancelled("None", "TransactionConflict"), NoAnswerError),
+        (400, cancelled("ThrottlingError", "ProvisionedThroughputExceeded"), NoAnswerError),
+        (400, cancelled("ValidationError"), StoreSetupError),
+        (400, cancelled(), StoreSetupError),
+    ],
+    ids=repr,
+)
+async def test_each_failure_is_tried_again_or_means_something(
+    calls: DynamoDBCalls, answer: Answer, status: int, body: bytes, expected: type[Exception]
+) -> None:
+    """And tells nobody what was asked."""
+    answer.status, answer.body = status, body
+    with pytest.raises(expected) as one_attempt:
+        await calls.send("TransactWriteItems", b"{}")
+    assert type(one_attempt.value) is expected
+    assert len(answer.asked) == 1
+    with pytest.raises(StoreUnavailableError if expected is NoAnswerError else expected) as many:
+        await calls("TransactWriteItems")
+    assert len(answer.asked) - 1 == (MAX_ATTEMPTS if expected is NoAnswerError else 1)
+    for caught in (one_attempt, many):
+        assert "secret" not in str(caught.value)
+        assert caught.value.__cause__ is None
+
+
+async def test_a_call_takes_and_gives_what_dynamodb_has(calls: DynamoDBCalls, answer: Answer) -> None:
+    answer.body = b'{"Item":{"email":{"S":"\\ud800"}},"ConsumedCapacity":{"TableName":"users","CapacityUnits":1.0}}'
+    response = await calls("GetItem", TableName="users", Key={"user_id": {"S": "\ud800"}})
+    assert response["Item"] == {"email": {"S": "\ud800"}}
+    ((_, body),) = answer.asked
+    asked = {"TableName": "users", "Key": {"user_id": {"S": "\ud800"}}, "ReturnConsumedCapacity": "TOTAL"}
+    assert json.loads(body) == asked
+
+
+async def test_a_body_that_does_not_match_its_checksum_is_no_answer(calls: DynamoDBCalls, answer: Answer) -> None:
+    answer.headers["x-amz-crc32"] = str(zlib.crc32(b"another body"))
+    with pytest.raises(NoAnswerError, match="UnreadableResponseError"):
+        await calls.send("BatchGetItem", b"{}")
+
+
+async def test_a_server_that_is_not_there_is_no_answer(moto: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as nobody:  # has the port, and does not listen
+        nobody.bind(("127.0.0.1", 0))
+        use_engine(moto, monkeypatch, f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        async with open_calls() as calls:
+            with pytest.raises(NoAnswerError, match="EndpointConnectionError"):
+                await calls.send("BatchGetItem", b"{}")
+
+
+async def test_without_credentials_nothing_is_sent(
+    answer: Answer, monkeypatch: pytest.MonkeyPatch, forget: Callable[..., None]
+) -> None:
+    forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    async with open_calls() as calls:
+        with pytest.raises(StoreUnavailableError, match="no AWS credentials"):
+            await calls.send("BatchGetItem", b"{}")
+    assert answer.asked == []

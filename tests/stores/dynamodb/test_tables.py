@@ -1,0 +1,83 @@
+"""Waiting for tables, which local engines have at once and AWS after some seconds."""
+
+from typing import Any, cast
+
+import pytest
+
+from authsvc.errors import StoreSetupError, StoreUnavailableError
+from authsvc.stores.dynamodb import tables
+from authsvc.stores.dynamodb.client import BACKUPS_NOT_READY, DynamoDBCalls
+from authsvc.stores.dynamodb.tables import Tables, create_tables
+
+
+class SlowDynamoDB:
+    """Makes tables that are ready only when they have been asked for a number of times."""
+
+    def __init__(self, questions: int) -> None:
+        self._questions = questions
+        self._left: dict[str, int] = {}
+
+    async def __call__(self, operation: str, *, TableName: str, **_: Any) -> Any:  # noqa: N803 - as AWS has it
+        match operation:
+            case "CreateTable":
+                self._left[TableName] = self._questions
+            case "DescribeTable" if TableName not in self._left:
+                raise StoreUnavailableError("ResourceNotFoundException")
+            case "DescribeTable":
+                self._left[TableName] -= 1
+                if self._left[TableName] == self._questions - 1:
+                    raise StoreUnavailableError("ResourceNotFoundException")
+                return {"Table": {"TableStatus": "CREATING" if self._left[TableName] > 0 else "ACTIVE"}}
+            case "DescribeTimeToLive":
+                return {"TimeToLiveDescription": {"TimeToLiveStatus": "DISABLED"}}
+        return {}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "_ACTIVE_POLL_SECONDS", 0.0)
+
+
+async def test_tables_are_waited_for() -> None:
+    done = await create_tables(cast("DynamoDBCalls", SlowDynamoDB(3)), Tables("auth-"))
+    assert "created table auth-users" in done
+    assert "enabled TTL on auth-sessions" in done
+
+
+class RefusingDynamoDB(SlowDynamoDB):
+    """Makes nothing of one kind."""
+
+    def __init__(self, refused: str, error: Exception | None = None) -> None:
+        super().__init__(questions=2)
+        self._refused = refused
+        self._error = error or StoreSetupError(f"DynamoDB refuses a request: {refused}")
+
+    async def __call__(self, operation: str, **request: Any) -> Any:
+        if operation == self._refused:
+            raise self._error
+        return await super().__call__(operation, **request)
+
+
+@pytest.mark.parametrize("operation", ["CreateTable", "UpdateTimeToLive"])
+async def test_what_cannot_be_made_is_told(operation: str) -> None:
+    with pytest.raises(StoreSetupError, match=operation):
+        await create_tables(cast("DynamoDBCalls", RefusingDynamoDB(operation)), Tables("auth-"))
+
+
+async def test_waiting_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "_ACTIVE_WAIT_SECONDS", 0.05)
+    with pytest.raises(StoreSetupError, match="auth-users is still being made"):
+        await create_tables(cast("DynamoDBCalls", SlowDynamoDB(10**9)), Tables("auth-"))
+
+
+async def test_point_in_time_recovery_that_does_not_come_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "_ACTIVE_WAIT_SECONDS", 0.5)
+    unready = RefusingDynamoDB("UpdateContinuousBackups", StoreUnavailableError(BACKUPS_NOT_READY))
+    with pytest.raises(StoreSetupError, match="auth-users has no point-in-time recovery yet: authsvc tables check"):
+        await create_tables(cast("DynamoDBCalls", unready), Tables("auth-"))
+
+
+async def test_an_outage_is_not_waited_for() -> None:
+    down = RefusingDynamoDB("UpdateContinuousBackups", StoreUnavailableError("no answer in time"))
+    with pytest.raises(StoreUnavailableError):
+        await create_tables(cast("DynamoDBCalls", down), Tables("auth-"))

@@ -1,0 +1,102 @@
+"""The SQLite file: locked, of another version, damaged, nobody else's business."""
+
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from authsvc import request_context
+from authsvc.errors import StoreSetupError, StoreUnavailableError
+from authsvc.stores.sqlite import SQLiteStore, open_sqlite_store
+from tests.stores.contract.test_attempts import counter
+from tests.stores.contract.test_store import NOW, new_user
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "authsvc.db"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[SQLiteStore]:
+    async with open_sqlite_store(path) as store:
+        await store.create_tables()
+        yield store
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Another process writes."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+
+
+async def test_a_locked_file_is_unavailable_for_writing_alone(store: SQLiteStore, path: Path) -> None:
+    user = await store.create_user(new_user(), NOW)
+    with locked(path):
+        assert await store.get_user(user.user_id) == user
+        with request_context.within(0.1), pytest.raises(StoreUnavailableError):
+            await store.create_user(new_user("bob@example.com"), NOW)
+
+
+async def test_a_write_waits_for_another_process(store: SQLiteStore, path: Path) -> None:
+    with locked(path):
+        writing = store.create_user(new_user(), NOW)
+    assert (await writing).email == "alice@example.com"
+
+
+async def test_a_file_of_another_version_is_left_alone(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("PRAGMA user_version = 99")
+    async with open_sqlite_store(path) as store:
+        with pytest.raises(StoreSetupError, match="schema version 99, not 2"):
+            await store.create_tables()
+
+
+async def test_a_file_of_an_earlier_version_is_brought_up_to_date(store: SQLiteStore, path: Path) -> None:
+    """What it holds stays."""
+    user = await store.create_user(new_user(), NOW)
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("DROP TABLE login_attempts")
+        other.execute("PRAGMA user_version = 1")
+    async with open_sqlite_store(path) as again:
+        (finding, _) = await again.check_tables()
+        assert str(finding) == "WRONG schema version 2: is 1. Remedy: authsvc tables create"
+        assert await again.create_tables() == ["brought the schema from version 1 to version 2"]
+        assert await again.get_user(user.user_id) == user
+        assert await again.reserve_attempt("try", [counter()], NOW)
+        assert await again.create_tables() == []
+
+
+async def test_counters_that_have_expired_are_removed(store: SQLiteStore, path: Path) -> None:
+    await store.reserve_attempt("old", [counter("old")], NOW)
+    await store.reserve_attempt("new", [counter("new", span=timedelta(hours=1))], NOW + timedelta(minutes=16))
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("SELECT attempt_key FROM login_attempts").fetchall() == [("new",)]
+
+
+async def test_a_file_without_tables_is_unavailable(path: Path) -> None:
+    async with open_sqlite_store(path) as store:
+        with pytest.raises(StoreUnavailableError, match="no such table"):
+            await store.ping()
+
+
+@pytest.fixture
+def _no_database(path: Path) -> None:
+    path.write_text("this is no database, and long enough to be looked at as one" * 10)
+
+
+@pytest.mark.usefixtures("_no_database")
+async def test_what_is_no_database_cannot_be_opened(path: Path) -> None:
+    with pytest.raises(StoreSetupError, match="cannot open the SQLite file"):
+        async with open_sqlite_store(path):
+            pass
+
+
+async def test_only_its_owner_may_read_the_file(store: SQLiteStore, path: Path) -> None:
+    await store.create_user(new_user(), NOW)
+    assert {file.stat().st_mode & 0o777 for file in path.parent.glob("authsvc.db*")} == {0o600}

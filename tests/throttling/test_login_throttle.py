@@ -1,0 +1,396 @@
+"""What counts as a try, and what is remembered of refusals."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, closing, contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from authsvc import request_context
+from authsvc.errors import InvalidCredentialsError, OverloadedError, StoreUnavailableError, TooManyAttemptsError
+from authsvc.models import Counter, Settlement, Tries
+from authsvc.passwords import hashes
+from authsvc.passwords.hash_queue import QUEUE_LIMIT, STRANGERS_LIMIT, TURNS, Hashing
+from authsvc.stores.sqlite import SQLiteStore, open_sqlite_store
+from authsvc.throttling import login_throttle
+from authsvc.throttling.budgets import Target
+from authsvc.throttling.login_throttle import Attempts
+from tests.stores.contract.use_cases import EMAIL, UseCases, key_ring
+from tests.support import PASSWORD, TEST_COST, FakeClock
+from tests.throttling.test_budgets import BUDGETS
+
+SOURCE = "192.0.2.7"
+KEYS = Target.of(EMAIL, SOURCE).keys
+
+
+class Gate:
+    """Stands where passwords are looked at: lets nothing through until it is opened."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.opened = threading.Event()
+
+    def verify_password(self, password: str, _stored: str | None, _cost: int) -> bool:
+        self.entered.set()
+        self.opened.wait()
+        return password == PASSWORD
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate()
+    monkeypatch.setattr(hashes, "verify_password", gate.verify_password)
+    yield gate
+    gate.opened.set()
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SQLiteStore]:
+    async with open_sqlite_store(tmp_path / "authsvc.db") as store:
+        await store.create_tables()
+        yield store
+
+
+@pytest.fixture
+def use_cases(store: SQLiteStore, signing_keys: Path, clock: FakeClock, gate: Gate) -> Iterator[UseCases]:
+    with closing(Hashing(TEST_COST)) as hashing:
+        yield UseCases(store, key_ring(signing_keys, clock), clock, hashing, None, BUDGETS)
+        gate.opened.set()
+
+
+async def counts(store: SQLiteStore, clock: FakeClock) -> list[int]:
+    """How many tries the counters hold, narrowest first."""
+    stored = await store.get_attempts(KEYS, clock())
+    return [stored[key].count for key in KEYS if key in stored]
+
+
+def guessing(use_cases: UseCases) -> asyncio.Task[object]:
+    call = use_cases.logins.authenticate(email=EMAIL, password="wrong", client_address=SOURCE, client_label="")
+    return asyncio.create_task(call)
+
+
+async def test_a_guess_that_is_cancelled_while_it_is_looked_at_counts(
+    use_cases: UseCases, store: SQLiteStore, clock: FakeClock, gate: Gate
+) -> None:
+    """Or whoever hangs up in time could guess for ever, and keep the thread busy."""
+    guess = guessing(use_cases)
+    await asyncio.to_thread(gate.entered.wait)
+    guess.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await guess
+    gate.opened.set()
+    assert await counts(store, clock) == [1, 1, 1]
+
+
+async def test_a_guess_that_is_cancelled_while_it_waits_does_not_count(
+    use_cases: UseCases, store: SQLiteStore, clock: FakeClock, gate: Gate
+) -> None:
+    running, waiting = guessing(use_cases), guessing(use_cases)
+    await asyncio.to_thread(gate.entered.wait)
+    while await counts(store, clock) != [2, 2, 2]:  # noqa: ASYNC110 - no event tells
+        await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await counts(store, clock) == [1, 1, 1]
+    gate.opened.set()
+    with pytest.raises(InvalidCredentialsError):
+        await running
+
+
+async def test_a_guess_whose_time_is_up_counts_if_it_was_looked_at(
+    use_cases: UseCases, store: SQLiteStore, clock: FakeClock, gate: Gate
+) -> None:
+    with request_context.within(1.0):
+        looked_at = guessing(use_cases)
+    await asyncio.to_thread(gate.entered.wait)
+    with request_context.within(0.5):
+        waiting = guessing(use_cases)
+    for guess in (looked_at, waiting):
+        with pytest.raises(OverloadedError):
+            await guess
+    await use_cases.attempts.aclose()
+    assert await counts(store, clock) == [1, 1, 1]
+
+
+async def test_a_guess_that_is_cancelled_while_it_is_reserved_does_not_count(
+    use_cases: UseCases, store: SQLiteStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve, reserved = store.reserve_attempt, asyncio.Event()
+
+    async def reserve_and_hang(attempt_id: str, counters: Sequence[Counter], now: datetime) -> bool:
+        await reserve(attempt_id, counters, now)
+        reserved.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(store, "reserve_attempt", reserve_and_hang)
+    guess = guessing(use_cases)
+    await reserved.wait()
+    assert await counts(store, clock) == [1, 1, 1]
+    guess.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await guess
+    assert await counts(store, clock) == [0, 0, 0]
+
+
+async def test_a_guess_is_reserved_when_it_is_soon_looked_at(
+    use_cases: UseCases, store: SQLiteStore, clock: FakeClock, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or many at once would all keep the store busy, for hashes that are seconds away."""
+    reserve, begun = store.reserve_attempt, set()
+
+    async def noting_reserve(attempt_id: str, counters: Sequence[Counter], now: datetime) -> bool:
+        begun.add(attempt_id)
+        return await reserve(attempt_id, counters, now)
+
+    monkeypatch.setattr(store, "reserve_attempt", noting_reserve)
+    guesses = [guessing(use_cases) for _ in range(5)]
+    await asyncio.to_thread(gate.entered.wait)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert len(begun) == TURNS
+    gate.opened.set()
+    for guess in guesses:
+        with pytest.raises(InvalidCredentialsError):
+            await guess
+    assert await counts(store, clock) == [5, 5, 5]
+
+
+class FakeStore:
+    """Has a counter that is full or not, and answers as it is told."""
+
+    def __init__(self) -> None:
+        self.tries: dict[str, Tries] = {}
+        self.takes = True
+        self.settled: list[Settlement] = []
+        self.reads = 0
+
+    async def get_attempts(self, keys: Sequence[str], _now: datetime) -> Mapping[str, Tries]:
+        self.reads += 1
+        return {key: self.tries[key] for key in keys if key in self.tries}
+
+    async def reserve_attempt(self, _attempt_id: str, _counters: Sequence[Counter], _now: datetime) -> bool:
+        return self.takes
+
+    async def settle_attempt(self, _attempt_id: str, settlement: Settlement) -> None:
+        self.settled.append(settlement)
+
+
+@pytest.fixture
+def fake() -> FakeStore:
+    return FakeStore()
+
+
+@pytest.fixture
+def hashing() -> Iterator[Hashing]:
+    with closing(Hashing(TEST_COST)) as hashing:
+        yield hashing
+
+
+@pytest.fixture
+def counting(fake: FakeStore, hashing: Hashing, clock: FakeClock) -> Attempts:
+    store: Any = fake  # as much of one as it needs
+    return Attempts(store, hashing, BUDGETS, clock)
+
+
+async def refusal(counting: Attempts, source: str = SOURCE, email: str = EMAIL) -> TooManyAttemptsError:
+    with pytest.raises(TooManyAttemptsError) as refused:
+        async with counting.reserved(email, source):
+            pytest.fail("was let through")
+    return refused.value
+
+
+def fill(fake: FakeStore, key: str, clock: FakeClock) -> None:
+    fake.tries[key] = Tries(1000, clock() + timedelta(minutes=5))
+
+
+async def test_a_counter_that_keeps_changing_refuses_for_a_moment(counting: Attempts, fake: FakeStore) -> None:
+    fake.takes = False
+    refused = await refusal(counting)
+    assert (refused.counter, refused.retry_delay) == ("contended", timedelta(seconds=1))
+    assert fake.reads == 1 + login_throttle.RESERVE_TRIES
+
+
+async def test_a_refusal_of_a_pair_is_remembered_for_that_pair(
+    counting: Attempts, fake: FakeStore, clock: FakeClock
+) -> None:
+    fill(fake, Target.of(EMAIL, SOURCE).pair_key, clock)
+    for seconds in (300, 299, 298):
+        assert (await refusal(counting)).retry_delay == timedelta(seconds=seconds)
+        assert fake.reads == 1
+        clock.advance(seconds=1)
+    async with counting.reserved(EMAIL, "192.0.2.8"):
+        pass
+    async with counting.reserved("bob@example.com", SOURCE):
+        pass
+
+
+async def test_a_refusal_of_a_source_is_remembered_for_all_accounts(
+    counting: Attempts, fake: FakeStore, clock: FakeClock
+) -> None:
+    fill(fake, Target.of(EMAIL, SOURCE).source_key, clock)
+    await refusal(counting)
+    assert (await refusal(counting, email="bob@example.com")).counter == "source"
+    assert fake.reads == 1
+
+
+async def test_a_refusal_of_an_account_is_remembered_for_each_source(
+    counting: Attempts, fake: FakeStore, clock: FakeClock
+) -> None:
+    """For another one may be known to it."""
+    fill(fake, Target.of(EMAIL, SOURCE).account_key, clock)
+    fake.tries[Target.of(EMAIL, "192.0.2.8").known_key] = Tries(0, clock() + timedelta(days=1))
+    for source in (SOURCE, SOURCE, "", ""):
+        assert (await refusal(counting, source)).counter == "account"
+    assert fake.reads == 2
+    async with counting.reserved(EMAIL, "192.0.2.8"):
+        pass
+
+
+async def test_a_refusal_is_forgotten_after_ten_seconds_at_most(
+    counting: Attempts, fake: FakeStore, clock: FakeClock
+) -> None:
+    """What another worker has cleared counts here from then on."""
+    fill(fake, Target.of(EMAIL, SOURCE).pair_key, clock)
+    await refusal(counting)
+    fake.tries.clear()
+    clock.advance(seconds=4)
+    await refusal(counting)
+    clock.advance(seconds=6)
+    async with counting.reserved(EMAIL, SOURCE):
+        pass
+
+
+async def test_what_came_together_is_not_forgotten_together(
+    counting: Attempts, fake: FakeStore, clock: FakeClock
+) -> None:
+    """Or a flood would ask the store for everything again at one moment."""
+    sources = [f"192.0.2.{number}" for number in range(100)]
+    for source in sources:
+        fill(fake, Target.of(EMAIL, source).pair_key, clock)
+        await refusal(counting, source)
+    clock.advance(seconds=7.5)
+    fake.reads = 0
+    for source in sources:
+        await refusal(counting, source)
+    assert 10 < fake.reads < 90
+
+
+async def test_a_login_ends_what_is_remembered(counting: Attempts, fake: FakeStore, clock: FakeClock) -> None:
+    """A guess beside the last one that had room was refused, and the last one was right."""
+    async with counting.reserved(EMAIL, SOURCE):
+        fill(fake, Target.of(EMAIL, SOURCE).pair_key, clock)
+        await refusal(counting)
+    fake.tries.clear()
+    async with counting.reserved(EMAIL, SOURCE):
+        pass
+
+
+async def test_no_more_refusals_are_remembered_than_there_is_room_for(
+    hashing: Hashing, fake: FakeStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(login_throttle, "MAX_REMEMBERED", 2)
+    store: Any = fake
+    counting = Attempts(store, hashing, BUDGETS, clock)
+    for source in (SOURCE, "192.0.2.8", "192.0.2.9"):
+        fill(fake, Target.of(EMAIL, source).pair_key, clock)
+        await refusal(counting, source)
+    fake.reads = 0
+    for source in ("192.0.2.9", "192.0.2.8"):
+        await refusal(counting, source)
+    assert fake.reads == 0
+    await refusal(counting)
+    assert fake.reads == 1
+
+
+@contextmanager
+def full(hashing: Hashing, *, of_strangers: bool) -> Iterator[None]:
+    with ExitStack() as places:
+        for _ in range(STRANGERS_LIMIT if of_strangers else QUEUE_LIMIT):
+            places.enter_context(hashing.place(is_stranger=of_strangers))
+        yield
+
+
+async def overload(counting: Attempts, source: str = SOURCE) -> None:
+    with pytest.raises(OverloadedError):
+        async with counting.reserved(EMAIL, source):
+            pytest.fail("was let through")
+
+
+async def test_a_full_queue_refuses_without_a_look(counting: Attempts, fake: FakeStore, hashing: Hashing) -> None:
+    with full(hashing, of_strangers=False):
+        await overload(counting)
+    assert fake.reads == 0
+
+
+async def test_where_strangers_places_are_taken_the_store_says_once_who_is_one(
+    counting: Attempts, fake: FakeStore, hashing: Hashing, clock: FakeClock
+) -> None:
+    home = "192.0.2.8"
+    fake.tries[Target.of(EMAIL, home).known_key] = Tries(0, clock() + timedelta(days=1))
+    with full(hashing, of_strangers=True):
+        for _ in range(3):
+            await overload(counting)
+        assert fake.reads == 1
+        async with counting.reserved(EMAIL, home):
+            pass
+        clock.advance(seconds=10)
+        fake.tries[Target.of(EMAIL, SOURCE).known_key] = Tries(0, clock() + timedelta(days=1))
+        async with counting.reserved(EMAIL, SOURCE):  # which has logged in elsewhere meanwhile
+            pass
+
+
+async def test_a_login_makes_a_stranger_one_no_more(
+    counting: Attempts, fake: FakeStore, hashing: Hashing, clock: FakeClock
+) -> None:
+    async with counting.reserved(EMAIL, SOURCE):
+        pass
+    fake.tries[Target.of(EMAIL, SOURCE).known_key] = Tries(0, clock() + timedelta(days=1))
+    with full(hashing, of_strangers=True):
+        async with counting.reserved(EMAIL, SOURCE):
+            pass
+
+
+async def test_a_place_is_given_back_whatever_becomes_of_the_try(
+    counting: Attempts, fake: FakeStore, hashing: Hashing
+) -> None:
+    for _ in range(QUEUE_LIMIT + 1):
+        with pytest.raises(LookupError):
+            async with counting.reserved(EMAIL, SOURCE):
+                raise LookupError
+    fake.takes = False
+    for _ in range(QUEUE_LIMIT + 1):
+        await refusal(counting)
+
+
+async def test_a_try_that_has_waited_rests_on_a_new_look(
+    counting: Attempts, fake: FakeStore, hashing: Hashing, clock: FakeClock
+) -> None:
+    """Its counters may have filled up or expired meanwhile."""
+    async with AsyncExitStack() as turns:
+        for _ in range(TURNS):
+            place = turns.enter_context(hashing.place(is_stranger=True))
+            await turns.enter_async_context(hashing.turn(place))
+        refused = asyncio.create_task(refusal(counting))
+        while not fake.reads:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0)
+        fill(fake, Target.of(EMAIL, SOURCE).pair_key, clock)
+    assert (await refused).counter == "pair"
+    assert fake.reads == 2
+
+
+async def test_a_store_that_fails_while_settling_is_logged(
+    counting: Attempts, fake: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_attempt_id: str, _settlement: Settlement) -> None:
+        raise StoreUnavailableError("down")
+
+    monkeypatch.setattr(fake, "settle_attempt", fail)
+    async with counting.reserved(EMAIL, SOURCE):
+        pass
+    await counting.aclose()

@@ -1,0 +1,350 @@
+"""A key file through its life: rotation, removal, and a service that follows every change of it."""
+
+import json
+import os
+import re
+import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from authsvc.errors import KeyFileError
+from authsvc.tokens import key_file
+from authsvc.tokens.key_file import follow_keys, remove_key, rotate_keys, was_just_published
+from authsvc.tokens.keys import KeyStatus, generate_key_file, read_key_ring, read_keys
+from tests.support import WITNESS, FakeClock
+
+TTL = timedelta(minutes=15)
+STATUSES = [KeyStatus.RETIRED, KeyStatus.SIGNING, KeyStatus.NEXT]
+
+
+@pytest.fixture
+def path(tmp_path: Path, clock: FakeClock) -> Path:
+    path = tmp_path / "keys.json"
+    generate_key_file(path, "ES256", clock())
+    return path
+
+
+def kids(path: Path, status: KeyStatus) -> list[str]:
+    return [key.kid for key in read_keys(path) if key.status is status]
+
+
+def change(path: Path, edit: Callable[[list[dict[str, Any]]], object]) -> None:
+    jwks = json.loads(path.read_text())
+    edit(jwks["keys"])
+    path.write_text(json.dumps(jwks))
+
+
+# Rotation
+
+
+@pytest.mark.parametrize("alg", ["ES256", "RS256"])
+def test_a_rotation_lets_the_next_key_sign_and_keeps_the_old_one(tmp_path: Path, clock: FakeClock, alg: str) -> None:
+    """ASVS-11.1.1."""
+    path = tmp_path / "keys.json"
+    old, following = generate_key_file(path, alg, clock())
+    clock.advance(days=1)
+    rotation = rotate_keys(path, TTL, clock())
+    keys = read_keys(path)
+    assert keys == [rotation.retired, rotation.signing, rotation.following]
+    assert [key.status for key in keys] == STATUSES
+    assert [key.kid for key in keys[:2]] == [old.kid, following.kid]
+    assert {key.alg for key in keys} == {alg}
+    assert keys[0].retire_time == int((clock() + TTL + timedelta(seconds=30 + 60)).timestamp())
+    assert [key.create_time for key in keys[1:]] == [following.create_time, int(clock().timestamp())]
+
+
+def test_of_rotations_at_once_each_is_made(path: Path, clock: FakeClock) -> None:
+    """Or one would drop a key that another has published."""
+    with ThreadPoolExecutor(4) as pool:
+        rotations = [each.result() for each in [pool.submit(rotate_keys, path, TTL, clock()) for _ in range(20)]]
+    added = {rotation.following.kid for rotation in rotations}
+    assert len(added) == 20
+    assert added < {key.kid for key in read_keys(path)}
+    assert len(kids(path, KeyStatus.SIGNING)) == len(kids(path, KeyStatus.NEXT)) == 1
+
+
+def test_a_folder_that_cannot_be_read_is_said(tmp_path: Path, clock: FakeClock) -> None:
+    for change_keys in (lambda path: rotate_keys(path, TTL, clock()), lambda path: remove_key(path, "x", clock())):
+        with pytest.raises(KeyFileError, match="folder cannot be read: No such file or directory"):
+            change_keys(tmp_path / "nowhere" / "keys.json")
+
+
+def test_retired_keys_are_kept_until_they_are_over(path: Path, clock: FakeClock) -> None:
+    first = rotate_keys(path, TTL, clock()).retired
+    second = rotate_keys(path, TTL, clock()).retired
+    assert first is not None
+    assert second is not None
+    assert kids(path, KeyStatus.RETIRED) == [first.kid, second.kid]
+    clock.advance(minutes=16.5)
+    third = rotate_keys(path, TTL, clock()).retired
+    assert third is not None
+    assert kids(path, KeyStatus.RETIRED) == [third.kid]
+
+
+def test_a_file_without_a_next_key_gets_one_and_goes_on_signing_as_before(path: Path, clock: FakeClock) -> None:
+    (old,) = kids(path, KeyStatus.SIGNING)
+    change(path, list.pop)
+    rotation = rotate_keys(path, TTL, clock())
+    assert rotation.retired is None
+    assert kids(path, KeyStatus.SIGNING) == [rotation.signing.kid] == [old]
+    assert kids(path, KeyStatus.NEXT) == [rotation.following.kid]
+    assert len(read_keys(path)) == 2
+
+
+def test_gateways_may_not_know_a_key_of_the_last_two_hours(path: Path, clock: FakeClock) -> None:
+    _, following = read_keys(path)
+    clock.advance(hours=2, seconds=-1)
+    assert was_just_published(following, clock())
+    clock.advance(seconds=1)
+    assert not was_just_published(following, clock())
+
+
+# Removal
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_removed_key_is_gone_and_one_signs_and_one_is_next(path: Path, clock: FakeClock, status: KeyStatus) -> None:
+    rotate_keys(path, TTL, clock())
+    (removed,) = kids(path, status)
+    others = [key.kid for key in read_keys(path) if key.kid != removed]
+    keys = remove_key(path, removed, clock())
+    assert keys == read_keys(path)
+    assert removed not in [key.kid for key in keys]
+    assert [key.kid for key in keys if key.kid in others] == others
+    assert len(kids(path, KeyStatus.SIGNING)) == len(kids(path, KeyStatus.NEXT)) == 1
+    assert len(keys) == (2 if status is KeyStatus.RETIRED else 3)
+
+
+def test_in_place_of_a_removed_key_the_published_one_signs(path: Path, clock: FakeClock) -> None:
+    signing, following = read_keys(path)
+    remove_key(path, signing.kid, clock())
+    assert kids(path, KeyStatus.SIGNING) == [following.kid]
+
+
+def test_a_key_that_is_not_there_is_told(path: Path, clock: FakeClock) -> None:
+    before = path.read_bytes()
+    with pytest.raises(KeyFileError, match=r"keys\.json: has no key nobody$"):
+        remove_key(path, "nobody", clock())
+    assert path.read_bytes() == before
+
+
+def test_the_only_key_is_not_removed(path: Path, clock: FakeClock) -> None:
+    change(path, list.pop)
+    (signing,) = kids(path, KeyStatus.SIGNING)
+    told = rf"keys\.json: has no next key to sign in place of {signing}; authsvc keys rotate adds one$"
+    with pytest.raises(KeyFileError, match=told):
+        remove_key(path, signing, clock())
+    rotate_keys(path, TTL, clock())
+    assert signing not in [key.kid for key in remove_key(path, signing, clock())]
+
+
+# Writing
+
+
+def test_a_change_is_written_whole_or_not_at_all(path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = path.read_bytes()
+
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    for work in (lambda: rotate_keys(path, TTL, clock()), lambda: remove_key(path, read_keys(path)[0].kid, clock())):
+        with pytest.raises(KeyFileError, match=r"keys\.json: cannot be written: No space left on device$"):
+            work()
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_changed_file_is_its_owners_alone(path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where root rotates what a service of another name reads."""
+    given: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "chown", lambda _, user, group: given.append((user, group)))
+    path.chmod(0o644)
+    rotate_keys(path, TTL, clock())
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert given == [(path.stat().st_uid, path.stat().st_gid)]
+
+
+def test_a_symlink_stays_one(path: Path, clock: FakeClock) -> None:
+    link = path.with_name("link.json")
+    link.symlink_to(path)
+    rotation = rotate_keys(link, TTL, clock())
+    assert link.is_symlink()
+    assert kids(path, KeyStatus.SIGNING) == [rotation.signing.kid]
+    assert sorted(path.parent.iterdir()) == [path, link]
+
+
+# Following
+
+
+class Followed:
+    """A key file that is followed, and what the log says of it."""
+
+    def __init__(self, path: Path, clock: FakeClock) -> None:
+        self.path = path
+        self.file = follow_keys(path, clock)
+        self._position = len(WITNESS.lines.getvalue())
+
+    def refresh(self) -> str:
+        """Return the key that signs after a look at the file."""
+        return self.file.refresh().signing_key.kid
+
+    @property
+    def events(self) -> list[str]:
+        """What was logged since the last look here."""
+        text = WITNESS.lines.getvalue()[self._position :]
+        self._position += len(text)
+        return [json.loads(line)["event"] for line in text.splitlines()]
+
+
+@pytest.fixture
+def followed(path: Path, clock: FakeClock) -> Followed:
+    return Followed(path, clock)
+
+
+def replace(path: Path, text: str) -> None:
+    """Write as a careful program does."""
+    other = path.with_name("other")
+    other.write_text(text)
+    other.replace(path)
+
+
+def test_a_file_that_does_not_change_is_not_read_again(followed: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(key_file, "read_key_ring")
+    ring = followed.file.content
+    assert followed.file.refresh() is ring
+    assert followed.events == []
+
+
+def test_a_rotation_is_seen(followed: Followed, clock: FakeClock) -> None:
+    rotation = rotate_keys(followed.path, TTL, clock())
+    assert followed.refresh() == rotation.signing.kid
+    assert followed.events == ["keys_reloaded"]
+    assert followed.refresh() == rotation.signing.kid
+    assert followed.events == []
+
+
+def test_a_secret_that_is_swapped_by_a_symlink_is_seen(path: Path, clock: FakeClock) -> None:
+    """As Kubernetes does it: the file's link leads through one to a folder, and that one is replaced."""
+    volume = path.parent / "volume"
+    for name in ("1", "2"):
+        (volume / name).mkdir(parents=True)
+        generate_key_file(volume / name / "keys.json", "ES256", clock())
+    (volume / "data").symlink_to("1")
+    mounted = volume / "keys.json"
+    mounted.symlink_to("data/keys.json")
+    followed = Followed(mounted, clock)
+    (volume / "new").symlink_to("2")
+    (volume / "new").replace(volume / "data")
+    assert followed.refresh() == kids(volume / "2" / "keys.json", KeyStatus.SIGNING)[0]
+
+
+def as_bytes(edit: Callable[[str], str]) -> Callable[[Path], object]:
+    return lambda path: replace(path, edit(path.read_text()))
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def unreadable(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
+BROKEN: dict[str, Callable[[Path], object]] = {
+    "half-written": as_bytes(lambda text: text[: len(text) // 2]),
+    "truncated": cut,
+    "empty": lambda path: path.write_bytes(b""),
+    "removed": Path.unlink,
+    "unreadable": unreadable,
+    "a loop": loop,
+    "not UTF-8": lambda path: path.write_bytes(b"\xff"),
+    "symmetric": as_bytes(lambda text: text.replace('"EC"', '"oct"')),
+    "no key signs": as_bytes(lambda text: text.replace('"signing"', '"next"')),
+    "half a key": as_bytes(lambda text: re.sub(r'"d": "[^"]*"', '"d": "AA"', text, count=1)),
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN.values(), ids=BROKEN)
+def test_a_broken_file_keeps_the_last_good_keys(
+    followed: Followed, clock: FakeClock, damage: Callable[[Path], object]
+) -> None:
+    """F16: an error for each change, and what is restored is taken."""
+    good = followed.path.read_text()
+    ring = followed.file.content
+    damage(followed.path)
+    assert followed.file.refresh() is ring
+    assert followed.file.refresh() is ring
+    assert followed.events == ["keys_not_reloaded"]
+    if followed.path.is_dir():
+        followed.path.rmdir()
+    followed.path.unlink(missing_ok=True)
+    followed.refresh()
+    assert set(followed.events) <= {"keys_not_reloaded"}
+    followed.path.write_text(good)
+    rotation = rotate_keys(followed.path, TTL, clock())
+    assert followed.refresh() == rotation.signing.kid
+    assert followed.events == ["keys_reloaded"]
+
+
+def test_each_change_of_a_broken_file_is_told_once(followed: Followed) -> None:
+    for text in ("{", "{}", "["):
+        replace(followed.path, text)
+        followed.refresh()
+        followed.refresh()
+    assert followed.events == ["keys_not_reloaded"] * 3
+
+
+def test_a_file_that_cannot_be_read_for_a_moment_is_taken_afterwards(
+    followed: Followed, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is moved away between the look at it and its reading, and back."""
+    rotation = rotate_keys(followed.path, TTL, clock())
+    away = followed.path.with_name("away")
+
+    def read_meanwhile(path: Path, now: Any) -> Any:
+        path.rename(away)
+        try:
+            return read_key_ring(path, now)
+        finally:
+            away.rename(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(key_file, "read_key_ring", read_meanwhile)
+        followed.refresh()
+    assert followed.events == ["keys_not_reloaded"]
+    assert followed.refresh() == rotation.signing.kid
+
+
+def test_rights_that_are_given_later_are_seen(
+    followed: Followed, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root reads every file, so the refusal is played."""
+
+    def refuse(path: Path, _: object) -> None:
+        raise KeyFileError(f"{path}: cannot be read: Permission denied")
+
+    rotation = rotate_keys(followed.path, TTL, clock())
+    followed.path.chmod(0o000)
+    with monkeypatch.context() as patch:
+        patch.setattr(key_file, "read_key_ring", refuse)
+        followed.refresh()
+    followed.path.chmod(0o600)
+    assert followed.refresh() == rotation.signing.kid
+
+
+def test_at_its_start_it_refuses_a_broken_file(path: Path, clock: FakeClock) -> None:
+    path.write_text("{")
+    with pytest.raises(KeyFileError, match="not a JWK Set"):
+        follow_keys(path, clock)

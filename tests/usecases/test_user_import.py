@@ -1,0 +1,153 @@
+"""Importing users from JSON lines."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from authsvc.config import Settings
+from authsvc.errors import OperatorError, StoreUnavailableError
+from authsvc.models import User, utc_now
+from authsvc.passwords.hash_queue import Hashing
+from authsvc.server import app
+from authsvc.stores.interface import Store
+from authsvc.usecases import user_import
+from authsvc.usecases.user_import import import_users
+from authsvc.usecases.users import Accounts, every_user
+from tests.support import TEST_COST
+
+HASH = "$2y$10$" + "." * 53
+
+
+@pytest.fixture
+async def store(settings: Settings) -> AsyncIterator[Store]:
+    async with app.open_store(settings) as store:
+        await store.create_tables()
+        yield store
+
+
+@pytest.fixture
+def accounts(store: Store) -> Accounts:
+    return Accounts(store, Hashing(TEST_COST), utc_now, 15)
+
+
+@pytest.fixture
+def told() -> list[str]:
+    """What the import says on its way."""
+    return []
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "users.jsonl"
+
+
+def line(email: str = "alice@example.com", **members: object) -> str:
+    return json.dumps({"email": email, "password_hash": HASH, **members})
+
+
+def write(file: Path, *lines: str | bytes) -> None:
+    file.write_bytes(b"\n".join(line.encode() if isinstance(line, str) else line for line in lines))
+
+
+async def test_each_line_makes_a_user(accounts: Accounts, store: Store, file: Path, told: list[str]) -> None:
+    lines = [line("Alice@Example.com"), "", line("bob@example.com", role="admin"), "  "]
+    write(file, b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    result = await import_users(accounts, file, told.append)
+    assert str(result) == "2 created, 0 already there, 0 wrong"
+    users = sorted([user async for user in every_user(store)], key=lambda user: user.email)
+    assert [(u.email, u.role, u.password_hash) for u in users] == [
+        ("alice@example.com", "user", HASH),
+        ("bob@example.com", "admin", HASH),
+    ]
+    assert told == []
+
+
+async def test_what_is_wrong_with_a_line_is_told_and_the_others_go_on(
+    accounts: Accounts, file: Path, told: list[str]
+) -> None:
+    no_object = "is no JSON object in UTF-8"
+    wrong = [
+        (b"{", no_object),
+        (b"[]", no_object),
+        (b"null", no_object),
+        (b'"\xff"', no_object),
+        (b"[" * 100_000, no_object),
+        (line(name="Alice").encode(), "'name' is none of email, role, password_hash"),
+        (b"{}", "email: must be a text"),
+        (line(email=1).encode(), "email: must be a text"),  # type: ignore[arg-type]
+        (line(role=None).encode(), "role: must be a text"),
+        (b'{"email": "a@example.com"}', "password_hash: must be a text"),
+        (line(password_hash=None).encode(), "password_hash: must be a text"),
+        (line(password_hash="secret").encode(), "password_hash: must be bcrypt or bcrypt-sha256 of cost 4 to 16"),
+        (line("nobody").encode(), "email: must have exactly one @, with text on both sides"),
+        (line("a@localhost").encode(), "email: must be a valid email address"),
+        (line("\ud800@example.com").encode(), "email: must have no white space or control characters"),
+        (line("b@example.com", role="Ädmin").encode(), "role: must match [a-z][a-z0-9_-]{0,62}"),
+    ]
+    write(file, *(text for text, _ in wrong), line("good@example.com"))
+    result = await import_users(accounts, file, told.append)
+    assert str(result) == f"1 created, 0 already there, {len(wrong)} wrong"
+    assert sorted(told) == sorted(f"line {n}: {problem}" for n, (_, problem) in enumerate(wrong, start=1))
+
+
+async def test_the_first_line_of_an_address_wins(accounts: Accounts, store: Store, file: Path, told: list[str]) -> None:
+    write(file, line(role="first"), line("ALICE@example.com", role="second"))
+    result = await import_users(accounts, file, told.append)
+    assert (result.created, result.wrong) == (1, 1)
+    assert told == ["line 2: email: is that of line 1"]
+    assert [user.role async for user in every_user(store)] == ["first"]
+
+
+async def test_again_does_no_harm(accounts: Accounts, store: Store, file: Path, told: list[str]) -> None:
+    write(file, *(line(f"user{n}@example.com") for n in range(100)))
+    await import_users(accounts, file, told.append)
+    before = [user async for user in every_user(store)]
+    result = await import_users(accounts, file, told.append)
+    assert str(result) == "0 created, 100 already there, 0 wrong"
+    assert [user async for user in every_user(store)] == before
+
+
+async def test_progress_is_told(
+    accounts: Accounts, file: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_import, "PROGRESS_LINES", 2)
+    monkeypatch.setattr(user_import, "CONCURRENCY", 1)
+    write(file, *(line(f"user{n}@example.com") for n in range(5)))
+    await import_users(accounts, file, told.append)
+    assert told == [
+        "2 lines: 2 created, 0 already there, 0 wrong",
+        "4 lines: 4 created, 0 already there, 0 wrong",
+    ]
+
+
+async def test_an_outage_stops_it_and_it_can_be_taken_up_again(
+    accounts: Accounts, store: Store, file: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(file, *(line(f"user{n}@example.com") for n in range(50)))
+    create, made = store.create_user, 0
+
+    async def fail_after_ten(user: User, *args: object) -> User:
+        nonlocal made
+        made += 1
+        if made > 10:
+            raise StoreUnavailableError("played")
+        return await create(user, *args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "create_user", fail_after_ten)
+        with pytest.raises(StoreUnavailableError, match="played"):
+            await import_users(accounts, file, told.append)
+    assert len(told) == 1
+    assert told[0].startswith("stopped: ")
+    assert told[0].endswith(" wrong; the file may be imported again")
+    result = await import_users(accounts, file, told.append)
+    assert result.created >= 40
+    assert (result.lines, result.wrong) == (50, 0)
+    assert len([user async for user in every_user(store)]) == 50
+
+
+async def test_a_file_that_cannot_be_read_is_told(accounts: Accounts, file: Path, told: list[str]) -> None:
+    with pytest.raises(OperatorError, match=r"users\.jsonl: cannot be read: No such file or directory$"):
+        await import_users(accounts, file, told.append)
