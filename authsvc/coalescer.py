@@ -3,7 +3,7 @@
 - Fresh: a read joins a batch that is not yet sent, never one under way; its answer began after it was asked for.
 - Once: a batch has a key once, however many wait for it, and at most MAX_KEYS keys; first asked, first sent.
 - Soon: at once if no company is expected (after a batch of one, with none under way) or a batch is full; else after
-  QUIET_SECONDS without a new key, at the latest after MAX_WAIT_SECONDS. MAX_UNDER_WAY bounds the batches under way.
+  IDLE_FLUSH_SECONDS without a new key, at the latest after MAX_WAIT_SECONDS. MAX_IN_FLIGHT bounds the batches under way.
 - Apart: whoever is cancelled or out of time leaves without harm to others; a key that nobody waits for is not sent.
 - Again: a key without an answer is asked for again after a pause, as often as each who waits has attempts; after a
   batch without any, all pause, so that a store in trouble is asked little.
@@ -16,13 +16,13 @@ from contextvars import Context
 from typing import Generic, TypeAlias, TypeVar
 
 from authsvc import request_context
-from authsvc.errors import NoAnswerError, StoreUnavailableError
+from authsvc.errors import RetryableStoreError, StoreUnavailableError
 
 MAX_KEYS = 100  # BatchGetItem takes no more
-MAX_UNDER_WAY = 16
+MAX_IN_FLIGHT = 16
 MAX_WAIT_SECONDS = 0.005
 MAX_READ_SECONDS = 1.0  # an answer that trickles in must not keep its place for ever
-QUIET_SECONDS = 0.001
+IDLE_FLUSH_SECONDS = 0.001
 
 V = TypeVar("V")
 Read: TypeAlias = Callable[[Sequence[str]], Awaitable[Mapping[str, V]]]
@@ -33,7 +33,7 @@ _Waiters: TypeAlias = dict[asyncio.Future[V | Exception], int]
 class Coalescer(Generic[V]):
     """Reads keys in batches by `read`, which makes one attempt.
 
-    A key that its result lacks got no answer; NoAnswerError: none of them did; any other error is final for all of
+    A key that its result lacks got no answer; RetryableStoreError: none of them did; any other error is final for all of
     them. `pause_seconds` tells how long to pause after so many attempts without an answer.
     """
 
@@ -42,7 +42,7 @@ class Coalescer(Generic[V]):
         self._max_attempts = max_attempts
         self._pause_seconds = pause_seconds
         self._waiting: dict[str, _Waiters[V]] = {}
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._in_flight: set[asyncio.Task[None]] = set()
         self._patience: asyncio.TimerHandle | None = None
         self._failures = 0  # batches without any answer, in a row
         self._is_paused = self._is_watching = self._expects_company = False
@@ -54,9 +54,9 @@ class Coalescer(Generic[V]):
         for key, waiter in waiters.items():
             self._waiting.setdefault(key, {})[waiter] = 0
         if self._patience is None or len(self._waiting) >= MAX_KEYS:  # else it is seen to already
-            self._consider()
+            self._maybe_flush()
         timer = loop.call_at(
-            request_context.at(), _settle, waiters.values(), StoreUnavailableError("no answer in time")
+            request_context.deadline(), _settle, waiters.values(), StoreUnavailableError("no answer in time")
         )
         try:
             return {key: await waiter for key, waiter in waiters.items()}
@@ -67,26 +67,26 @@ class Coalescer(Generic[V]):
 
     @property
     def _may_send(self) -> bool:
-        return bool(self._waiting) and not self._is_paused and len(self._under_way) < MAX_UNDER_WAY
+        return bool(self._waiting) and not self._is_paused and len(self._in_flight) < MAX_IN_FLIGHT
 
-    def _consider(self) -> None:
+    def _maybe_flush(self) -> None:
         """Send what waits if it is time, else see to it that its time comes."""
-        while self._may_send and (len(self._waiting) >= MAX_KEYS or not (self._under_way or self._expects_company)):
+        while self._may_send and (len(self._waiting) >= MAX_KEYS or not (self._in_flight or self._expects_company)):
             self._send()
         if not self._may_send:
             return
         loop = asyncio.get_running_loop()
         self._patience = self._patience or loop.call_later(MAX_WAIT_SECONDS, self._send)
-        if not self._under_way and not self._is_watching:
+        if not self._in_flight and not self._is_watching:
             self._is_watching = True
-            loop.call_later(QUIET_SECONDS, self._watch, len(self._waiting))
+            loop.call_later(IDLE_FLUSH_SECONDS, self._watch, len(self._waiting))
 
     def _watch(self, seen: int) -> None:
         """Send once no new key has come for a while."""
-        self._is_watching = self._may_send and not self._under_way and seen < len(self._waiting)
+        self._is_watching = self._may_send and not self._in_flight and seen < len(self._waiting)
         if self._is_watching:
-            asyncio.get_running_loop().call_later(QUIET_SECONDS, self._watch, len(self._waiting))
-        elif not self._under_way:
+            asyncio.get_running_loop().call_later(IDLE_FLUSH_SECONDS, self._watch, len(self._waiting))
+        elif not self._in_flight:
             self._send()
 
     def _send(self) -> None:
@@ -99,9 +99,9 @@ class Coalescer(Generic[V]):
             self._expects_company = len(batch) > 1
             # In a context of its own, for a batch belongs to no single request.
             task = asyncio.get_running_loop().create_task(self._run(batch), context=Context())
-            self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
-            task.add_done_callback(lambda _: self._consider())
+            self._in_flight.add(task)
+            task.add_done_callback(self._in_flight.discard)
+            task.add_done_callback(lambda _: self._maybe_flush())
 
     async def _run(self, batch: Mapping[str, _Waiters[V]]) -> None:
         answers: Mapping[str, V | Exception] = {}
@@ -109,8 +109,8 @@ class Coalescer(Generic[V]):
         try:
             async with asyncio.timeout(MAX_READ_SECONDS):
                 answers = await self._read(list(batch))
-        except (NoAnswerError, TimeoutError) as error:
-            cause = error.cause if isinstance(error, NoAnswerError) else "no answer in time"
+        except (RetryableStoreError, TimeoutError) as error:
+            cause = error.cause if isinstance(error, RetryableStoreError) else "no answer in time"
         except Exception as error:  # noqa: BLE001 - whatever it is, it is for those who wait
             answers = dict.fromkeys(batch, error)
         if answers:
@@ -133,7 +133,7 @@ class Coalescer(Generic[V]):
 
     def _ask_again(self, key: str, waiters: _Waiters[V]) -> None:
         self._waiting.setdefault(key, {}).update(waiters)
-        self._consider()
+        self._maybe_flush()
 
     def _pause(self) -> None:
         self._is_paused = True
@@ -142,7 +142,7 @@ class Coalescer(Generic[V]):
 
     def _go_on(self) -> None:
         self._is_paused = False
-        self._consider()
+        self._maybe_flush()
 
 
 def _settle(waiters: "Iterable[asyncio.Future[V | Exception]]", value: V | Exception) -> None:

@@ -206,7 +206,7 @@ def load(environ: Mapping[str, str], defaults: Mapping[str, str] | None = None) 
     Raises:
         ConfigError: With every problem there is.
     """
-    given = what_is_given(environ)
+    given = effective_environ(environ)
     values: dict[str, Any] = {}
     problems = []
     for declared in fields(Settings):
@@ -226,7 +226,7 @@ def load(environ: Mapping[str, str], defaults: Mapping[str, str] | None = None) 
     return Settings(**values)
 
 
-def what_is_given(environ: Mapping[str, str]) -> dict[str, str]:
+def effective_environ(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that count: an empty one only where it turns something off."""
     can_be_off = {_variable(declared.name) for declared in fields(Settings) if _can_be_off(declared)}
     return {name: value for name, value in environ.items() if value or name in can_be_off}

@@ -14,12 +14,12 @@ AuthsvcError
 ├── EmailAlreadyExistsError      a user has that address
 ├── UserNotFoundError            there is no such user
 ├── UserChangedError             a user changed between a read and the write that rested on it
-├── BrokenRowError               a stored row that cannot be read
+├── CorruptItemError               a stored row that cannot be read
 ├── RetryLaterError              nothing is wrong with the request, only with the moment
 │   ├── OverloadedError          too many passwords wait to be hashed
 │   ├── TooManyAttemptsError     too many passwords were wrong
 │   └── StoreUnavailableError    the store cannot answer in time
-│       └── NoAnswerError        one attempt got no answer, and another one may
+│       └── RetryableStoreError        one attempt got no answer, and another one may
 └── OperatorError                what an operator has to mend: shown as it is, on a terminal or in the log
     ├── ConfigError              settings that are missing, malformed or unsafe together
     ├── KeyFileError             a signing-key file that cannot be used
@@ -125,7 +125,7 @@ class UserChangedError(AuthsvcError):
     """A user changed between a read and the write that rested on it; the write was not done."""
 
 
-class BrokenRowError(AuthsvcError):
+class CorruptItemError(AuthsvcError):
     """A stored row cannot be read: an attribute is missing, of a wrong type, or unreadable.
 
     Args:
@@ -184,7 +184,7 @@ class StoreUnavailableError(RetryLaterError):
         return f"the store cannot answer: {self.cause}"
 
 
-class NoAnswerError(StoreUnavailableError):
+class RetryableStoreError(StoreUnavailableError):
     """One attempt to ask the store got no answer, and another one may get one."""
 
 

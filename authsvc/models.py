@@ -29,7 +29,7 @@ def utc_now() -> datetime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class UserState:
     """What a validation needs to know of a user.
 
     Args:
@@ -51,7 +51,7 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class User(Standing):
+class User(UserState):
     """A user as stored.
 
     Args:
@@ -66,13 +66,13 @@ class User(Standing):
     create_time: datetime | None = None
     update_time: datetime | None = None
 
-    def has_ended(self, session_id: str, session: "Session | None") -> bool:
+    def has_ended_session(self, session_id: str, session: "Session | None") -> bool:
         """Tell whether a session of this user is at its end; the session itself may be gone."""
         if session is None:
             return self.has_revoked(session_id)
         return session.end_time is not None or session.token_generation != self.token_generation
 
-    def over_revocations(self, now: datetime) -> frozenset[str]:
+    def expired_revocations(self, now: datetime) -> frozenset[str]:
         """Return the entries of revoked_sessions whose time has passed."""
         ends = {entry: entry.rpartition(":")[2] for entry in self.revoked_sessions}
         return frozenset(entry for entry, end in ends.items() if end.isdecimal() and int(end) < now.timestamp())
@@ -111,7 +111,7 @@ class Session:
     client_address: str = ""
 
 
-def revocation(session_id: str, last_token_expire_time: datetime) -> str:
+def revocation_entry(session_id: str, last_token_expire_time: datetime) -> str:
     """Return the entry of revoked_sessions by which a session's tokens are dead until the last one is over."""
     return f"{session_id}:{int((last_token_expire_time + REVOCATION_MARGIN).timestamp())}"
 
@@ -144,7 +144,7 @@ class Counter:
 
 
 @dataclass(frozen=True, slots=True)
-class Tries:
+class AttemptCount:
     """What is stored under a key and has not expired: the tries of a counter, or that a source is known (no tries)."""
 
     count: int
@@ -152,7 +152,7 @@ class Tries:
 
 
 @dataclass(frozen=True, slots=True)
-class Settlement:
+class CounterUpdate:
     """What becomes of a try's counters once its outcome is known.
 
     Args:
@@ -161,7 +161,7 @@ class Settlement:
         known: Key and new expiry of the source's being known; None: as it is.
     """
 
-    given_back: tuple[str, ...] = ()
+    released: tuple[str, ...] = ()
     cleared: tuple[str, ...] = ()
     known: tuple[str, datetime] | None = None
 

@@ -5,14 +5,15 @@ variable, not a parameter, for it concerns every layer and none of their signatu
 """
 
 import asyncio
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-BUDGET_SECONDS = 2.5
+DEFAULT_DEADLINE_SECONDS = 2.5
 """Time that a request may take where its client named no earlier deadline."""
 
-COMMAND_BUDGET_SECONDS = 60.0
+COMMAND_DEADLINE_SECONDS = 60.0
 """Time that a command may take: a person waits, and the highest cost of a hash takes seconds."""
 
 _MARGIN = 0.1
@@ -21,20 +22,20 @@ _MARGIN = 0.1
 _deadline: ContextVar[float] = ContextVar("deadline")
 
 
-def begin(client_seconds: float | None) -> None:
+def start_deadline(client_seconds: float | None) -> None:
     """Bound the rest of this task, which serves one request.
 
     Args:
         client_seconds: Seconds that the client still waits, or None where it set no deadline.
     """
-    seconds = BUDGET_SECONDS
+    seconds = DEFAULT_DEADLINE_SECONDS
     if client_seconds is not None:
         seconds = min(seconds, max(client_seconds, 0.0) * (1 - _MARGIN))
     _deadline.set(asyncio.get_running_loop().time() + seconds)
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float) -> Iterator[None]:
     """Bound what runs inside."""
     token = _deadline.set(asyncio.get_running_loop().time() + seconds)
     try:
@@ -43,11 +44,38 @@ def within(seconds: float) -> Iterator[None]:
         _deadline.reset(token)
 
 
-def at() -> float:
+def deadline() -> float:
     """Return the deadline as the running loop's clock tells time, a full budget from now where none is set."""
-    return _deadline.get(asyncio.get_running_loop().time() + BUDGET_SECONDS)
+    return _deadline.get(asyncio.get_running_loop().time() + DEFAULT_DEADLINE_SECONDS)
 
 
 def remaining_seconds() -> float:
     """Return the seconds left, negative once the deadline has passed."""
-    return at() - asyncio.get_running_loop().time()
+    return deadline() - asyncio.get_running_loop().time()
+
+
+class TraceId:
+    """Identifier of a request, 32 hexadecimal digits, made when it is first needed: most requests need none."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self) -> None:
+        self._text = ""
+
+    def __str__(self) -> str:
+        """Return it."""
+        self._text = self._text or secrets.token_hex(16)
+        return self._text
+
+
+trace_id: ContextVar[TraceId] = ContextVar("trace_id")
+"""Of the request being served, in its log lines and in the error that its client gets."""
+caller: ContextVar[str] = ContextVar("caller")
+"""Who makes the request being served, where that is known: in its log lines, and in the tokens that it is given."""
+
+
+def new_trace_id() -> TraceId:
+    """Begin a request: return its identifier, and mark log lines with it from now on."""
+    identifier = TraceId()
+    trace_id.set(identifier)
+    return identifier

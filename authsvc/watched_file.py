@@ -11,7 +11,7 @@ from authsvc.telemetry.audit import Event
 T = TypeVar("T")
 
 
-class FollowedFile(Generic[T]):
+class WatchedFile(Generic[T]):
     """A file that may change: what its last good reading gave.
 
     Args:

@@ -16,7 +16,7 @@ from authsvc.stores.dynamodb.items import user_item
 from authsvc.stores.dynamodb.tables import EMAIL_INDEX
 from authsvc.stores.sqlite import open_sqlite_store
 from authsvc.tokens.access_tokens import AccessTokens
-from authsvc.tokens.keys import read_key_ring
+from authsvc.tokens.key_file import read_key_ring
 from tests.engines.dynoxide import import_tables
 
 ISSUER = "https://auth.example.com"

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from bench import cores
 from bench.load import MARKS, Load, Sample
-from bench.servers import TOKENS, USERS, Server, Servers, Target, table_prefix
+from bench.servers import TOKENS, USERS, AttemptKeys, Server, Servers, table_prefix
 from bench.variants import BATCH_CALLS, MANY_USERS, Variant
 
 WARM_UP_SECONDS = 5.0
@@ -105,7 +105,7 @@ class Bench:
 
     def memory(self) -> list[tuple[int, float]]:
         """Validate on and on; return after how many validations the service had how many MiB."""
-        target = Target(users=MANY_USERS)
+        target = AttemptKeys(users=MANY_USERS)
         server = self._servers.server(target)
         tokens = str(self._servers.tokens(MANY_USERS, MEMORY_USERS))
         load = Load(address=server.address, tokens=tokens, batch=WARM_UP_BATCH, in_flight=BATCH_CALLS)

@@ -8,7 +8,7 @@ import jwt
 import uvloop
 
 from authsvc.models import utc_now
-from authsvc.tokens.keys import read_key_ring
+from authsvc.tokens.key_file import read_key_ring
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from bench.empty import Context, serve
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from authsvc.config import Settings
 from authsvc.models import utc_now
-from authsvc.tokens.keys import generate_key_file
+from authsvc.tokens.key_file import generate_key_file
 from bench import cores, deployment
 from tests.engines import Engine
 from tests.engines.dynoxide import launch
@@ -33,7 +33,7 @@ IN_MEMORY = "/dev/shm"  # noqa: S108 - the engine's files: what a write waits fo
 
 
 @dataclass(frozen=True)
-class Target:
+class AttemptKeys:
     """What is measured.
 
     Args:
@@ -76,7 +76,7 @@ class Servers:
     def __init__(self, users: Collection[int]) -> None:
         self._users = users
         self._stack = ExitStack()
-        self._targets: dict[Target, Server] = {}
+        self._targets: dict[AttemptKeys, Server] = {}
 
     def __enter__(self) -> Self:
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=IN_MEMORY)))
@@ -87,7 +87,7 @@ class Servers:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def server(self, target: Target) -> Server:
+    def server(self, target: AttemptKeys) -> Server:
         """Return the server of a target."""
         if target not in self._targets:
             self._targets[target] = self._started(target)
@@ -159,7 +159,7 @@ class Servers:
             time.sleep(POLL_SECONDS)
         return Server(_events(log, "listening")[0]["address"], process.pid)
 
-    def _started(self, target: Target) -> Server:
+    def _started(self, target: AttemptKeys) -> Server:
         if target.what == "empty":
             return self._listening("bench.empty", environ={}, on=cores.SERVER)
         if target.store == "sqlite":

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from bench.load import Load
-from bench.servers import Target
+from bench.servers import AttemptKeys
 
 SECONDS = {"closed": 1.5, "300/s": 4.0, "1000/s": 3.0}
 LOADS = {
@@ -13,9 +13,9 @@ LOADS = {
     **{f"{rate}/s": Load(rate=rate, seconds=SECONDS[f"{rate}/s"]) for rate in (300, 1000)},
 }
 """By name: calls in flight, or calls a second."""
-EMPTY = Target("empty")
-NAIVE = Target("naive")
-FRESH = Target()
+EMPTY = AttemptKeys("empty")
+NAIVE = AttemptKeys("naive")
+FRESH = AttemptKeys()
 MANY_USERS = 1_000_000
 HOT_TOKENS = 100
 """For `max_staleness`: few enough that each is asked for again before its answer is too old."""
@@ -35,7 +35,7 @@ class Variant:
 
     subject: str
     load_name: str
-    target: Target
+    target: AttemptKeys
     load: Load
     baseline: str = "empty"
 
@@ -73,26 +73,26 @@ def _variants() -> Iterator[Variant]:
             yield Variant("naive", name, NAIVE, LOADS[name])
         yield Variant("fresh", name, FRESH, LOADS[name])
         if name == "1":
-            yield Variant("getitem", name, Target("getitem"), LOADS[name])
+            yield Variant("getitem", name, AttemptKeys("getitem"), LOADS[name])
         if name in ("64", "300/s"):
-            yield Variant("sqlite", name, Target(store="sqlite"), LOADS[name])
+            yield Variant("sqlite", name, AttemptKeys(store="sqlite"), LOADS[name])
             yield Variant("stale", name, FRESH, replace(LOADS[name], max_staleness=5, hot=HOT_TOKENS))
         if name == "64":
             yield from _at_64(LOADS[name])
         if name == "300/s":
             yield Variant("flood", name, FRESH, replace(LOADS[name], flood=FLOOD))
         if name == "512":
-            yield from (Variant(f"delay-{ms}", name, Target(delay=ms), LOADS[name]) for ms in (0, 20))
+            yield from (Variant(f"delay-{ms}", name, AttemptKeys(delay=ms), LOADS[name]) for ms in (0, 20))
         if name == "1000/s":
-            yield from (Variant(f"delay-{ms}", name, Target(delay=ms), LOADS[name]) for ms in (2, 5, 20))
+            yield from (Variant(f"delay-{ms}", name, AttemptKeys(delay=ms), LOADS[name]) for ms in (2, 5, 20))
 
 
 def _at_64(load: Load) -> Iterator[Variant]:
     for tokens in (1, 16, 64, 100):
         yield Variant(f"batch-{tokens}", "64", FRESH, replace(load, batch=tokens, in_flight=BATCH_CALLS))
-    yield Variant("workers-2", "64", Target(workers=2), replace(load, connections=32))
+    yield Variant("workers-2", "64", AttemptKeys(workers=2), replace(load, connections=32))
     for users in (100, MANY_USERS):
-        yield Variant(f"users-{users}", "64", Target(users=users), load)
+        yield Variant(f"users-{users}", "64", AttemptKeys(users=users), load)
     for connections in (1, 500):
         some = replace(load, connections=connections)
         empty = f"empty-connections-{connections}"

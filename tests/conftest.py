@@ -14,16 +14,19 @@ from authsvc.config import Settings
 from authsvc.models import utc_now
 from authsvc.stores.dynamodb import client as dynamodb_client
 from authsvc.telemetry import logs
-from authsvc.tokens.keys import generate_key_file
+from authsvc.tokens.key_file import generate_key_file
 from authsvc.usecases import validation
 from tests.engines import CONCURRENT_ENGINES, ENGINES, Engine, require_or_skip
 from tests.support import PASSWORD, WITNESS, Client, FakeClock, make_settings, served
 
-PATIENCE_SECONDS = 30.0
+STALE_FALLBACK_TIMEOUT_SECONDS = 30.0
 # A busy machine is slow, which is no failure.
 hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("patient")
-_BUDGETS: tuple[tuple[Any, str], ...] = ((request_context, "BUDGET_SECONDS"), (validation, "PATIENCE_SECONDS"))
+_BUDGETS: tuple[tuple[Any, str], ...] = (
+    (request_context, "DEFAULT_DEADLINE_SECONDS"),
+    (validation, "STALE_FALLBACK_TIMEOUT_SECONDS"),
+)
 _READ_TIMEOUTS: tuple[tuple[Any, str], ...] = (
     (dynamodb_client, "CONNECT_TIMEOUT_SECONDS"),
     (dynamodb_client, "READ_TIMEOUT_SECONDS"),
@@ -53,7 +56,7 @@ def _logs_to_the_witness() -> None:
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine is slow, which is no failure unless time is what a test is about."""
     for limit in _PRODUCTION:
-        monkeypatch.setattr(*limit, PATIENCE_SECONDS)
+        monkeypatch.setattr(*limit, STALE_FALLBACK_TIMEOUT_SECONDS)
 
 
 @pytest.fixture

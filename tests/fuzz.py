@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
-from authsvc.page_tokens import token_of
+from authsvc.fields import token_of
 from authsvc.tokens.refresh_tokens import new_refresh_token
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import resources_pb2

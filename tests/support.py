@@ -21,6 +21,7 @@ from grpc_status import rpc_status
 from authsvc.config import Address, Settings
 from authsvc.models import Budget
 from authsvc.server import app
+from authsvc.stores import opening
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from authsvc.v1 import resources_pb2
@@ -265,7 +266,7 @@ async def _admin_token(client: Client) -> str:
 @asynccontextmanager
 async def served(settings: Settings, clock: FakeClock) -> AsyncIterator[Client]:
     """A running service with tables, an admin, and a client of it."""
-    async with app.open_store(settings) as store:
+    async with opening.open_store(settings) as store:
         await store.create_tables()
     async with app.running(settings, clock, clock.monotonic) as service, connected(service) as client:
         await service.accounts.create_user(email=ADMIN_EMAIL, role="admin", password=PASSWORD)

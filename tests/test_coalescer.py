@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from authsvc import coalescer as coalescer_module
 from authsvc import request_context
-from authsvc.coalescer import MAX_KEYS, MAX_READ_SECONDS, MAX_UNDER_WAY, MAX_WAIT_SECONDS, QUIET_SECONDS, Coalescer
-from authsvc.errors import NoAnswerError, StoreUnavailableError
-from authsvc.request_context import BUDGET_SECONDS
+from authsvc.coalescer import IDLE_FLUSH_SECONDS, MAX_IN_FLIGHT, MAX_KEYS, MAX_READ_SECONDS, MAX_WAIT_SECONDS, Coalescer
+from authsvc.errors import RetryableStoreError, StoreUnavailableError
+from authsvc.request_context import DEFAULT_DEADLINE_SECONDS
 
 MAX_ATTEMPTS = 4
 PAUSE_SECONDS = 0.05
-MOMENT_SECONDS = QUIET_SECONDS / 100
+MOMENT_SECONDS = IDLE_FLUSH_SECONDS / 100
 """Whatever can happen at once has happened."""
 HUNDRED = [f"k{number}" for number in range(MAX_KEYS)]
 pytestmark = pytest.mark.usefixtures("production_timeouts")
@@ -129,7 +129,9 @@ def ask(coalescer: Coalescer[str]) -> Callable[..., Asked]:
     """Asks for keys, and does not wait."""
 
     def ask(*keys: str, budget_seconds: float | None = None) -> Asked:
-        with request_context.within(request_context.BUDGET_SECONDS if budget_seconds is None else budget_seconds):
+        with request_context.time_limit(
+            request_context.DEFAULT_DEADLINE_SECONDS if budget_seconds is None else budget_seconds
+        ):
             return asyncio.ensure_future(coalescer.get(keys))
 
     return ask
@@ -143,7 +145,7 @@ def assert_empty(coalescer: Coalescer[Any]) -> None:
     """Nothing is left: no task but this one, and no key."""
     assert asyncio.all_tasks() == {asyncio.current_task()}
     assert not coalescer._waiting  # noqa: SLF001 - nobody outside can see a leak
-    assert not coalescer._under_way  # noqa: SLF001 - the same
+    assert not coalescer._in_flight  # noqa: SLF001 - the same
 
 
 @jumping
@@ -206,20 +208,20 @@ async def test_where_company_is_expected_a_quiet_moment_is_waited_for(reads: Rea
     await expect_company(reads, ask)
     begun = now()
     _ = ask("a")
-    await asyncio.sleep(QUIET_SECONDS / 2)
+    await asyncio.sleep(IDLE_FLUSH_SECONDS / 2)
     _ = ask("b")
-    await asyncio.sleep(QUIET_SECONDS * 2)
+    await asyncio.sleep(IDLE_FLUSH_SECONDS * 2)
     (batch,) = reads.batches
     assert batch.keys == ["a", "b"]
     # A key came during the first watch, and none during the second.
-    assert batch.at == pytest.approx(begun + 2 * QUIET_SECONDS)
+    assert batch.at == pytest.approx(begun + 2 * IDLE_FLUSH_SECONDS)
 
 
 @jumping
 async def test_a_batch_of_one_ends_the_expectation(reads: Reads, ask: Callable[..., Asked]) -> None:
     await expect_company(reads, ask)
     alone = ask("a")
-    await asyncio.sleep(QUIET_SECONDS * 2)
+    await asyncio.sleep(IDLE_FLUSH_SECONDS * 2)
     reads.batches[0].answer()
     await alone
     begun = now()
@@ -234,9 +236,9 @@ async def test_new_keys_put_a_batch_off_to_a_limit(reads: Reads, ask: Callable[.
     begun = now()
     for number in range(20):
         _ = ask(f"k{number}")
-        await asyncio.sleep(QUIET_SECONDS / 2)
+        await asyncio.sleep(IDLE_FLUSH_SECONDS / 2)
     assert reads.batches[0].at == pytest.approx(begun + MAX_WAIT_SECONDS)
-    assert len(reads.batches[0].keys) == pytest.approx(MAX_WAIT_SECONDS / QUIET_SECONDS * 2, abs=1)
+    assert len(reads.batches[0].keys) == pytest.approx(MAX_WAIT_SECONDS / IDLE_FLUSH_SECONDS * 2, abs=1)
 
 
 @jumping
@@ -274,17 +276,17 @@ async def test_a_full_batch_goes_at_once_beside_one_under_way(reads: Reads, ask:
 
 @jumping
 async def test_the_batches_under_way_are_bounded(reads: Reads, ask: Callable[..., Asked]) -> None:
-    asked = [ask(*(f"{number}-{key}" for key in HUNDRED)) for number in range(MAX_UNDER_WAY + 2)]
+    asked = [ask(*(f"{number}-{key}" for key in HUNDRED)) for number in range(MAX_IN_FLIGHT + 2)]
     await asyncio.sleep(10 * MAX_WAIT_SECONDS)
-    assert len(reads.batches) == MAX_UNDER_WAY
+    assert len(reads.batches) == MAX_IN_FLIGHT
     reads.batches[3].answer()
     await asyncio.sleep(10 * MAX_WAIT_SECONDS)
     assert asked[3].done()
-    assert len(reads.batches) == MAX_UNDER_WAY + 1
+    assert len(reads.batches) == MAX_IN_FLIGHT + 1
     for batch in reads.batches[4:]:
         batch.answer()
     await moment()
-    assert [batch.keys[0] for batch in reads.batches[MAX_UNDER_WAY:]] == ["16-k0", "17-k0"]
+    assert [batch.keys[0] for batch in reads.batches[MAX_IN_FLIGHT:]] == ["16-k0", "17-k0"]
 
 
 @jumping
@@ -323,7 +325,7 @@ async def test_whoever_leaves_a_batch_under_way_takes_nothing_from_others(
 ) -> None:
     await expect_company(reads, ask)
     leaving, staying = ask("a"), ask("a")
-    await asyncio.sleep(3 * QUIET_SECONDS)
+    await asyncio.sleep(3 * IDLE_FLUSH_SECONDS)
     leaving.cancel()
     await moment()
     reads.batches[0].answer()
@@ -362,14 +364,14 @@ async def test_what_was_answered_is_told_at_once_and_the_rest_asked_for_again(
 ) -> None:
     await expect_company(reads, ask)
     answered, left_out = ask("a", "b"), ask("c")
-    await asyncio.sleep(3 * QUIET_SECONDS)
+    await asyncio.sleep(3 * IDLE_FLUSH_SECONDS)
     reads.batches[0].answer("a", "b")
     await moment()
     assert answered.done()
     assert not left_out.done()
-    await asyncio.sleep(PAUSE_SECONDS - QUIET_SECONDS)
+    await asyncio.sleep(PAUSE_SECONDS - IDLE_FLUSH_SECONDS)
     assert len(reads.batches) == 1
-    await asyncio.sleep(3 * QUIET_SECONDS)
+    await asyncio.sleep(3 * IDLE_FLUSH_SECONDS)
     assert reads.keys == [["a", "b", "c"], ["c"]]
     reads.batches[1].answer()
     assert await left_out == {"c": "value"}
@@ -402,12 +404,12 @@ async def test_whoever_joins_a_key_left_out_has_all_attempts(reads: Reads, ask: 
         await moment()
     # The last attempt of the first waits behind all that may be under way.
     reads.respond = None
-    blocking = [ask(*(f"{number}-{key}" for key in HUNDRED)) for number in range(MAX_UNDER_WAY)]
+    blocking = [ask(*(f"{number}-{key}" for key in HUNDRED)) for number in range(MAX_IN_FLIGHT)]
     await asyncio.sleep(MAX_ATTEMPTS * PAUSE_SECONDS)
     late = ask("a")
     await moment()
     reads.respond = lambda batch: batch.answer("other")
-    for batch in reads.batches[-MAX_UNDER_WAY:]:
+    for batch in reads.batches[-MAX_IN_FLIGHT:]:
         batch.answer()
     assert isinstance((await early)["a"], StoreUnavailableError)
     assert isinstance((await late)["a"], StoreUnavailableError)
@@ -420,9 +422,9 @@ async def test_a_key_left_out_joins_whoever_asked_meanwhile(reads: Reads, ask: C
     early = ask("other", "a")
     await moment()
     reads.batches[0].answer("other")
-    await asyncio.sleep(PAUSE_SECONDS - QUIET_SECONDS / 2)
+    await asyncio.sleep(PAUSE_SECONDS - IDLE_FLUSH_SECONDS / 2)
     late = ask("a")
-    await asyncio.sleep(2 * QUIET_SECONDS)
+    await asyncio.sleep(2 * IDLE_FLUSH_SECONDS)
     assert reads.keys == [["other", "a"], ["a"]]
     reads.batches[1].answer()
     assert await late == {"a": "value"}
@@ -443,7 +445,7 @@ async def outage(ask: Callable[..., Asked], seconds: float) -> list[Asked]:
 async def test_an_outage_is_no_storm_and_its_end_is_noticed(
     reads: Reads, coalescer: Coalescer[str], ask: Callable[..., Asked]
 ) -> None:
-    reads.respond = lambda batch: batch.fail(NoAnswerError("down"))
+    reads.respond = lambda batch: batch.fail(RetryableStoreError("down"))
     asked = await outage(ask, 10.0)
     # One read after each pause, the longest of which comes after all attempts.
     longest = PAUSE_SECONDS * MAX_ATTEMPTS
@@ -457,7 +459,7 @@ async def test_an_outage_is_no_storm_and_its_end_is_noticed(
     waiting = [each for each in asked if not each.done()]
     fresh = ask("fresh")
     assert await fresh == {"fresh": "value"}
-    assert now() - before < longest + 2 * QUIET_SECONDS
+    assert now() - before < longest + 2 * IDLE_FLUSH_SECONDS
     assert {outcome for answer in await asyncio.gather(*waiting) for outcome in answer.values()} == {"value"}
     # Nothing of it is left: a lone read goes at once again.
     await ask("alone")
@@ -470,12 +472,12 @@ async def test_an_outage_is_no_storm_and_its_end_is_noticed(
 
 @jumping
 async def test_of_batches_that_fail_together_one_counts(reads: Reads, ask: Callable[..., Asked]) -> None:
-    asked = [ask(*(f"{number}-{key}" for key in HUNDRED)) for number in range(MAX_UNDER_WAY)]
+    asked = [ask(*(f"{number}-{key}" for key in HUNDRED)) for number in range(MAX_IN_FLIGHT)]
     await moment()
     for pause in (PAUSE_SECONDS, 2 * PAUSE_SECONDS):
         failed = now()
         for batch in reads.batches:
-            batch.fail(NoAnswerError("reset"))
+            batch.fail(RetryableStoreError("reset"))
         reads.batches.clear()
         await asyncio.sleep(pause + MOMENT_SECONDS)
         assert reads.batches
@@ -492,7 +494,7 @@ async def test_a_batch_under_way_may_end_well_while_all_pause(reads: Reads, ask:
     await moment()
     bad = ask("b")
     await asyncio.sleep(MAX_WAIT_SECONDS + MOMENT_SECONDS)
-    reads.batches[1].fail(NoAnswerError("reset"))
+    reads.batches[1].fail(RetryableStoreError("reset"))
     await moment()
     waiting = ask("c")
     await moment()
@@ -515,7 +517,7 @@ async def test_the_quiet_is_not_broken_by_a_pause(reads: Reads, ask: Callable[..
     await second
     third = ask("d")
     await moment()
-    reads.batches[0].fail(NoAnswerError("reset"))
+    reads.batches[0].fail(RetryableStoreError("reset"))
     reads.respond = lambda batch: batch.answer()
     begun = now()
     assert await third == {"d": "value"}
@@ -532,7 +534,7 @@ async def test_any_other_error_is_final(reads: Reads, ask: Callable[..., Asked],
     reads.respond = lambda batch: batch.answer()
     begun = now()
     assert await ask("c") == {"c": "value"}
-    assert now() - begun <= 2 * QUIET_SECONDS
+    assert now() - begun <= 2 * IDLE_FLUSH_SECONDS
 
 
 @jumping
@@ -553,7 +555,7 @@ async def test_a_read_that_always_trickles_is_given_up(
     outcome = (await ask("a"))["a"]
     assert isinstance(outcome, StoreUnavailableError)
     assert outcome.cause == "no answer in time"
-    assert now() < BUDGET_SECONDS
+    assert now() < DEFAULT_DEADLINE_SECONDS
     assert len(reads.batches) == MAX_ATTEMPTS
 
 
@@ -566,9 +568,9 @@ async def test_a_read_belongs_to_no_request() -> None:
         return dict.fromkeys(keys, "value")
 
     _tracer.set("request")
-    with request_context.within(0.5):
+    with request_context.time_limit(0.5):
         await Coalescer(read, MAX_ATTEMPTS, lambda _: 0.0).get(["a"])
-    assert seen == [("nobody", BUDGET_SECONDS)]
+    assert seen == [("nobody", DEFAULT_DEADLINE_SECONDS)]
 
 
 def pending_futures() -> set["asyncio.Future[object]"]:
@@ -585,7 +587,7 @@ async def test_a_storm_of_the_impatient_leaves_nothing_behind_and_harms_nobody()
     async def read(keys: Sequence[str]) -> Mapping[str, str]:
         await asyncio.sleep(chance.uniform(0, 0.02))
         if chance.random() < 0.1:
-            raise NoAnswerError("throttled")
+            raise RetryableStoreError("throttled")
         return {key: key for key in keys if chance.random() < 0.8}
 
     coalescer = Coalescer(read, 50, lambda _: chance.uniform(0, 0.01))
@@ -593,7 +595,7 @@ async def test_a_storm_of_the_impatient_leaves_nothing_behind_and_harms_nobody()
 
     async def impatient(number: int) -> None:
         await asyncio.sleep(chance.uniform(0, 0.2))
-        with request_context.within(chance.uniform(-0.01, 0.02)):
+        with request_context.time_limit(chance.uniform(-0.01, 0.02)):
             asked = asyncio.ensure_future(coalescer.get([f"k{number % 150}", f"i{number}"]))
         await asyncio.sleep(chance.uniform(0, 0.02))
         if number % 2:
@@ -605,7 +607,7 @@ async def test_a_storm_of_the_impatient_leaves_nothing_behind_and_harms_nobody()
         keys = [f"k{(number + more) % 150}" for more in range(3)]
         assert await coalescer.get(keys) == {key: key for key in keys}
 
-    with request_context.within(1_000.0):
+    with request_context.time_limit(1_000.0):
         await asyncio.gather(*map(impatient, range(1_000)), *map(patient, range(200)))
     await asyncio.sleep(1.0)
     assert_empty(coalescer)
@@ -641,7 +643,7 @@ async def test_no_answer_is_older_than_its_question(
         value = written
         await asyncio.sleep(after)
         if fails:
-            raise NoAnswerError("throttled")
+            raise RetryableStoreError("throttled")
         return {key: value for key in keys if key not in left_out}
 
     coalescer = Coalescer(read, MAX_ATTEMPTS, lambda attempts: PAUSE_SECONDS * attempts)

@@ -7,8 +7,8 @@ import pytest
 from authsvc import errors
 from authsvc.errors import (
     AuthsvcError,
-    BrokenRowError,
     ConfigError,
+    CorruptItemError,
     InvalidFieldError,
     OperatorError,
     OverloadedError,
@@ -59,7 +59,7 @@ def test_a_field_error_tells_field_and_problem(error_class: type[InvalidFieldErr
 
 
 def test_a_broken_row_tells_key_and_attribute() -> None:
-    error = BrokenRowError("user\n1", "role")
+    error = CorruptItemError("user\n1", "role")
     assert (error.key, error.attribute) == ("user\n1", "role")
     assert str(error) == "row 'user\\n1': attribute role is missing or unreadable"
 

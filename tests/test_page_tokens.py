@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from authsvc import page_tokens
+from authsvc import fields
 from authsvc.errors import InvalidFieldError
 
 WELL_FORMED = base64.urlsafe_b64encode(b"1:user1").decode()
@@ -12,26 +12,26 @@ WELL_FORMED = base64.urlsafe_b64encode(b"1:user1").decode()
 
 @pytest.mark.parametrize(("number", "size"), [(0, 50), (1, 1), (50, 50), (1000, 1000), (1001, 1000), (2**31 - 1, 1000)])
 def test_the_size_of_a_page(number: int, size: int) -> None:
-    assert page_tokens.page_size(number) == size
+    assert fields.page_size(number) == size
 
 
 @pytest.mark.parametrize("number", [-1, -(2**31)])
 def test_a_page_of_negative_size_is_refused(number: int) -> None:
     with pytest.raises(InvalidFieldError) as caught:
-        page_tokens.page_size(number)
+        fields.page_size(number)
     assert caught.value.field == "page_size"
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=256))
 def test_a_token_says_where_its_page_goes_on(key: str) -> None:
-    token = page_tokens.token_of(key)
+    token = fields.token_of(key)
     assert token.isascii()
-    assert page_tokens.key_of(token) == key
+    assert fields.key_of(token) == key
 
 
 def test_no_key_is_the_first_page_or_the_last() -> None:
-    assert page_tokens.token_of(None) == ""
-    assert page_tokens.key_of("") is None
+    assert fields.token_of(None) == ""
+    assert fields.key_of("") is None
 
 
 def encoded(data: bytes) -> str:
@@ -61,14 +61,14 @@ def encoded(data: bytes) -> str:
 )
 def test_a_token_of_another_make_is_refused(token: str) -> None:
     with pytest.raises(InvalidFieldError) as caught:
-        page_tokens.key_of(token)
+        fields.key_of(token)
     assert caught.value.field == "page_token"
 
 
 @given(st.text())
 def test_any_text_is_a_token_or_refused(text: str) -> None:
     try:
-        key = page_tokens.key_of(text)
+        key = fields.key_of(text)
     except InvalidFieldError:
         return
-    assert page_tokens.token_of(key) == text
+    assert fields.token_of(key) == text

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from authsvc import request_context
-from authsvc.request_context import BUDGET_SECONDS, begin, remaining_seconds, within
+from authsvc.request_context import DEFAULT_DEADLINE_SECONDS, remaining_seconds, start_deadline, time_limit
 
 pytestmark = pytest.mark.usefixtures("production_timeouts")
 
@@ -21,18 +21,18 @@ def loop_time(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_without_a_request_there_is_a_full_budget(loop_time: list[float]) -> None:
-    assert remaining_seconds() == BUDGET_SECONDS
+    assert remaining_seconds() == DEFAULT_DEADLINE_SECONDS
     loop_time[0] += 5
-    assert remaining_seconds() == BUDGET_SECONDS
+    assert remaining_seconds() == DEFAULT_DEADLINE_SECONDS
 
 
 @pytest.mark.parametrize(
     ("client_seconds", "expected"),
     [
-        (None, BUDGET_SECONDS),
+        (None, DEFAULT_DEADLINE_SECONDS),
         (1.0, 0.9),
-        (3600.0, BUDGET_SECONDS),
-        (float("inf"), BUDGET_SECONDS),
+        (3600.0, DEFAULT_DEADLINE_SECONDS),
+        (float("inf"), DEFAULT_DEADLINE_SECONDS),
         (0.0, 0.0),
         (-1.0, 0.0),
     ],
@@ -40,33 +40,33 @@ def test_without_a_request_there_is_a_full_budget(loop_time: list[float]) -> Non
 @pytest.mark.usefixtures("loop_time")
 def test_the_earlier_deadline_counts_and_leaves_time_to_answer(client_seconds: float | None, expected: float) -> None:
     def ask() -> float:
-        begin(client_seconds)
+        start_deadline(client_seconds)
         return remaining_seconds()
 
     assert copy_context().run(ask) == pytest.approx(expected)
 
 
 def test_time_passes_until_the_deadline_and_beyond(loop_time: list[float]) -> None:
-    with within(2.5):
-        at = request_context.at()
+    with time_limit(2.5):
+        at = request_context.deadline()
         loop_time[0] += 2.0
         assert remaining_seconds() == pytest.approx(0.5)
         loop_time[0] += 2.0
         assert remaining_seconds() == pytest.approx(-1.5)
-        assert request_context.at() == at
+        assert request_context.deadline() == at
 
 
 @pytest.mark.usefixtures("loop_time")
 def test_a_command_has_more_time() -> None:
-    with within(request_context.COMMAND_BUDGET_SECONDS):
-        assert remaining_seconds() == request_context.COMMAND_BUDGET_SECONDS
+    with time_limit(request_context.COMMAND_DEADLINE_SECONDS):
+        assert remaining_seconds() == request_context.COMMAND_DEADLINE_SECONDS
 
 
 @pytest.mark.usefixtures("loop_time")
 def test_a_deadline_ends_with_its_request_even_a_failed_one() -> None:
-    with pytest.raises(LookupError), within(0.5):
+    with pytest.raises(LookupError), time_limit(0.5):
         raise LookupError
-    assert remaining_seconds() == BUDGET_SECONDS
+    assert remaining_seconds() == DEFAULT_DEADLINE_SECONDS
 
 
 @pytest.mark.usefixtures("loop_time")
@@ -74,9 +74,9 @@ async def test_requests_at_once_have_a_deadline_each() -> None:
     both_inside = asyncio.Barrier(2)
 
     async def request(client_seconds: float) -> float:
-        begin(client_seconds)
+        start_deadline(client_seconds)
         await both_inside.wait()
-        return request_context.at()
+        return request_context.deadline()
 
     sooner, later = await asyncio.gather(request(0.5), request(1.5))
     assert later - sooner == pytest.approx(0.9)
@@ -84,7 +84,7 @@ async def test_requests_at_once_have_a_deadline_each() -> None:
 
 async def test_tasks_of_a_request_share_its_deadline() -> None:
     async def ask() -> float:
-        return request_context.at()
+        return request_context.deadline()
 
-    with within(0.5):
-        assert await asyncio.create_task(ask()) == request_context.at()
+    with time_limit(0.5):
+        assert await asyncio.create_task(ask()) == request_context.deadline()

@@ -25,12 +25,13 @@ from authsvc.errors import (
     UserNotFoundError,
 )
 from authsvc.models import ADMIN_ROLE, User, utc_now
-from authsvc.passwords.hash_queue import Hashing
+from authsvc.passwords.hash_queue import HashQueue
 from authsvc.server import app, http_server
 from authsvc.stores.interface import Store
+from authsvc.stores.opening import open_store
 from authsvc.tokens.access_tokens import IssuedToken
-from authsvc.tokens.keys import generate_key_file, read_keys
-from authsvc.usecases.users import Accounts
+from authsvc.tokens.key_file import generate_key_file, read_keys
+from authsvc.usecases.users import Users
 
 ADMIN_EMAIL = "admin@example.com"
 EMAIL_VARIABLE = "AUTHSVC_ADMIN_EMAIL"
@@ -63,7 +64,7 @@ def environment(data_dir: Path, environ: Mapping[str, str]) -> dict[str, str]:
         "AUTHSVC_REFLECTION": "true",
         "AUTHSVC_WORKERS": "1",
     }
-    return {**_read_env(Path(".env")), **config.what_is_given(environ), **own}
+    return {**_read_env(Path(".env")), **config.effective_environ(environ), **own}
 
 
 def _read_env(path: Path) -> dict[str, str]:
@@ -89,11 +90,11 @@ async def run(data_dir: Path, settings: Settings) -> None:
     _make_folder(data_dir)
     _prepare_keys(settings.signing_keys)
     credentials = data_dir / "dev.env"
-    with request_context.within(request_context.COMMAND_BUDGET_SECONDS):
+    with request_context.time_limit(request_context.COMMAND_DEADLINE_SECONDS):
         await _prepare_store(settings, credentials)
 
     async def show(service: app.Service) -> None:
-        with request_context.within(request_context.COMMAND_BUDGET_SECONDS):
+        with request_context.time_limit(request_context.COMMAND_DEADLINE_SECONDS):
             token = await _admin_token(service, credentials)
         click.echo(_welcome(service, token, credentials, settings))
 
@@ -122,11 +123,11 @@ async def _prepare_store(settings: Settings, credentials: Path) -> None:
     A first password is written before it is the admin's, a new one after it: whatever fails in between is made up for
     by the next start.
     """
-    hashing = Hashing(settings.bcrypt_cost)
+    hashing = HashQueue(settings.bcrypt_cost)
     try:
-        async with app.open_store(settings) as store:
+        async with open_store(settings) as store:
             await store.create_tables()
-            accounts = Accounts(store, hashing, utc_now, settings.password_min_length)
+            accounts = Users(store, hashing, utc_now, settings.password_min_length)
             password = secrets.token_urlsafe(18)
             try:
                 admin = await accounts.get_user_by_email(ADMIN_EMAIL)
@@ -141,7 +142,7 @@ async def _prepare_store(settings: Settings, credentials: Path) -> None:
         hashing.close()
 
 
-async def _set_password(store: Store, hashing: Hashing, user: User, password: str) -> None:
+async def _set_password(store: Store, hashing: HashQueue, user: User, password: str) -> None:
     """Give a user a password that need not be changed, and end every session."""
     changed = replace(
         user,

@@ -13,8 +13,9 @@ from authsvc.config import Settings
 from authsvc.errors import CallersFileError, ConfigError, KeyFileError, OperatorError, StoreUnavailableError
 from authsvc.models import Clock, Finding
 from authsvc.rpc.callers import read_callers
-from authsvc.server import app
-from authsvc.tokens.keys import KeyStatus, read_keys
+from authsvc.stores.opening import open_store
+from authsvc.tokens.key_file import read_keys
+from authsvc.tokens.keys import KeyStatus
 from authsvc.usecases import data_checks
 
 MAX_CLOCK_DIFFERENCE = timedelta(seconds=5)
@@ -132,7 +133,7 @@ async def _examine_store(settings: Settings, clock: Clock) -> AsyncIterator[Find
         return
     store_time = None
     try:
-        async with app.open_store(settings) as store:
+        async with open_store(settings) as store:
             for finding in await store.check_tables():
                 yield finding
             store_time = await store.ping()

@@ -25,10 +25,11 @@ from authsvc.errors import (
 )
 from authsvc.models import Finding, User, utc_now
 from authsvc.stores.interface import Store
+from authsvc.stores.opening import open_store
 
 if TYPE_CHECKING:
     from authsvc.tokens.keys import Key
-    from authsvc.usecases.users import Accounts, TemporaryPassword
+    from authsvc.usecases.users import TemporaryPassword, Users
 
 PASSWORD_LINE_MAX_BYTES = 4096
 """Read of standard input; far more than a password may have."""
@@ -146,7 +147,7 @@ async def run_worker(number: int) -> None:
     settings = config.load(os.environ)
     logs.configure(settings.log_format, settings.log_level, settings.log_digest_key or None, worker=number)
     workers.end_with_parent()
-    await app.serve(settings, on_start=workers.tell_parent)
+    await app.serve(settings, on_start=workers.report_to_parent)
 
 
 @main.group()
@@ -231,10 +232,10 @@ async def list_users() -> None:
 
     A line has id, email, role, and active or disabled, separated by tabs.
     """
-    from authsvc.usecases.users import every_user
+    from authsvc.usecases.users import iterate_users
 
     async with _opened_store(_existing_store_settings()) as store:
-        async for user in every_user(store):
+        async for user in iterate_users(store):
             _print_user(user)
 
 
@@ -298,7 +299,7 @@ async def revoke_sessions(user: str) -> None:
     click.echo(f"ended all sessions of {user_id}")
 
 
-async def _user_id(accounts: "Accounts", named: str) -> str:
+async def _user_id(accounts: "Users", named: str) -> str:
     """Return the id of a user who is named by id or address; other programs may have made addresses ids."""
     try:
         return (await accounts.get_user(named)).user_id
@@ -349,7 +350,7 @@ async def generate_keys(file: Path, alg: str) -> None:
 
     Only its owner may read it.
     """
-    from authsvc.tokens.keys import generate_key_file
+    from authsvc.tokens.key_file import generate_key_file
 
     _print_keys(generate_key_file(file, alg, utc_now()))
 
@@ -362,7 +363,7 @@ async def list_keys(file: Path) -> None:
 
     A retired key has the time after that until which it verifies.
     """
-    from authsvc.tokens.keys import read_keys
+    from authsvc.tokens.key_file import read_keys
 
     _print_keys(read_keys(file))
 
@@ -473,23 +474,22 @@ def _existing_store_settings(log_level: str = "warning") -> Settings:
 
 @asynccontextmanager
 async def _opened_store(settings: Settings) -> AsyncIterator[Store]:
-    from authsvc.server import app
 
-    async with app.open_store(settings) as store:
+    async with open_store(settings) as store:
         yield store
 
 
 @asynccontextmanager
-async def _opened_accounts(settings: Settings) -> "AsyncIterator[Accounts]":
+async def _opened_accounts(settings: Settings) -> "AsyncIterator[Users]":
     """Open the store for use cases, all of which together may take as long as a command may."""
     from authsvc import request_context
-    from authsvc.passwords.hash_queue import Hashing
-    from authsvc.usecases.users import Accounts
+    from authsvc.passwords.hash_queue import HashQueue
+    from authsvc.usecases.users import Users
 
-    with closing(Hashing(settings.bcrypt_cost)) as hashing:
+    with closing(HashQueue(settings.bcrypt_cost)) as hashing:
         async with _opened_store(settings) as store:
-            with request_context.within(request_context.COMMAND_BUDGET_SECONDS):
-                yield Accounts(store, hashing, utc_now, settings.password_min_length)
+            with request_context.time_limit(request_context.COMMAND_DEADLINE_SECONDS):
+                yield Users(store, hashing, utc_now, settings.password_min_length)
 
 
 def _read_password() -> str:

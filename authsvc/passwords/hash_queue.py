@@ -25,7 +25,7 @@ from authsvc.telemetry import metrics
 
 QUEUE_LIMIT = 16
 """Places of hashes that are to come, wait or run; more are refused at once."""
-STRANGERS_LIMIT = 12
+UNKNOWN_SOURCES_LIMIT = 12
 """How many of these may be strangers'."""
 THREAD_NICENESS = 19
 """Where the thread cannot be an idle one."""
@@ -73,7 +73,7 @@ class _Line:
 
 
 @dataclass(slots=True)
-class Place:
+class QueueSlot:
     """A place in the queue, for one hash.
 
     Args:
@@ -84,7 +84,7 @@ class Place:
     is_used: bool = False
 
 
-class Hashing:
+class HashQueue:
     """The hashing thread.
 
     Args:
@@ -105,7 +105,7 @@ class Hashing:
             job.future.cancel()
         self._thread.shutdown()
 
-    def check_room(self) -> None:
+    def check_capacity(self) -> None:
         """Refuse whomever `place` would refuse now, stranger or not.
 
         Raises:
@@ -115,21 +115,21 @@ class Hashing:
             self._check_room(self._first)
 
     @contextmanager
-    def place(self, *, is_stranger: bool = False) -> Iterator[Place]:
+    def place(self, *, is_unknown_source: bool = False) -> Iterator[QueueSlot]:
         """Take a place in the queue for the body, which may look things up before it has anything to hash.
 
         Args:
-            is_stranger: Whether others go first.
+            is_unknown_source: Whether others go first.
 
         Raises:
             OverloadedError: A hash would not be finished by the request's deadline, or the queue is full.
         """
-        line = self._last if is_stranger else self._first
+        line = self._last if is_unknown_source else self._first
         with self._lock:
             self._check_room(line)
             line.pending += 1
         metrics.HASHES_PENDING.inc()
-        place = Place(line)
+        place = QueueSlot(line)
         try:
             yield place
         finally:
@@ -137,7 +137,7 @@ class Hashing:
                 self._leave(line)
 
     @asynccontextmanager
-    async def turn(self, place: Place) -> AsyncIterator[bool]:
+    async def turn(self, place: QueueSlot) -> AsyncIterator[bool]:
         """Wait until a place is near the front, and keep that for the body, which does what comes before the hash.
 
         Many who come at once would otherwise all ask the store at once, for hashes that are seconds away.
@@ -168,7 +168,7 @@ class Hashing:
             return await self._run(lambda: hashes.hash_password(password, self.cost), place)
 
     async def verify(
-        self, password: str, stored: str | None, place: Place, begin: Callable[[], None] = lambda: None
+        self, password: str, stored: str | None, place: QueueSlot, begin: Callable[[], None] = lambda: None
     ) -> bool:
         """Tell whether a password is the stored one, at the same cost whatever is stored.
 
@@ -184,7 +184,7 @@ class Hashing:
         """
         return await self._run(lambda: hashes.verify_password(password, stored, self.cost), place, begin)
 
-    async def _run(self, work: Callable[[], T], place: Place, begin: Callable[[], None] = lambda: None) -> T:
+    async def _run(self, work: Callable[[], T], place: QueueSlot, begin: Callable[[], None] = lambda: None) -> T:
         job = _Job(lambda: self._timed(work), begin)
         place.is_used = True
         job.future.add_done_callback(lambda _: self._leave(place.line))
@@ -198,7 +198,7 @@ class Hashing:
     @asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout_at(request_context.at()):
+            async with asyncio.timeout_at(request_context.deadline()):
                 yield
         except TimeoutError:
             raise self._overloaded() from None
@@ -207,7 +207,7 @@ class Hashing:
         strangers = self._last.pending
         # At most one stranger's job runs already; those that wait are overtaken.
         ahead = self._first.pending + (strangers if line is self._last else min(strangers, 1))
-        is_full = self._pending >= QUEUE_LIMIT or (line is self._last and strangers >= STRANGERS_LIMIT)
+        is_full = self._pending >= QUEUE_LIMIT or (line is self._last and strangers >= UNKNOWN_SOURCES_LIMIT)
         if is_full:
             raise self._overloaded()
         self._check_time(ahead)

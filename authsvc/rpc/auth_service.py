@@ -11,12 +11,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from authsvc import fields
 from authsvc.errors import InvalidFieldError
 from authsvc.models import Session, User
-from authsvc.rpc.statuses import status_of
+from authsvc.rpc.statuses import status_for
 from authsvc.telemetry import metrics
-from authsvc.tokens.access_tokens import InactiveReason
+from authsvc.tokens.verification import InactiveReason
 from authsvc.usecases.login import Logins
 from authsvc.usecases.sessions import Sessions, Tokens
-from authsvc.usecases.users import Accounts, TemporaryPassword
+from authsvc.usecases.users import TemporaryPassword, Users
 from authsvc.usecases.validation import Check, Validation, Validations
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
@@ -111,7 +111,7 @@ class AuthService(auth_grpc.AuthServiceServicer):
 class UserService(user_grpc.UserServiceServicer):
     """Handlers of authsvc.v1.UserService."""
 
-    def __init__(self, accounts: Accounts, sessions: Sessions) -> None:
+    def __init__(self, accounts: Users, sessions: Sessions) -> None:
         self._accounts = accounts
         self._sessions = sessions
 
@@ -206,7 +206,7 @@ def _check_or_error(request: auth_pb2.ValidateTokenRequest) -> Check | Exception
 def _result(validation: Validation | Exception) -> auth_pb2.BatchValidateTokensResponse.Result:
     if isinstance(validation, Validation):
         return auth_pb2.BatchValidateTokensResponse.Result(response=_validation(validation))
-    status = status_of(validation)
+    status = status_for(validation)
     metrics.TOKEN_VALIDATIONS.labels(status.reason).inc()
     _log.warning("batch_item_failed", reason=status.reason, error=type(validation).__name__)
     return auth_pb2.BatchValidateTokensResponse.Result(

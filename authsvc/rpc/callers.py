@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from authsvc.errors import CallersFileError
-from authsvc.watched_file import FollowedFile
+from authsvc.watched_file import WatchedFile
 
 API_KEY_PREFIX = "ask_"
 API_KEY_BYTES = 32
@@ -96,13 +96,13 @@ def api_key_digest(api_key: str) -> str:
     return hashlib.sha256(api_key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def follow_callers(path: Path) -> FollowedFile[Callers]:
+def watch_callers_file(path: Path) -> WatchedFile[Callers]:
     """Return the callers of a file that may change.
 
     Raises:
         CallersFileError: It cannot be used now.
     """
-    return FollowedFile(path, lambda: read_callers(path), "callers", lambda callers: {"callers": callers.names})
+    return WatchedFile(path, lambda: read_callers(path), "callers", lambda callers: {"callers": callers.names})
 
 
 def read_callers(path: Path) -> Callers:

@@ -26,12 +26,12 @@ from authsvc import errors, request_context
 from authsvc.config import Address
 from authsvc.models import ADMIN_ROLE
 from authsvc.rpc.callers import API_KEY_PREFIX, Callers, Permission
-from authsvc.rpc.statuses import INTERNAL, Status, status_of
-from authsvc.telemetry import audit, logs, metrics
+from authsvc.rpc.statuses import INTERNAL, Status, status_for
+from authsvc.telemetry import audit, metrics
 from authsvc.telemetry.audit import Event
-from authsvc.tokens.access_tokens import InactiveReason
+from authsvc.tokens.verification import InactiveReason
 from authsvc.usecases.validation import Check, Validations
-from authsvc.watched_file import FollowedFile
+from authsvc.watched_file import WatchedFile
 
 DOMAIN = "authsvc"
 CLIENT_ADDRESS = "client_address"
@@ -70,7 +70,7 @@ An admin's access token stands for `users`, and what that opens is never open wi
 """
 
 
-class Guard:
+class Middleware:
     """Puts handlers behind their protection.
 
     Args:
@@ -78,7 +78,7 @@ class Guard:
         callers: The backends that may call; None: they are not told apart.
     """
 
-    def __init__(self, validations: Validations, callers: FollowedFile[Callers] | None) -> None:
+    def __init__(self, validations: Validations, callers: WatchedFile[Callers] | None) -> None:
         self._validations = validations
         self._callers = callers
 
@@ -102,9 +102,9 @@ class Guard:
 
         async def guarded(data: bytes, context: Context) -> bytes:
             begin = time.perf_counter()
-            trace_id = logs.new_trace_id()
+            trace_id = request_context.new_trace_id()
             try:
-                request_context.begin(context.time_remaining())
+                request_context.start_deadline(context.time_remaining())
                 if admit is not None:
                     await admit(context)
                 request = _decode(request_class, data)
@@ -116,7 +116,7 @@ class Guard:
                 calls.failed(begin, "CANCELLED")
                 raise
             except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, the client gets a status
-                status = status_of(error)
+                status = status_for(error)
                 calls.failed(begin, status.code.name, status.reason)
                 _log_refusal(method.full_name, context.peer(), status, error)
                 metadata = _error_metadata(status, error, str(trace_id))
@@ -164,7 +164,7 @@ class Guard:
             caller, reason = known.of_tls_identities(_tls_identities(context)), "no_credentials"
         if caller is None:
             raise errors.CallerUnauthenticatedError(reason)
-        logs.caller.set(caller.name)
+        request_context.caller.set(caller.name)
         if permissions.isdisjoint(caller.permissions):
             raise errors.CallerNotPermittedError("lacks_permission")
 
@@ -179,7 +179,7 @@ class Guard:
         if isinstance(validation.outcome, InactiveReason):
             raise errors.CallerUnauthenticatedError(f"token_{validation.outcome.name.lower()}")
         user = validation.outcome.user
-        logs.caller.set(f"user:{user.user_id}")  # no caller's name has a colon
+        request_context.caller.set(f"user:{user.user_id}")  # no caller's name has a colon
         if user.role != ADMIN_ROLE:
             raise errors.CallerNotPermittedError("no_admin")
 
@@ -234,7 +234,7 @@ def _log_refusal(method: str, peer: str, status: Status, error: Exception) -> No
         _log.warning("store_unavailable", method=method, cause=error.cause)
     elif isinstance(error, errors.CallerRefusedError):
         audit.record(Event.CALLER_REFUSED, reason=error.reason, method=method, source=_host(peer))
-    elif status is INTERNAL and not isinstance(error, errors.BrokenRowError):  # which is logged where it is found
+    elif status is INTERNAL and not isinstance(error, errors.CorruptItemError):  # which is logged where it is found
         frames = traceback.extract_tb(error.__traceback__)
         place = [f"{frame.name} {frame.filename}:{frame.lineno}" for frame in frames]
         _log.error("internal_error", method=method, error=type(error).__name__, place=place)

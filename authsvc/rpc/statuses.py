@@ -67,12 +67,12 @@ STATUS_BY_ERROR: Mapping[type[BaseException], Status] = {
     errors.StoreUnavailableError: Status(
         grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", "the store cannot answer in time"
     ),
-    errors.BrokenRowError: INTERNAL,
+    errors.CorruptItemError: INTERNAL,
     # Whatever is not named above is nothing that a client can mend.
     Exception: INTERNAL,
 }
 
 
-def status_of(error: Exception) -> Status:
+def status_for(error: Exception) -> Status:
     """Return what a client is told of an error."""
     return next(STATUS_BY_ERROR[c] for c in type(error).__mro__ if c in STATUS_BY_ERROR)

@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,26 +23,26 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from authsvc.config import Address, Settings
 from authsvc.errors import ConfigError, OperatorError, StoreUnavailableError
 from authsvc.models import Clock, utc_now
-from authsvc.passwords.hash_queue import Hashing
+from authsvc.passwords.hash_queue import HashQueue
 from authsvc.rpc.auth_service import AuthService, UserService
-from authsvc.rpc.callers import Callers, follow_callers
-from authsvc.rpc.middleware import Guard
+from authsvc.rpc.callers import Callers, watch_callers_file
+from authsvc.rpc.middleware import Middleware
 from authsvc.server import http_server
-from authsvc.stores.interface import Store, Wrote, tell_nobody
-from authsvc.stores.sqlite import open_sqlite_store
+from authsvc.stores.interface import Store
+from authsvc.stores.opening import open_store
 from authsvc.telemetry import metrics
 from authsvc.throttling.budgets import Budgets
-from authsvc.throttling.login_throttle import Attempts
+from authsvc.throttling.login_throttle import LoginThrottle
 from authsvc.tokens.access_tokens import AccessTokens
-from authsvc.tokens.key_file import follow_keys
+from authsvc.tokens.key_file import watch_key_file
 from authsvc.tokens.keys import KeyRing
 from authsvc.usecases.login import Logins
 from authsvc.usecases.sessions import SessionLifetimes, Sessions
-from authsvc.usecases.user_state_cache import Memory
-from authsvc.usecases.users import Accounts
+from authsvc.usecases.user_state_cache import UserStateCache
+from authsvc.usecases.users import Users
 from authsvc.usecases.validation import Validations
 from authsvc.v1 import auth_service_pb2, user_service_pb2
-from authsvc.watched_file import FollowedFile
+from authsvc.watched_file import WatchedFile
 
 DRAIN_WAIT_SECONDS = 2.0
 """From NOT_SERVING to the end of new calls beyond loopback: balancers need a moment to look elsewhere."""
@@ -85,27 +85,8 @@ class Service:
     logins: Logins
     sessions: Sessions
     validations: Validations
-    accounts: Accounts
+    accounts: Users
     health: health.aio.HealthServicer
-
-
-def open_store(settings: Settings, wrote: Wrote = tell_nobody) -> AbstractAsyncContextManager[Store]:
-    """Open the store that the settings name.
-
-    Args:
-        settings: All of them.
-        wrote: See Store.
-
-    Raises:
-        ConfigError: DynamoDB without a region.
-        StoreSetupError: A SQLite file that cannot be opened.
-    """
-    if settings.sqlite_path is None:
-        # AWS's libraries take a second to import, and SQLite needs none of them.
-        from authsvc.stores.dynamodb.store import open_dynamodb_store  # noqa: PLC0415
-
-        return open_dynamodb_store(settings.table_prefix, wrote)
-    return open_sqlite_store(settings.sqlite_path, wrote)
 
 
 @asynccontextmanager
@@ -120,33 +101,33 @@ async def running(
         CallersFileError: The callers file cannot be used.
         StoreSetupError: The store cannot be opened.
     """
-    key_file = follow_keys(settings.signing_keys, clock)
-    callers_file = None if settings.callers is None else follow_callers(settings.callers)
+    key_file = watch_key_file(settings.signing_keys, clock)
+    callers_file = None if settings.callers is None else watch_callers_file(settings.callers)
     tokens = AccessTokens(key_file.content, settings.issuer, settings.audience, settings.access_token_ttl)
     lifetimes = SessionLifetimes(settings.session_idle_ttl, settings.session_max_ttl)
     async with contextlib.AsyncExitStack() as stack:
-        hashing = stack.enter_context(contextlib.closing(Hashing(settings.bcrypt_cost)))
-        memory = Memory(monotonic)
-        store = await stack.enter_async_context(open_store(settings, memory.forget))
+        hashing = stack.enter_context(contextlib.closing(HashQueue(settings.bcrypt_cost)))
+        cache = UserStateCache(monotonic)
+        store = await stack.enter_async_context(open_store(settings, cache.invalidate))
         sessions = Sessions(store, tokens, lifetimes, clock)
         validations = Validations(
             store,
             tokens,
-            memory,
+            cache,
             clock,
             max_staleness=settings.max_staleness,
             max_stale_if_error=settings.max_stale_if_error,
         )
         attempts = await stack.enter_async_context(
-            contextlib.aclosing(Attempts(store, hashing, _budgets(settings), clock))
+            contextlib.aclosing(LoginThrottle(store, hashing, _budgets(settings), clock))
         )
         logins = Logins(store, attempts, hashing, sessions, clock, settings.password_min_length)
-        accounts = Accounts(store, hashing, clock, settings.password_min_length)
+        accounts = Users(store, hashing, clock, settings.password_min_length)
         http_address = await stack.enter_async_context(
             http_server.listening(settings, lambda: sessions.jwks, metrics.registry_of())
         )
         servicers = (AuthService(logins, sessions, validations), UserService(accounts, sessions))
-        guard = Guard(validations, callers_file)
+        guard = Middleware(validations, callers_file)
         server, health_servicer = await _grpc_server(guard, servicers, settings)
         with _low_descriptors_taken() if settings.workers > 1 else contextlib.nullcontext():
             port = _bind(server, settings)
@@ -154,9 +135,9 @@ async def running(
         stack.push_async_callback(server.stop, GRACE_SECONDS)
         metrics.STARTS.inc()
         stack.callback(metrics.SERVING.set, 0)
-        sampling = metrics.sample({"verified_tokens": lambda: tokens.remembered, "standings": lambda: len(memory)})
+        sampling = metrics.sample({"verified_tokens": lambda: tokens.cache_size, "standings": lambda: len(cache)})
         following = _follow_files(key_file, tokens, callers_file)
-        for work in (_announce(store, health_servicer), following, sampling):
+        for work in (_set_serving_when_store_answers(store, health_servicer), following, sampling):
             stack.push_async_callback(_cancel, asyncio.create_task(work))
         address = str(Address(settings.listen.host, port))
         yield Service(address, http_address, logins, sessions, validations, accounts, health_servicer)
@@ -198,7 +179,7 @@ async def serve(settings: Settings, on_start: Callable[[Service], Awaitable[None
 
 
 async def _grpc_server(
-    guard: Guard, servicers: tuple[AuthService, UserService], settings: Settings
+    guard: Middleware, servicers: tuple[AuthService, UserService], settings: Settings
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     server = grpc.aio.server(options=_options(settings))
     server.add_generic_rpc_handlers(tuple(guard.methods(d, s) for d, s in zip(_SERVICES, servicers, strict=True)))
@@ -286,10 +267,10 @@ def _bind(server: grpc.aio.Server, settings: Settings) -> int:
         )
         return server.add_secure_port(address, credentials)
     except RuntimeError:
-        raise ConfigError([_why_not(settings)]) from None
+        raise ConfigError([_bind_failure(settings)]) from None
 
 
-def _why_not(settings: Settings) -> str:
+def _bind_failure(settings: Settings) -> str:
     """Return why gRPC cannot listen on an address, which it does not tell."""
     address = settings.listen
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
@@ -310,7 +291,7 @@ def _pem(path: Path) -> bytes:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
 
 
-async def _announce(store: Store, servicer: health.aio.HealthServicer) -> None:
+async def _set_serving_when_store_answers(store: Store, servicer: health.aio.HealthServicer) -> None:
     """Report SERVING from the store's first answer on; a store that fails later changes nothing.
 
     A dead store must not take every instance out of rotation.
@@ -329,7 +310,7 @@ async def _announce(store: Store, servicer: health.aio.HealthServicer) -> None:
 
 
 async def _follow_files(
-    key_file: FollowedFile[KeyRing], tokens: AccessTokens, callers_file: FollowedFile[Callers] | None
+    key_file: WatchedFile[KeyRing], tokens: AccessTokens, callers_file: WatchedFile[Callers] | None
 ) -> None:
     """Take up changes of the key file and the callers file within 2 s."""
     while True:

@@ -25,9 +25,9 @@ from authsvc.errors import ConfigError, OperatorError
 from authsvc.models import utc_now
 from authsvc.server import http_server
 from authsvc.telemetry import metrics
-from authsvc.tokens.key_file import follow_keys
+from authsvc.tokens.key_file import watch_key_file
 
-STEADY_SECONDS = 60.0
+BACKOFF_RESET_SECONDS = 60.0
 """The pause before a restart begins anew after a life as long as this: the first restart is at once."""
 MIN_PAUSE_SECONDS = 0.5
 """Before the second restart; doubled at each further one."""
@@ -61,7 +61,7 @@ async def serve(settings: Settings) -> None:
 
 
 async def _supervise(settings: Settings) -> None:
-    key_file = follow_keys(settings.signing_keys, utc_now)
+    key_file = watch_key_file(settings.signing_keys, utc_now)
 
     def jwks() -> str:
         return key_file.refresh().jwks(utc_now().timestamp())
@@ -149,7 +149,7 @@ class _Worker:
         while True:
             begin = now()
             code = await self._ended()
-            pause = pause if now() - begin < STEADY_SECONDS else 0.0
+            pause = pause if now() - begin < BACKOFF_RESET_SECONDS else 0.0
             _log.warning("worker_ended", worker=self._number, exit_code=code, restart_seconds=pause)
             await asyncio.sleep(pause)
             pause = min(max(2 * pause, MIN_PAUSE_SECONDS), MAX_PAUSE_SECONDS)
@@ -215,7 +215,7 @@ def end_with_parent() -> None:
     loop.add_reader(sys.stdin, end)
 
 
-async def tell_parent(_: object) -> None:
+async def report_to_parent(_: object) -> None:
     """Say that this worker listens."""
     with contextlib.suppress(BrokenPipeError):
         os.write(sys.stdout.fileno(), b"listening\n")

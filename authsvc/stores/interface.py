@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol, TypeAlias
 
-from authsvc.errors import BrokenRowError
-from authsvc.models import Counter, Finding, Session, Settlement, Standing, Tries, User
+from authsvc.errors import CorruptItemError
+from authsvc.models import AttemptCount, Counter, CounterUpdate, Finding, Session, User, UserState
 
 MAX_REVOKED_SESSIONS = 100
 """Living entries of revoked_sessions, which keep a user within DynamoDB's 4 KiB read unit."""
-DECISIVE_FIELDS = ("email", "role", "is_active", "password_hash", "token_generation")
+OPTIMISTIC_LOCK_FIELDS = ("email", "role", "is_active", "password_hash", "token_generation")
 """Fields of a user on which changes rest."""
 REQUEST_ID_TTL = timedelta(hours=24)
 """How long a request id makes a retry of CreateUser safe."""
 
-Wrote: TypeAlias = Callable[[str], None]
+OnUserChanged: TypeAlias = Callable[[str], None]
 """Whom a store tells which users' rows it changes."""
 
 
-def tell_nobody(_: str) -> None:
+def ignore(_: str) -> None:
     """Do nothing, where nobody remembers what the store said."""
 
 
@@ -66,7 +66,7 @@ class UserPage:
 
     users: Sequence[User]
     last_user_id: str | None
-    broken: Sequence[BrokenRowError] = ()
+    broken: Sequence[CorruptItemError] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class Store(Protocol):
             EmailAlreadyExistsError: The address is taken, by a claim or by any row that the index knows.
             InvalidFieldError: The request id was used with another address.
             UserNotFoundError: The user of the first call with this request id is gone.
-            BrokenRowError: The user of the first call with this request id is unreadable.
+            CorruptItemError: The user of the first call with this request id is unreadable.
         """
         ...
 
@@ -124,16 +124,16 @@ class Store(Protocol):
 
         Raises:
             UserNotFoundError: There is none.
-            BrokenRowError: The row cannot be read.
+            CorruptItemError: The row cannot be read.
         """
         ...
 
-    async def get_standings(self, user_ids: Collection[str]) -> Mapping[str, Standing | Exception | None]:
+    async def get_user_states(self, user_ids: Collection[str]) -> Mapping[str, UserState | Exception | None]:
         """Return what validations need to know of users, read after this call began, together where that is cheaper.
 
         Returns:
             For each user id, at most 100 of them: the standing, None where there is no such user, or why it cannot be
-            told, StoreUnavailableError or BrokenRowError for instance. Nothing is raised, for one user's row must not
+            told, StoreUnavailableError or CorruptItemError for instance. Nothing is raised, for one user's row must not
             spoil another's answer.
         """
         ...
@@ -150,7 +150,7 @@ class Store(Protocol):
 
         Raises:
             UserNotFoundError: Nobody owns it; or several rows have it and none has a claim.
-            BrokenRowError: The row cannot be read.
+            CorruptItemError: The row cannot be read.
         """
         ...
 
@@ -220,7 +220,9 @@ class Store(Protocol):
         """
         ...
 
-    async def end_session(self, user_id: str, session_id: str, now: datetime, unless_known: datetime | None) -> bool:
+    async def end_session(
+        self, user_id: str, session_id: str, now: datetime, revoke_until_if_missing: datetime | None
+    ) -> bool:
         """End a session: it can be refreshed no more, and its access tokens are dead.
 
         One transaction marks the session and adds it to the user's revoked_sessions until its last token is over;
@@ -231,7 +233,7 @@ class Store(Protocol):
             user_id: Whose.
             session_id: Which.
             now: Decides which entries are over.
-            unless_known: Until when to remember a session of which there is no row; None: then nothing is done.
+            revoke_until_if_missing: Until when to remember a session of which there is no row; None: then nothing is done.
 
         Returns:
             False where it had ended before this call, or there is none.
@@ -242,7 +244,7 @@ class Store(Protocol):
         """Return at most `limit` sessions of a user, ended and expired ones included."""
         ...
 
-    async def get_attempts(self, keys: Sequence[str], now: datetime) -> Mapping[str, Tries]:
+    async def get_attempt_counts(self, keys: Sequence[str], now: datetime) -> Mapping[str, AttemptCount]:
         """Return what is stored under keys of throttle.Target, leaving out what has expired.
 
         Each key is read strongly, though not all at one moment.
@@ -267,7 +269,7 @@ class Store(Protocol):
         """
         ...
 
-    async def settle_attempt(self, attempt_id: str, settlement: Settlement) -> None:
+    async def settle_attempt(self, attempt_id: str, settlement: CounterUpdate) -> None:
         """Take a try out of some counters, empty others, and remember that a source is known.
 
         Each key by itself is atomic. A try is taken out of the counter that it was put into, never out of one that has

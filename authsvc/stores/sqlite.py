@@ -29,17 +29,17 @@ from authsvc.errors import (
     UserChangedError,
     UserNotFoundError,
 )
-from authsvc.models import Counter, Finding, Session, Settlement, Standing, Tries, User, revocation
+from authsvc.models import AttemptCount, Counter, CounterUpdate, Finding, Session, User, UserState, revocation_entry
 from authsvc.stores.interface import (
-    DECISIVE_FIELDS,
     MAX_REVOKED_SESSIONS,
+    OPTIMISTIC_LOCK_FIELDS,
     REQUEST_ID_TTL,
     ClaimPage,
     EmailOwner,
+    OnUserChanged,
     SessionPage,
     UserPage,
-    Wrote,
-    tell_nobody,
+    ignore,
 )
 from authsvc.telemetry import metrics
 
@@ -123,10 +123,10 @@ _log = structlog.get_logger(__name__)
 class SQLiteStore:
     """Store on one SQLite file. Opened by open_sqlite_store."""
 
-    def __init__(self, reader: sqlite3.Connection, writer: sqlite3.Connection, wrote: Wrote) -> None:
+    def __init__(self, reader: sqlite3.Connection, writer: sqlite3.Connection, on_user_changed: OnUserChanged) -> None:
         self._reader = reader
         self._writer = writer
-        self._wrote = wrote
+        self._on_user_changed = on_user_changed
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite-writer")
 
     def close(self) -> None:
@@ -154,11 +154,11 @@ class SQLiteStore:
         """See Store."""
         return _one_user(self._read("SELECT * FROM users WHERE user_id = ?", user_id))
 
-    async def get_standings(self, user_ids: Collection[str]) -> Mapping[str, Standing | Exception | None]:
+    async def get_user_states(self, user_ids: Collection[str]) -> Mapping[str, UserState | Exception | None]:
         """See Store."""
         return {user_id: self._standing(user_id) for user_id in user_ids}
 
-    def _standing(self, user_id: str) -> Standing | Exception | None:
+    def _standing(self, user_id: str) -> UserState | Exception | None:
         try:
             rows = self._read(_SELECT_STANDING, user_id)
         except StoreUnavailableError as error:
@@ -228,22 +228,26 @@ class SQLiteStore:
         sessions = [_session(row) for row in self._read(query, user_id, after_session_id or "", limit)]
         return SessionPage(sessions, sessions[-1].session_id if len(sessions) == limit else None)
 
-    async def end_session(self, user_id: str, session_id: str, now: datetime, unless_known: datetime | None) -> bool:
+    async def end_session(
+        self, user_id: str, session_id: str, now: datetime, revoke_until_if_missing: datetime | None
+    ) -> bool:
         """See Store."""
-        return await self._write_user(user_id, lambda db: _end_session(db, user_id, session_id, now, unless_known))
+        return await self._write_user(
+            user_id, lambda db: _end_session(db, user_id, session_id, now, revoke_until_if_missing)
+        )
 
-    async def get_attempts(self, keys: Sequence[str], now: datetime) -> Mapping[str, Tries]:
+    async def get_attempt_counts(self, keys: Sequence[str], now: datetime) -> Mapping[str, AttemptCount]:
         """See Store."""
         marks = ", ".join("?" * len(keys))
         query = f"SELECT * FROM login_attempts WHERE attempt_key IN ({marks}) AND expire_time > ?"  # noqa: S608 - marks
         rows = self._read(query, *keys, _text(now))
-        return {row["attempt_key"]: Tries(len(_attempt_ids(row)), _expiry(row)) for row in rows}
+        return {row["attempt_key"]: AttemptCount(len(_attempt_ids(row)), _expiry(row)) for row in rows}
 
     async def reserve_attempt(self, attempt_id: str, counters: Sequence[Counter], now: datetime) -> bool:
         """See Store."""
         return await self._write(lambda db: _reserve_attempt(db, attempt_id, counters, now))
 
-    async def settle_attempt(self, attempt_id: str, settlement: Settlement) -> None:
+    async def settle_attempt(self, attempt_id: str, settlement: CounterUpdate) -> None:
         """See Store."""
         await self._write(lambda db: _settle_attempt(db, attempt_id, settlement))
 
@@ -273,7 +277,7 @@ class SQLiteStore:
         try:
             return await self._write(write)
         finally:
-            self._wrote(user_id)
+            self._on_user_changed(user_id)
 
     async def _write(self, write: Callable[[sqlite3.Connection], T]) -> T:
         """Run a transaction in the writer's thread; what it raises rolls it back."""
@@ -284,7 +288,7 @@ class SQLiteStore:
 
         with metrics.store_call("write"):
             try:
-                async with asyncio.timeout_at(request_context.at()):
+                async with asyncio.timeout_at(request_context.deadline()):
                     return await asyncio.get_running_loop().run_in_executor(self._thread, transact)
             except TimeoutError:
                 raise StoreUnavailableError("sqlite: no answer in time") from None
@@ -308,7 +312,7 @@ def _create_user(db: sqlite3.Connection, user: User, now: datetime, request_dige
 
 def _update_user(db: sqlite3.Connection, expected: User, new: User) -> None:
     current = _user_or_none(db, new.user_id)
-    if current is None or any(getattr(current, name) != getattr(expected, name) for name in DECISIVE_FIELDS):
+    if current is None or any(getattr(current, name) != getattr(expected, name) for name in OPTIMISTIC_LOCK_FIELDS):
         raise UserChangedError
     changed = {name: value for name, value in _columns(new).items() if value != _plain(getattr(expected, name))}
     try:
@@ -331,17 +335,17 @@ def _replace_session(db: sqlite3.Connection, expected: Session, new: Session) ->
 
 
 def _end_session(
-    db: sqlite3.Connection, user_id: str, session_id: str, now: datetime, unless_known: datetime | None
+    db: sqlite3.Connection, user_id: str, session_id: str, now: datetime, revoke_until_if_missing: datetime | None
 ) -> bool:
     user = _user_or_none(db, user_id)
     query = "SELECT * FROM sessions WHERE user_id = ? AND session_id = ?"
     row = db.execute(query, (user_id, session_id)).fetchone()
     session = None if row is None else _session(row)
-    until = unless_known if session is None else session.last_token_expire_time
-    if user is None or until is None or user.has_ended(session_id, session):
+    until = revoke_until_if_missing if session is None else session.last_token_expire_time
+    if user is None or until is None or user.has_ended_session(session_id, session):
         return False
-    living = user.revoked_sessions - user.over_revocations(now)
-    ended = replace(user, revoked_sessions=living | {revocation(session_id, until)})
+    living = user.revoked_sessions - user.expired_revocations(now)
+    ended = replace(user, revoked_sessions=living | {revocation_entry(session_id, until)})
     if len(living) >= MAX_REVOKED_SESSIONS:
         _log.warning("revocations_full", user_id=user_id, effect="all sessions of the user end")
         ended = replace(user, token_generation=user.token_generation + 1, revoked_sessions=frozenset())
@@ -371,9 +375,9 @@ def _reserve_attempt(db: sqlite3.Connection, attempt_id: str, counters: Sequence
     return True
 
 
-def _settle_attempt(db: sqlite3.Connection, attempt_id: str, settlement: Settlement) -> None:
+def _settle_attempt(db: sqlite3.Connection, attempt_id: str, settlement: CounterUpdate) -> None:
     query = "SELECT * FROM login_attempts WHERE attempt_key = ?"
-    for key in settlement.given_back:
+    for key in settlement.released:
         row = db.execute(query, (key,)).fetchone()
         if row is not None:
             _put_attempts(db, key, _attempt_ids(row) - {attempt_id}, _expiry(row))
@@ -427,8 +431,8 @@ def _one_user(rows: list[sqlite3.Row]) -> User:
     return _user(rows[0])
 
 
-def _standing(row: sqlite3.Row) -> Standing:
-    return Standing(**_standing_values(row))
+def _standing(row: sqlite3.Row) -> UserState:
+    return UserState(**_standing_values(row))
 
 
 def _standing_values(row: sqlite3.Row) -> dict[str, Any]:
@@ -525,12 +529,12 @@ def _connect(path: Path, lock_seconds: float) -> sqlite3.Connection:
 
 
 @asynccontextmanager
-async def open_sqlite_store(path: Path, wrote: Wrote = tell_nobody) -> AsyncIterator[SQLiteStore]:
+async def open_sqlite_store(path: Path, on_user_changed: OnUserChanged = ignore) -> AsyncIterator[SQLiteStore]:
     """Open the store in a file, which is made where there is none, readable by its owner alone.
 
     Args:
         path: The file.
-        wrote: See Store.
+        on_user_changed: See Store.
 
     Raises:
         StoreSetupError: The file cannot be opened, or is no SQLite file.
@@ -542,7 +546,7 @@ async def open_sqlite_store(path: Path, wrote: Wrote = tell_nobody) -> AsyncIter
     except (OSError, sqlite3.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise StoreSetupError(f"cannot open the SQLite file {path}: {reason}") from None
-    store = SQLiteStore(reader, writer, wrote)
+    store = SQLiteStore(reader, writer, on_user_changed)
     try:
         yield store
     finally:

@@ -8,34 +8,13 @@ import hmac
 import logging
 import secrets
 import sys
-from contextvars import ContextVar
 from typing import TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from authsvc.request_context import caller, trace_id
 from authsvc.telemetry import metrics
-
-
-class TraceId:
-    """Identifier of a request, 32 hexadecimal digits, made when it is first needed: most requests need none."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self) -> None:
-        self._text = ""
-
-    def __str__(self) -> str:
-        """Return it."""
-        self._text = self._text or secrets.token_hex(16)
-        return self._text
-
-
-trace_id: ContextVar[TraceId] = ContextVar("trace_id")
-"""Of the request being served, in its log lines and in the error that its client gets."""
-
-caller: ContextVar[str] = ContextVar("caller")
-"""Who makes the request being served, where that is known: in its log lines, and in the tokens that it is given."""
 
 _LIBRARY_LEVEL = logging.WARNING
 # It writes out headers that are no UTF-8, a damaged API key for instance, and a stack for each client that leaves.
@@ -72,13 +51,6 @@ class _Logger:
             metrics.LOG_LINES_DROPPED.inc()
 
     info = warning = error = exception = debug
-
-
-def new_trace_id() -> TraceId:
-    """Begin a request: return its identifier, and mark log lines with it from now on."""
-    identifier = TraceId()
-    trace_id.set(identifier)
-    return identifier
 
 
 def email_digest(email: str) -> str:

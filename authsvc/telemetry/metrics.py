@@ -51,7 +51,7 @@ CONSUMED_UNITS = Counter(
     "authsvc_dynamodb_consumed_capacity_units", "Capacity that DynamoDB says was consumed", ["table", "kind"]
 )
 UNREADABLE_RESPONSES = Counter("authsvc_store_unreadable_responses", "Responses that are not what DynamoDB sends")
-BROKEN_ROWS = Counter("authsvc_store_broken_rows", "Reads of rows that are not what they must be")
+CORRUPT_ITEMS = Counter("authsvc_store_broken_rows", "Reads of rows that are not what they must be")
 KEY_READS_BATCH_SIZE = Histogram(
     "authsvc_key_reads_batch_size", "Keys that were read together", buckets=(1, 2, 4, 8, 16, 32, 64, 100)
 )

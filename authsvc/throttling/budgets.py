@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from authsvc.models import Budget, Counter, Settlement, Tries
+from authsvc.models import AttemptCount, Budget, Counter, CounterUpdate
 
 KNOWN_SOURCE_LIFE = timedelta(days=30)
 """How long a source is known to an account after a login from it."""
@@ -39,7 +39,7 @@ class Budgets:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class AttemptKeys:
     """Whose password is tried, and from where.
 
     Args:
@@ -51,7 +51,7 @@ class Target:
     source: str
 
     @classmethod
-    def of(cls, email: str, client_address: str) -> "Target":
+    def of(cls, email: str, client_address: str) -> "AttemptKeys":
         """Return the target of a try.
 
         Args:
@@ -98,7 +98,9 @@ def source_of(client_address: str) -> str:
     return str(ipaddress.ip_network((address, IPV6_SOURCE_BITS), strict=False))
 
 
-def counters_of(target: Target, stored: Mapping[str, Tries], budgets: Budgets, now: datetime) -> list[Counter]:
+def counters_for(
+    target: AttemptKeys, stored: Mapping[str, AttemptCount], budgets: Budgets, now: datetime
+) -> list[Counter]:
     """Return the counters of a try, narrowest first.
 
     The account's counter is not for sources that are known to it: it is there for strangers to fill, and must shut out
@@ -114,12 +116,12 @@ def counters_of(target: Target, stored: Mapping[str, Tries], budgets: Budgets, n
     return counters
 
 
-def _counter(name: str, key: str, budget: Budget, stored: Mapping[str, Tries], now: datetime) -> Counter:
+def _counter(name: str, key: str, budget: Budget, stored: Mapping[str, AttemptCount], now: datetime) -> Counter:
     expire_time = datetime.fromtimestamp(math.ceil((now + budget.span).timestamp()), UTC)
     return Counter(name, key, budget.failures, expire_time, is_running=key in stored and stored[key].count > 0)
 
 
-def full_counter(counters: Iterable[Counter], stored: Mapping[str, Tries]) -> Counter | None:
+def find_full_counter(counters: Iterable[Counter], stored: Mapping[str, AttemptCount]) -> Counter | None:
     """Return the counter that refuses a try longest, with its real expiry; None where all have room."""
     full = [
         replace(counter, expire_time=tries.expire_time)
@@ -129,22 +131,22 @@ def full_counter(counters: Iterable[Counter], stored: Mapping[str, Tries]) -> Co
     return max(full, key=lambda counter: counter.expire_time, default=None)
 
 
-def settlement_of_login(
-    target: Target, counters: Iterable[Counter], stored: Mapping[str, Tries], now: datetime
-) -> Settlement:
+def update_after_login(
+    target: AttemptKeys, counters: Iterable[Counter], stored: Mapping[str, AttemptCount], now: datetime
+) -> CounterUpdate:
     """Return what a login does: it clears its pair, and from a known source the account; its source becomes known."""
     is_known = target.known_key in stored
     cleared = [target.pair_key] if target.source else []
     if is_known:
         cleared.append(target.account_key)
-    given_back = [counter.key for counter in counters if counter.key not in cleared]
+    released = [counter.key for counter in counters if counter.key not in cleared]
     is_fresh = is_known and stored[target.known_key].expire_time > now + KNOWN_SOURCE_LIFE - KNOWN_SOURCE_RENEWAL
     known = (
         None if is_fresh or not target.source else (target.known_key, now.replace(microsecond=0) + KNOWN_SOURCE_LIFE)
     )
-    return Settlement(tuple(given_back), tuple(cleared), known)
+    return CounterUpdate(tuple(released), tuple(cleared), known)
 
 
-def settlement_of_nothing(counters: Iterable[Counter]) -> Settlement:
+def update_after_refund(counters: Iterable[Counter]) -> CounterUpdate:
     """Return what a try does whose password was not looked at, or was right without letting anybody in."""
-    return Settlement(given_back=tuple(counter.key for counter in counters))
+    return CounterUpdate(released=tuple(counter.key for counter in counters))

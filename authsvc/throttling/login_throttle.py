@@ -16,11 +16,11 @@ from cachetools import TLRUCache
 
 from authsvc import request_context
 from authsvc.errors import StoreUnavailableError, TooManyAttemptsError
-from authsvc.models import Clock, Counter, Settlement, Tries
-from authsvc.passwords.hash_queue import Hashing, Place
+from authsvc.models import AttemptCount, Clock, Counter, CounterUpdate
+from authsvc.passwords.hash_queue import HashQueue, QueueSlot
 from authsvc.stores.interface import Store
 from authsvc.throttling import budgets
-from authsvc.throttling.budgets import Budgets, Target
+from authsvc.throttling.budgets import AttemptKeys, Budgets
 
 ATTEMPT_ID_BYTES = 6
 """Enough to tell the tries of one counter apart, few enough to keep it small."""
@@ -49,7 +49,7 @@ class Attempt:
         is_right: Whether the password was the right one.
     """
 
-    place: Place
+    place: QueueSlot
     is_evaluated: bool = False
     is_right: bool = False
 
@@ -59,29 +59,29 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
+class _CounterSnapshot:
     """What the store had on a target at a time, and the counters that a try goes into by this.
 
     Args:
         attempt_id: Of the try, if it is reserved.
     """
 
-    target: Target
+    target: AttemptKeys
     time: datetime
-    stored: Mapping[str, Tries]
+    stored: Mapping[str, AttemptCount]
     counters: Sequence[Counter]
     attempt_id: str
 
     @property
-    def is_of_stranger(self) -> bool:
+    def is_from_unknown_source(self) -> bool:
         """Whether nobody has logged in to this account from there."""
         return self.target.known_key not in self.stored
 
 
-class Attempts:
+class LoginThrottle:
     """Counts the tries, in a store that all workers share."""
 
-    def __init__(self, store: Store, hashing: Hashing, budgets: Budgets, clock: Clock) -> None:
+    def __init__(self, store: Store, hashing: HashQueue, budgets: Budgets, clock: Clock) -> None:
         self._store = store
         self._hashing = hashing
         self._budgets = budgets
@@ -109,7 +109,7 @@ class Attempts:
             TooManyAttemptsError: A counter is full.
             OverloadedError: Too many passwords wait to be looked at.
         """
-        target = Target.of(email, client_address)
+        target = AttemptKeys.of(email, client_address)
         self._refuse_remembered(target)
         async with AsyncExitStack() as stack:
             look, place = await self._turn(target, stack)
@@ -121,20 +121,20 @@ class Attempts:
                 if attempt.is_right or not attempt.is_evaluated:
                     await self._give_back(look)
                 raise
-        await self._settle(look, budgets.settlement_of_login(target, look.counters, look.stored, self._clock()))
+        await self._settle(look, budgets.update_after_login(target, look.counters, look.stored, self._clock()))
         self._refusals.pop(target.pair_key, None)
         self._strangers.pop(target.pair_key, None)
 
     def _time(self) -> float:
         return self._clock().timestamp()
 
-    def _refuse_remembered(self, target: Target) -> None:
+    def _refuse_remembered(self, target: AttemptKeys) -> None:
         for key in (target.pair_key, target.source_key):
             full = self._refusals.get(key)
             if full is not None:
                 raise _refused(full, self._clock())
 
-    async def _turn(self, target: Target, stack: AsyncExitStack) -> tuple[_Look, Place]:
+    async def _turn(self, target: AttemptKeys, stack: AsyncExitStack) -> tuple[_CounterSnapshot, QueueSlot]:
         """Take a place in the queue and wait until it is near the front; look at the counters as they are then."""
         look, place = await self._place(target, stack)
         has_waited = await stack.enter_async_context(self._hashing.turn(place))
@@ -142,31 +142,31 @@ class Attempts:
             look = await self._look(target)
         return look, place
 
-    async def _place(self, target: Target, stack: AsyncExitStack) -> tuple[_Look | None, Place]:
+    async def _place(self, target: AttemptKeys, stack: AsyncExitStack) -> tuple[_CounterSnapshot | None, QueueSlot]:
         """Take a place in the queue; for whom is remembered as a stranger, without a look at the store."""
         if target.pair_key in self._strangers:
-            return None, stack.enter_context(self._hashing.place(is_stranger=True))
-        self._hashing.check_room()
+            return None, stack.enter_context(self._hashing.place(is_unknown_source=True))
+        self._hashing.check_capacity()
         look = await self._look(target)
-        return look, stack.enter_context(self._hashing.place(is_stranger=look.is_of_stranger))
+        return look, stack.enter_context(self._hashing.place(is_unknown_source=look.is_from_unknown_source))
 
-    async def _look(self, target: Target) -> _Look:
+    async def _look(self, target: AttemptKeys) -> _CounterSnapshot:
         """Return what a try rests on now, where the counters have room for it."""
         now = self._clock()
-        stored = await self._store.get_attempts(target.keys, now)
-        counters = budgets.counters_of(target, stored, self._budgets, now)
-        full = budgets.full_counter(counters, stored)
+        stored = await self._store.get_attempt_counts(target.keys, now)
+        counters = budgets.counters_for(target, stored, self._budgets, now)
+        full = budgets.find_full_counter(counters, stored)
         if full is not None:
             # Whether an account's counter refuses depends on the source.
             key = target.source_key if full.key == target.source_key else target.pair_key
             self._refusals[key] = full
             raise _refused(full, now)
-        look = _Look(target, now, stored, counters, secrets.token_urlsafe(ATTEMPT_ID_BYTES))
-        if look.is_of_stranger:
+        look = _CounterSnapshot(target, now, stored, counters, secrets.token_urlsafe(ATTEMPT_ID_BYTES))
+        if look.is_from_unknown_source:
             self._strangers[target.pair_key] = None
         return look
 
-    async def _reserve(self, look: _Look) -> _Look:
+    async def _reserve(self, look: _CounterSnapshot) -> _CounterSnapshot:
         """Put a try into its counters; return the look that it rests on."""
         for _ in range(RESERVE_TRIES):
             if await self._has_reserved(look):
@@ -174,25 +174,25 @@ class Attempts:
             look = await self._look(look.target)
         raise TooManyAttemptsError("contended", MIN_RETRY_DELAY)
 
-    async def _has_reserved(self, look: _Look) -> bool:
+    async def _has_reserved(self, look: _CounterSnapshot) -> bool:
         try:
             return await self._store.reserve_attempt(look.attempt_id, look.counters, look.time)
         except BaseException:
             await self._give_back(look)  # some of its counters may hold it
             raise
 
-    async def _give_back(self, look: _Look) -> None:
-        await self._settle(look, budgets.settlement_of_nothing(look.counters))
+    async def _give_back(self, look: _CounterSnapshot) -> None:
+        await self._settle(look, budgets.update_after_refund(look.counters))
 
-    async def _settle(self, look: _Look, settlement: Settlement) -> None:
+    async def _settle(self, look: _CounterSnapshot, settlement: CounterUpdate) -> None:
         """Settle a try, though its client is gone or its time is up: then nobody waits for it."""
         task = asyncio.create_task(self._write(look.attempt_id, settlement))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
         await asyncio.wait({task}, timeout=max(0.0, request_context.remaining_seconds()))
 
-    async def _write(self, attempt_id: str, settlement: Settlement) -> None:
-        request_context.begin(None)
+    async def _write(self, attempt_id: str, settlement: CounterUpdate) -> None:
+        request_context.start_deadline(None)
         try:
             await self._store.settle_attempt(attempt_id, settlement)
         except StoreUnavailableError as error:  # the try stays counted until its counters are over

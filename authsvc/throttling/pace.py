@@ -18,7 +18,7 @@ MAX_WAIT_SECONDS = 1.0
 _lot = random.SystemRandom()
 
 
-class Pace:
+class RefusalPacer:
     """Lets one pass after another, with a gap between them: the newest of some that are drawn by lot."""
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Pace:
         patience = _lot.uniform(MAX_WAIT_SECONDS / 2, MAX_WAIT_SECONDS)
         try:
             with suppress(TimeoutError):
-                async with asyncio.timeout_at(min(now + patience, request_context.at())):
+                async with asyncio.timeout_at(min(now + patience, request_context.deadline())):
                     await turn
         finally:
             if turn in self._waiting:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from typing import Any
 
 from authsvc.errors import KeyFileError
 from authsvc.models import LEEWAY, Clock
-from authsvc.tokens.keys import Key, KeyRing, KeyStatus, new_jwk, read_key_ring, read_keys, replace_file
-from authsvc.watched_file import FollowedFile
+from authsvc.tokens.keys import Key, KeyRing, KeyStatus, new_jwk, parse_keys
+from authsvc.watched_file import WatchedFile
 
 RETIRE_MARGIN = timedelta(seconds=60)
 PUBLISHED_BEFORE_SIGNING = timedelta(hours=2)
@@ -35,6 +36,56 @@ class Rotation:
     following: Key
 
 
+def read_key_ring(path: Path, now: datetime) -> KeyRing:
+    """Read the keys of a file, leaving out those whose retire time has passed.
+
+    Raises:
+        KeyFileError: The file cannot be read, or a key in it cannot be used.
+    """
+    return KeyRing([key for key in read_keys(path) if not key.is_expired(now.timestamp())])
+
+
+def read_keys(path: Path) -> list[Key]:
+    """Read all keys of a file.
+
+    Raises:
+        KeyFileError: The file cannot be read, or a key in it cannot be used.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise KeyFileError(f"{path}: no such file; make one: authsvc keys generate {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise KeyFileError(f"{path}: cannot be read: {reason}") from None
+    try:
+        return parse_keys(text)
+    except KeyFileError as error:
+        raise KeyFileError(f"{path}: {error}") from None
+
+
+def watch_key_file(path: Path, clock: Clock) -> WatchedFile[KeyRing]:
+    """Return the ring of a key file that may change.
+
+    Raises:
+        KeyFileError: It cannot be used now.
+    """
+    return WatchedFile(
+        path, lambda: read_key_ring(path, clock()), "keys", lambda ring: {"signing_key": ring.signing_key.kid}
+    )
+
+
+def generate_key_file(path: Path, alg: str, now: datetime) -> list[Key]:
+    """Make a file with a key that signs and the one that will sign next.
+
+    Raises:
+        KeyFileError: The file exists, or cannot be written.
+    """
+    jwks = [new_jwk(alg, status, now) for status in (KeyStatus.SIGNING, KeyStatus.NEXT)]
+    _write_new(path, json.dumps({"keys": jwks}, indent=2))
+    return read_keys(path)
+
+
 def rotate_keys(path: Path, access_token_ttl: timedelta, now: datetime) -> Rotation:
     """Let the next key sign, add a new next one, and retire the old one until its last token is over.
 
@@ -50,7 +101,7 @@ def rotate_keys(path: Path, access_token_ttl: timedelta, now: datetime) -> Rotat
     """
     with _locked(path):
         keys = {key.kid: key for key in read_keys(path)}
-        jwks = [jwk for jwk in _jwks(path) if not keys[jwk["kid"]].is_over(now.timestamp())]
+        jwks = [jwk for jwk in _jwks(path) if not keys[jwk["kid"]].is_expired(now.timestamp())]
         signing = next(jwk for jwk in jwks if jwk["status"] == KeyStatus.SIGNING)
         following = next((jwk for jwk in jwks if jwk["status"] == KeyStatus.NEXT), None)
         if following is not None:
@@ -111,16 +162,43 @@ def _jwks(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, jwks: list[dict[str, Any]]) -> list[Key]:
-    replace_file(path, json.dumps({"keys": jwks}, indent=2))
+    _replace_file(path, json.dumps({"keys": jwks}, indent=2))
     return read_keys(path)
 
 
-def follow_keys(path: Path, clock: Clock) -> FollowedFile[KeyRing]:
-    """Return the ring of a key file that may change.
+def _write_new(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, whole or not at all, over none that is there."""
+    with _written(path, text) as temporary:
+        os.link(temporary, path)
+
+
+def _replace_file(path: Path, text: str) -> None:
+    """Write a file anew, for the owner that it has alone, whole or not at all.
 
     Raises:
-        KeyFileError: It cannot be used now.
+        KeyFileError: It cannot be written.
     """
-    return FollowedFile(
-        path, lambda: read_key_ring(path, clock()), "keys", lambda ring: {"signing_key": ring.signing_key.kid}
-    )
+    with _written(path, text) as temporary:
+        # Root rotates keys that a service of another name reads.
+        owner = path.stat()
+        os.chown(temporary, owner.st_uid, owner.st_gid)
+        Path(temporary).replace(path.resolve())
+
+
+@contextmanager
+def _written(path: Path, text: str) -> Iterator[str]:
+    """Write a text beside a file, safe on disk before it takes the file's name."""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except FileExistsError:
+        raise KeyFileError(f"{path}: exists; keys are never overwritten") from None
+    except OSError as error:
+        raise KeyFileError(f"{path}: cannot be written: {error.strerror}") from None

@@ -1,21 +1,16 @@
-"""The key ring: which key signs access tokens, which ones verify them, and the file that holds them.
+"""Signing keys: parsed from a private JWK Set and generated, without I/O.
 
-The file is a private JWK Set (RFC 7517). Each key has, beside the registered members, `status` (`signing`: signs,
+The set is a private JWK Set (RFC 7517). Each key has, beside the registered members, `status` (`signing`: signs,
 `next`: published and signs after the next rotation, `retired`: verifies until `retire_time`), `create_time` and, where
 retired, `retire_time`, in Unix seconds.
 """
 
-import base64
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -24,6 +19,7 @@ from jwt.algorithms import Algorithm, ECAlgorithm, RSAAlgorithm
 from jwt.exceptions import InvalidKeyError
 
 from authsvc.errors import KeyFileError
+from authsvc.tokens import base64url
 
 RSA_MIN_BITS = 3072
 RSA_NEW_BITS = 3072
@@ -68,13 +64,9 @@ class Key:
     public_key: Any = field(repr=False, compare=False)
     private_key: Any = field(repr=False, compare=False)
 
-    def is_over(self, second: float) -> bool:
+    def is_expired(self, second: float) -> bool:
         """Tell whether the retire time has passed at that Unix second."""
         return self.retire_time is not None and self.retire_time <= second
-
-    def sign(self, message: bytes) -> bytes:
-        """Return the JWS signature (RFC 7518 §3) of a message."""
-        return _ALGORITHMS[self.alg].sign(message, self.private_key)
 
     def verify(self, message: bytes, signature: bytes) -> bool:
         """Tell whether a JWS signature is this key's."""
@@ -94,44 +86,21 @@ class KeyRing:
 
     def jwks(self, second: float) -> str:
         """Return the public keys that are not over at that Unix second, as a JWK Set (RFC 7517)."""
-        living = (key for key in self._by_kid.values() if not key.is_over(second))
+        living = (key for key in self._by_kid.values() if not key.is_expired(second))
         return json.dumps({"keys": [dict(key.public_jwk) for key in living]})
 
     def get(self, kid: str, second: int) -> Key | None:
         """Return the key with that id, None where its retire time has passed at that Unix second."""
         key = self._by_kid.get(kid)
-        return None if key is None or key.is_over(second) else key
+        return None if key is None or key.is_expired(second) else key
 
 
-def read_key_ring(path: Path, now: datetime) -> KeyRing:
-    """Read the keys of a file, leaving out those whose retire time has passed.
-
-    Raises:
-        KeyFileError: The file cannot be read, or a key in it cannot be used.
-    """
-    return KeyRing([key for key in read_keys(path) if not key.is_over(now.timestamp())])
-
-
-def read_keys(path: Path) -> list[Key]:
-    """Read all keys of a file.
+def parse_keys(text: str) -> list[Key]:
+    """Return the keys of a private JWK Set.
 
     Raises:
-        KeyFileError: The file cannot be read, or a key in it cannot be used.
+        KeyFileError: The text is not a JWK Set, or a key in it cannot be used.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise KeyFileError(f"{path}: no such file; make one: authsvc keys generate {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise KeyFileError(f"{path}: cannot be read: {reason}") from None
-    try:
-        return _parse(text)
-    except KeyFileError as error:
-        raise KeyFileError(f"{path}: {error}") from None
-
-
-def _parse(text: str) -> list[Key]:
     try:
         jwks = json.loads(text)["keys"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -204,17 +173,6 @@ def _public_jwk(public_key: object, alg: str, kid: str) -> Mapping[str, str]:
     return {"kty": str(jwk["kty"]), "kid": kid, "use": "sig", "alg": alg, **numbers}
 
 
-def generate_key_file(path: Path, alg: str, now: datetime) -> list[Key]:
-    """Make a file with a key that signs and the one that will sign next.
-
-    Raises:
-        KeyFileError: The file exists, or cannot be written.
-    """
-    jwks = [new_jwk(alg, status, now) for status in (KeyStatus.SIGNING, KeyStatus.NEXT)]
-    _write_new(path, json.dumps({"keys": jwks}, indent=2))
-    return read_keys(path)
-
-
 def new_jwk(alg: str, status: KeyStatus, now: datetime) -> dict[str, Any]:
     """Return a new key as the file holds it."""
     private_key = (
@@ -237,42 +195,4 @@ def new_jwk(alg: str, status: KeyStatus, now: datetime) -> dict[str, Any]:
 def _thumbprint(required_members: Mapping[str, str]) -> str:
     """Return the SHA-256 thumbprint of a public key (RFC 7638 §3)."""
     text = json.dumps(required_members, sort_keys=True, separators=(",", ":"))
-    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
-
-
-def _write_new(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, whole or not at all, over none that is there."""
-    with _written(path, text) as temporary:
-        os.link(temporary, path)
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file anew, for the owner that it has alone, whole or not at all.
-
-    Raises:
-        KeyFileError: It cannot be written.
-    """
-    with _written(path, text) as temporary:
-        # Root rotates keys that a service of another name reads.
-        owner = path.stat()
-        os.chown(temporary, owner.st_uid, owner.st_gid)
-        Path(temporary).replace(path.resolve())
-
-
-@contextmanager
-def _written(path: Path, text: str) -> Iterator[str]:
-    """Write a text beside a file, safe on disk before it takes the file's name."""
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            yield temporary
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except FileExistsError:
-        raise KeyFileError(f"{path}: exists; keys are never overwritten") from None
-    except OSError as error:
-        raise KeyFileError(f"{path}: cannot be written: {error.strerror}") from None
+    return base64url.encode(hashlib.sha256(text.encode()).digest())

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from authsvc import fields
-from authsvc.errors import BrokenRowError, InvalidFieldError
+from authsvc.errors import CorruptItemError, InvalidFieldError
 from authsvc.models import Finding, User
 from authsvc.passwords import hashes
 from authsvc.stores.interface import Store
 from authsvc.usecases import users
-from authsvc.usecases.users import every_user, user_pages
+from authsvc.usecases.users import iterate_user_pages, iterate_users
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ async def check_hashes(store: Store, cost: int) -> Finding:
         store: Where to look.
         cost: bcrypt's, as configured.
     """
-    costs = {user.user_id: hashes.stored_cost(user.password_hash or "") async for user in every_user(store)}
+    costs = {user.user_id: hashes.stored_cost(user.password_hash or "") async for user in iterate_users(store)}
     above = {user_id: stored for user_id, stored in costs.items() if stored is not None and stored > cost}
     if not above:
         return Finding("password hashes")
@@ -82,7 +82,7 @@ class _Rows:
 
 async def _walk_users(store: Store) -> _Rows:
     rows = _Rows()
-    async for page in user_pages(store):
+    async for page in iterate_user_pages(store):
         rows.broken_ids.update(error.key for error in page.broken)
         rows.findings.extend(_broken_finding(error) for error in page.broken)
         for user in page.users:
@@ -115,7 +115,7 @@ def _address_of(user: User) -> tuple[str, str]:
     return address, "" if address == user.email else "is not in normal form (NFC, lower case)"
 
 
-def _broken_finding(error: BrokenRowError) -> Finding:
+def _broken_finding(error: CorruptItemError) -> Finding:
     problem = f"attribute {error.attribute} is missing or unreadable: nobody logs in by this row"
     return Finding(f"user {error.key}", problem, "write the attribute as it must be, or delete the row")
 

@@ -9,7 +9,7 @@ import structlog
 
 from authsvc import fields
 from authsvc.errors import (
-    BrokenRowError,
+    CorruptItemError,
     InvalidCredentialsError,
     LoginRefusedError,
     OverloadedError,
@@ -21,16 +21,16 @@ from authsvc.errors import (
     UserNotFoundError,
 )
 from authsvc.models import Clock, User
-from authsvc.passwords import hashes
-from authsvc.passwords.hash_queue import Hashing
+from authsvc.passwords import hashes, policy
+from authsvc.passwords.hash_queue import HashQueue
 from authsvc.stores.interface import EmailOwner, Store
 from authsvc.telemetry import audit, metrics
 from authsvc.telemetry.audit import Event
 from authsvc.telemetry.logs import email_digest
-from authsvc.throttling.login_throttle import Attempt, Attempts
-from authsvc.throttling.pace import Pace
+from authsvc.throttling.login_throttle import Attempt, LoginThrottle
+from authsvc.throttling.pace import RefusalPacer
 from authsvc.usecases.sessions import Sessions, Tokens
-from authsvc.usecases.users import CHANGE_TRIES
+from authsvc.usecases.users import MAX_UPDATE_ATTEMPTS
 
 _log = structlog.get_logger(__name__)
 
@@ -45,8 +45,8 @@ class Logins:
     def __init__(  # noqa: PLR0913, PLR0917 - a login brings all of these together
         self,
         store: Store,
-        attempts: Attempts,
-        hashing: Hashing,
+        attempts: LoginThrottle,
+        hashing: HashQueue,
         sessions: Sessions,
         clock: Clock,
         password_min_length: int,
@@ -57,7 +57,7 @@ class Logins:
         self._sessions = sessions
         self._clock = clock
         self._password_min_length = password_min_length
-        self._refusals = Pace()
+        self._refusals = RefusalPacer()
 
     async def authenticate(
         self, *, email: str, password: str, client_address: str, client_label: str
@@ -77,11 +77,11 @@ class Logins:
         secret = fields.password(password)
         client_address = fields.client_address(client_address)
         client_label = fields.client_label(client_label)
-        async with self._try(address, client_address) as attempt:
+        async with self._audited_attempt(address, client_address) as attempt:
             user = await self._check_password(await self._find(address, email), secret, attempt)
             if user.password_change_required:
                 raise PasswordChangeRequiredError("password_change_required", user.user_id)
-            await self._strengthen_hash(user, secret)
+            await self._rehash_if_outdated(user, secret)
             tokens = await self._sessions.begin(user, client_address, client_label)
         _record_login(tokens, client_address)
         return tokens, user
@@ -105,10 +105,10 @@ class Logins:
         new_secret = fields.password(new_password, "new_password")
         client_address = fields.client_address(client_address)
         client_label = fields.client_label(client_label)
-        hashes.check_policy(new_secret, address, self._password_min_length, "new_password")
+        policy.check_policy(new_secret, address, self._password_min_length, "new_password")
         if new_secret == secret:
             raise PasswordRejectedError("new_password", "is the current password")
-        async with self._try(address, client_address) as attempt:
+        async with self._audited_attempt(address, client_address) as attempt:
             user = await self._check_password(await self._find(address, email), secret, attempt)
             changed = await self._replace_password(user, await self._hashing.hash(new_secret))
             audit.record(Event.PASSWORD_CHANGED, user_id=user.user_id, source=client_address)
@@ -117,7 +117,7 @@ class Logins:
         return tokens
 
     @asynccontextmanager
-    async def _try(self, address: str, client_address: str) -> AsyncIterator[Attempt]:
+    async def _audited_attempt(self, address: str, client_address: str) -> AsyncIterator[Attempt]:
         """Reserve a try for the body, and put on record why it lets nobody in, which the client must not learn."""
         try:
             async with self._attempts.reserved(address, client_address) as attempt:
@@ -140,10 +140,10 @@ class Logins:
                 await self._refusals.turn()
             raise
 
-    async def _replace_password(self, proved: User, password_hash: str) -> User:
+    async def _replace_password(self, verified: User, password_hash: str) -> User:
         """Write a new hash over the one whose password was proved, and end every session."""
-        user = proved
-        for _ in range(CHANGE_TRIES):
+        user = verified
+        for _ in range(MAX_UPDATE_ATTEMPTS):
             changed = replace(
                 user,
                 password_hash=password_hash,
@@ -156,26 +156,26 @@ class Logins:
             try:
                 await self._store.update_user(user, changed)
             except UserChangedError:
-                user = await self._read_again(proved)
+                user = await self._read_again(verified)
             else:
                 return changed
         raise StoreUnavailableError("the user keeps changing")
 
-    async def _read_again(self, proved: User) -> User:
+    async def _read_again(self, verified: User) -> User:
         """Return a user who changed meanwhile, but for what was proved: the proof holds for nothing else."""
         try:
-            user = await self._store.get_user(proved.user_id)
-        except (UserNotFoundError, BrokenRowError):
-            raise InvalidCredentialsError("changed_meanwhile", proved.user_id) from None
-        if not user.is_active or (user.email, user.password_hash) != (proved.email, proved.password_hash):
-            raise InvalidCredentialsError("changed_meanwhile", proved.user_id)
+            user = await self._store.get_user(verified.user_id)
+        except (UserNotFoundError, CorruptItemError):
+            raise InvalidCredentialsError("changed_meanwhile", verified.user_id) from None
+        if not user.is_active or (user.email, user.password_hash) != (verified.email, verified.password_hash):
+            raise InvalidCredentialsError("changed_meanwhile", verified.user_id)
         return user
 
     async def _find(self, address: str, typed: str) -> EmailOwner | None:
         """Return who may log in by an address; None costs the same as somebody."""
         try:
             return await self._store.get_user_by_email(address, typed)
-        except (UserNotFoundError, BrokenRowError):
+        except (UserNotFoundError, CorruptItemError):
             return None
 
     async def _check_password(self, owner: EmailOwner | None, secret: str, attempt: Attempt) -> User:
@@ -201,7 +201,7 @@ class Logins:
         if user.password_hash is None:
             return "no_password"
         if hashes.stored_cost(user.password_hash) is None:
-            metrics.BROKEN_ROWS.inc()
+            metrics.CORRUPT_ITEMS.inc()
             _log.error("row_broken", table="users", user_id=user.user_id, attribute="password_hash")
             return "unreadable_hash"
         if not is_right:
@@ -213,7 +213,7 @@ class Logins:
             return "temporary_password_expired"
         return None
 
-    async def _strengthen_hash(self, user: User, secret: str) -> None:
+    async def _rehash_if_outdated(self, user: User, secret: str) -> None:
         """Replace a hash of lower cost than configured, now that its password is known.
 
         One that loses a race is dropped, or it would bring an old password back; one for which there is no time, too.

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from authsvc import fields, page_tokens
+from authsvc import fields, request_context
 from authsvc.errors import InvalidRefreshTokenError, StoreUnavailableError, UserNotFoundError
 from authsvc.models import ACCESS_TOKEN_MAX_LIFETIME, Clock, Session, User
 from authsvc.stores.interface import Store
-from authsvc.telemetry import audit, logs
+from authsvc.telemetry import audit
 from authsvc.telemetry.audit import Event
 from authsvc.tokens import refresh_tokens
 from authsvc.tokens.access_tokens import AccessTokens, IssuedToken
-from authsvc.tokens.refresh_tokens import RefreshToken, stored_form
+from authsvc.tokens.refresh_tokens import RefreshToken, digest
 
 DEFAULT_CLIENT_ID = "authsvc"
 """Claim `client_id` where callers are not told apart."""
@@ -72,8 +72,8 @@ class Sessions:
             user_id=user.user_id,
             session_id=refresh_token.session_id,
             token_generation=user.token_generation,
-            session_part_sha256=stored_form(refresh_token.session_part),
-            rotating_part_sha256=stored_form(refresh_token.rotating_part),
+            session_part_sha256=digest(refresh_token.session_part),
+            rotating_part_sha256=digest(refresh_token.rotating_part),
             create_time=now,
             expire_time=min(now + self._lifetimes.idle, max_expire_time),
             max_expire_time=max_expire_time,
@@ -90,7 +90,7 @@ class Sessions:
             user_id=session.user_id,
             session_id=session.session_id,
             token_generation=session.token_generation,
-            client_id=logs.caller.get(DEFAULT_CLIENT_ID),
+            client_id=request_context.caller.get(DEFAULT_CLIENT_ID),
             now=now,
             not_after=not_after,
         )
@@ -126,7 +126,7 @@ class Sessions:
             raise InvalidRefreshTokenError("malformed")
         for _ in range(_ROTATIONS):
             session = await self._refreshable(token)
-            tokens = await self._follow(session, token)
+            tokens = await self._rotate_or_replay(session, token)
             if tokens is not None:
                 return tokens
         raise StoreUnavailableError("the session keeps changing")
@@ -138,33 +138,33 @@ class Sessions:
         )
         if session is None:
             raise InvalidRefreshTokenError("unknown_session")
-        if not hmac.compare_digest(stored_form(token.session_part), session.session_part_sha256):
+        if not hmac.compare_digest(digest(token.session_part), session.session_part_sha256):
             raise InvalidRefreshTokenError("wrong_session_part")
         if session.expire_time <= self._clock():
             raise InvalidRefreshTokenError("expired")
-        if user is None or not user.is_active or user.has_ended(session.session_id, session):
+        if user is None or not user.is_active or user.has_ended_session(session.session_id, session):
             raise InvalidRefreshTokenError("ended")
         return session
 
-    async def _follow(self, session: Session, token: RefreshToken) -> Tokens | None:
+    async def _rotate_or_replay(self, session: Session, token: RefreshToken) -> Tokens | None:
         """Return the tokens that follow, None where a concurrent refresh came first."""
-        presented = stored_form(token.rotating_part)
+        presented = digest(token.rotating_part)
         if presented == session.rotating_part_sha256:
             return await self._rotate(session, token)
         if presented == session.previous_part_sha256 and self._is_recent(session):
-            return self._repeat(session, token)
+            return self._replay(session, token)
         await self._store.end_session(token.user_id, token.session_id, self._clock(), None)
         raise InvalidRefreshTokenError(_REUSED)
 
     async def _rotate(self, session: Session, token: RefreshToken) -> Tokens | None:
         now = self._clock()
         nonce = refresh_tokens.new_nonce()
-        following = refresh_tokens.successor(token, nonce)
+        following = refresh_tokens.next_token(token, nonce)
         access_token = self._issue(session, now, session.max_expire_time)
         idle_expire_time = now.replace(microsecond=0) + self._lifetimes.idle
         rotated = replace(
             session,
-            rotating_part_sha256=stored_form(following.rotating_part),
+            rotating_part_sha256=digest(following.rotating_part),
             previous_part_sha256=session.rotating_part_sha256,
             rotation_nonce=nonce,
             last_refresh_time=now,
@@ -185,9 +185,9 @@ class Sessions:
         since = self._clock() - session.last_refresh_time if session.last_refresh_time else REUSE_GRACE * 2
         return -HOST_SKEW <= since <= REUSE_GRACE
 
-    def _repeat(self, session: Session, token: RefreshToken) -> Tokens:
+    def _replay(self, session: Session, token: RefreshToken) -> Tokens:
         """Give what the last rotation gave; no access token of it outlives what the session has recorded."""
-        following = refresh_tokens.successor(token, session.rotation_nonce or b"")
+        following = refresh_tokens.next_token(token, session.rotation_nonce or b"")
         access_token = self._issue(session, self._clock(), session.last_token_expire_time)
         return Tokens(access_token, following, session.expire_time)
 
@@ -201,17 +201,19 @@ class Sessions:
         now = self._clock()
         if refresh_token is not None:
             await self._revoke_by_refresh_token(refresh_token)
-        elif owner := self._tokens.session_of(text, now):
+        elif owner := self._tokens.identify_session(text, now):
             await self._end(*owner, "access_token", now + ACCESS_TOKEN_MAX_LIFETIME)
 
     async def _revoke_by_refresh_token(self, token: RefreshToken) -> None:
         session = await self._store.get_session(token.user_id, token.session_id)
-        if session is None or not hmac.compare_digest(stored_form(token.session_part), session.session_part_sha256):
+        if session is None or not hmac.compare_digest(digest(token.session_part), session.session_part_sha256):
             return
         await self._end(token.user_id, token.session_id, "refresh_token")
 
-    async def _end(self, user_id: str, session_id: str, reason: str, unless_known: datetime | None = None) -> None:
-        if await self._store.end_session(user_id, session_id, self._clock(), unless_known):
+    async def _end(
+        self, user_id: str, session_id: str, reason: str, revoke_until_if_missing: datetime | None = None
+    ) -> None:
+        if await self._store.end_session(user_id, session_id, self._clock(), revoke_until_if_missing):
             audit.record(Event.SESSION_REVOKED, reason=reason, user_id=user_id, session_id=session_id)
 
     async def list_sessions(self, user_id: str, page_size: int, page_token: str) -> tuple[Sequence[Session], str]:
@@ -221,13 +223,13 @@ class Sessions:
             InvalidFieldError: A field is malformed.
             UserNotFoundError: There is no such user.
         """
-        limit = page_tokens.page_size(page_size)
-        after = page_tokens.key_of(page_token)
+        limit = fields.page_size(page_size)
+        after = fields.key_of(page_token)
         user = await self._store.get_user(fields.user_id(user_id))
         page = await self._store.list_sessions(user.user_id, limit, after)
         now = self._clock()
-        living = [s for s in page.sessions if s.expire_time > now and not user.has_ended(s.session_id, s)]
-        return living, page_tokens.token_of(page.last_session_id)
+        living = [s for s in page.sessions if s.expire_time > now and not user.has_ended_session(s.session_id, s)]
+        return living, fields.token_of(page.last_session_id)
 
     async def revoke_sessions(self, user_id: str, session_ids: Sequence[str]) -> None:
         """End sessions of a user; one that is not that user's changes nothing.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from authsvc import fields, request_context
 from authsvc.errors import EmailAlreadyExistsError, InvalidFieldError, OperatorError
-from authsvc.usecases.users import Accounts
+from authsvc.usecases.users import Users
 
 CONCURRENCY = 32
 PROGRESS_LINES = 1000
@@ -37,7 +37,7 @@ class _WrongLineError(Exception):
     """A line makes no user; the text says why."""
 
 
-async def import_users(accounts: Accounts, path: Path, tell: Callable[[str], None]) -> ImportResult:
+async def import_users(accounts: Users, path: Path, tell: Callable[[str], None]) -> ImportResult:
     """Create a user of each line, but for those whose address a user has already.
 
     Args:
@@ -67,7 +67,7 @@ async def import_users(accounts: Accounts, path: Path, tell: Callable[[str], Non
 class _Import:
     """One import, whose lines several tasks take in turn."""
 
-    def __init__(self, accounts: Accounts, lines: Iterator[tuple[int, bytes]], tell: Callable[[str], None]) -> None:
+    def __init__(self, accounts: Users, lines: Iterator[tuple[int, bytes]], tell: Callable[[str], None]) -> None:
         self.result = ImportResult()
         self._accounts = accounts
         self._lines = lines
@@ -85,7 +85,7 @@ class _Import:
         try:
             members = _members(line)
             self._refuse_twice(number, members["email"])
-            with request_context.within(request_context.COMMAND_BUDGET_SECONDS):
+            with request_context.time_limit(request_context.COMMAND_DEADLINE_SECONDS):
                 await self._accounts.import_user(**members)
         except EmailAlreadyExistsError:
             self.result.already_there += 1

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from authsvc.models import Standing
+from authsvc.models import UserState
 
 MAX_USERS = 16_384
 """Some 10 MiB."""
 
 
-class Reading(NamedTuple):
+class CachedRead(NamedTuple):
     """What the store said of a user.
 
     Args:
@@ -22,12 +22,12 @@ class Reading(NamedTuple):
         degraded: Whether it stands in for one that failed.
     """
 
-    standing: Standing | None
+    standing: UserState | None
     checked_time: datetime
     degraded: bool = False
 
 
-class Memory:
+class UserStateCache:
     """The readings of one worker.
 
     Args:
@@ -37,13 +37,13 @@ class Memory:
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._tickets = itertools.count()
-        self._readings: OrderedDict[str, tuple[int, float, Reading | None]] = OrderedDict()
+        self._readings: OrderedDict[str, tuple[int, float, CachedRead | None]] = OrderedDict()
 
     def begin(self) -> tuple[int, float]:
         """Return what stands for a read that begins now: its place in the order of all, and the time."""
         return next(self._tickets), self._monotonic()
 
-    def remember(self, user_id: str, begun: tuple[int, float], reading: Reading | None) -> None:
+    def put(self, user_id: str, begun: tuple[int, float], reading: CachedRead | None) -> None:
         """Remember what a read brought, unless a later one is remembered already."""
         known = self._readings.get(user_id)
         if known is not None:
@@ -54,11 +54,11 @@ class Memory:
             self._readings.popitem(last=False)
         self._readings[user_id] = (*begun, reading)
 
-    def forget(self, user_id: str) -> None:
+    def invalidate(self, user_id: str) -> None:
         """Forget a user who has just been written, and whatever reads under way will bring."""
-        self.remember(user_id, self.begin(), None)
+        self.put(user_id, self.begin(), None)
 
-    def recall(self, user_id: str, max_age: timedelta) -> Reading | None:
+    def get(self, user_id: str, max_age: timedelta) -> CachedRead | None:
         """Return what a read that began at most that long ago brought; None where nothing is that young."""
         if not max_age:  # nor is a read of this very moment, which began before
             return None

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from weakref import WeakValueDictionary
 
-from authsvc import fields, page_tokens
+from authsvc import fields
 from authsvc.errors import (
-    BrokenRowError,
+    CorruptItemError,
     EmailAlreadyExistsError,
     InvalidFieldError,
     StoreUnavailableError,
@@ -19,8 +19,8 @@ from authsvc.errors import (
     UserNotFoundError,
 )
 from authsvc.models import Clock, User
-from authsvc.passwords import hashes
-from authsvc.passwords.hash_queue import Hashing
+from authsvc.passwords import hashes, policy
+from authsvc.passwords.hash_queue import HashQueue
 from authsvc.stores.interface import Store, UserPage
 from authsvc.telemetry import audit
 from authsvc.telemetry.audit import Event
@@ -28,7 +28,7 @@ from authsvc.telemetry.audit import Event
 USER_ID_BYTES = 16
 TEMPORARY_PASSWORD_BYTES = 15
 TEMPORARY_PASSWORD_TTL = timedelta(hours=24)
-CHANGE_TRIES = 20
+MAX_UPDATE_ATTEMPTS = 20
 PAGE_SIZE = 1000
 
 
@@ -40,14 +40,14 @@ class TemporaryPassword:
     expire_time: datetime
 
 
-class Accounts:
+class Users:
     """The use cases, on one store.
 
     Args:
         password_min_length: Of new passwords, in code points.
     """
 
-    def __init__(self, store: Store, hashing: Hashing, clock: Clock, password_min_length: int) -> None:
+    def __init__(self, store: Store, hashing: HashQueue, clock: Clock, password_min_length: int) -> None:
         self._store = store
         self._hashing = hashing
         self._clock = clock
@@ -71,7 +71,7 @@ class Accounts:
         new = self._new_user(email, role)
         digest = _request_digest(request_id)
         secret = fields.password(password)
-        hashes.check_policy(secret, new.email, self._password_min_length)
+        policy.check_policy(secret, new.email, self._password_min_length)
         return await self._create(new, email, digest, secret)
 
     async def import_user(self, *, email: str, role: str, password_hash: str, request_id: str = "") -> User:
@@ -114,19 +114,19 @@ class Accounts:
         async with self._creating.setdefault(new.email, asyncio.Lock()):
             if secret is not None:
                 if request_digest is None:
-                    await self._refuse_taken(new.email, typed)
+                    await self._require_email_free(new.email, typed)
                 new = replace(new, password_hash=await self._hashing.hash(secret))
             user = await self._store.create_user(new, self._clock(), request_digest, typed)
         is_retry = user.user_id != new.user_id
         audit.record(Event.USER_CREATED, user_id=user.user_id, role=user.role, is_retry=is_retry)
         return user
 
-    async def _refuse_taken(self, email: str, typed: str) -> None:
+    async def _require_email_free(self, email: str, typed: str) -> None:
         try:
             await self._store.get_user_by_email(email, typed)
         except UserNotFoundError:
             return
-        except BrokenRowError:
+        except CorruptItemError:
             pass
         raise EmailAlreadyExistsError
 
@@ -141,7 +141,7 @@ class Accounts:
         Raises:
             InvalidFieldError: The id is empty or too long.
             UserNotFoundError: There is none.
-            BrokenRowError: The row cannot be read.
+            CorruptItemError: The row cannot be read.
         """
         return await self._store.get_user(fields.user_id(user_id))
 
@@ -151,7 +151,7 @@ class Accounts:
         Raises:
             InvalidFieldError: It is no address in form.
             UserNotFoundError: Nobody owns it.
-            BrokenRowError: The row cannot be read.
+            CorruptItemError: The row cannot be read.
         """
         owner = await self._store.get_user_by_email(fields.normal_email(email), email)
         return owner.user
@@ -162,8 +162,8 @@ class Accounts:
         Raises:
             InvalidFieldError: A field is malformed.
         """
-        page = await self._store.list_users(page_tokens.page_size(page_size), page_tokens.key_of(page_token))
-        return page.users, page_tokens.token_of(page.last_user_id)
+        page = await self._store.list_users(fields.page_size(page_size), fields.key_of(page_token))
+        return page.users, fields.token_of(page.last_user_id)
 
     async def update_user(
         self, user_id: str, *, email: str | None = None, role: str | None = None, is_active: bool | None = None
@@ -231,7 +231,7 @@ class Accounts:
             UserNotFoundError: There is no such user.
         """
         fields.user_id(user_id)
-        for _ in range(CHANGE_TRIES):
+        for _ in range(MAX_UPDATE_ATTEMPTS):
             user = await self._store.get_user(user_id)
             try:
                 await self._store.delete_user(user)
@@ -244,7 +244,7 @@ class Accounts:
     async def _change(self, user_id: str, change: Callable[[User], User], typed_email: str = "") -> User:
         """Read a user and write what `change` makes of it, again where somebody else came between."""
         fields.user_id(user_id)
-        for _ in range(CHANGE_TRIES):
+        for _ in range(MAX_UPDATE_ATTEMPTS):
             user = await self._store.get_user(user_id)
             changed = change(user)
             if changed == user:
@@ -271,14 +271,14 @@ def _request_digest(request_id: str) -> bytes | None:
     return None if identifier is None else hashlib.sha256(identifier.encode()).digest()
 
 
-async def every_user(store: Store) -> AsyncIterator[User]:
+async def iterate_users(store: Store) -> AsyncIterator[User]:
     """Return all readable users, page by page."""
-    async for page in user_pages(store):
+    async for page in iterate_user_pages(store):
         for user in page.users:
             yield user
 
 
-async def user_pages(store: Store) -> AsyncIterator[UserPage]:
+async def iterate_user_pages(store: Store) -> AsyncIterator[UserPage]:
     """Return all users page by page, with what is wrong with the unreadable ones."""
     last_user_id = None
     while True:

@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 from authsvc import request_context
 from authsvc.errors import StoreUnavailableError
-from authsvc.models import Clock, Standing
+from authsvc.models import Clock, UserState
 from authsvc.stores.interface import Store
-from authsvc.tokens.access_tokens import AccessToken, AccessTokens, InactiveReason
-from authsvc.usecases.user_state_cache import Memory, Reading
+from authsvc.tokens.access_tokens import AccessTokens
+from authsvc.tokens.verification import AccessToken, InactiveReason
+from authsvc.usecases.user_state_cache import CachedRead, UserStateCache
 
-PATIENCE_SECONDS = 0.5
+STALE_FALLBACK_TIMEOUT_SECONDS = 0.5
 """How long the store is waited for where something remembered may stand in for it."""
 _ZERO = timedelta()
 
@@ -34,7 +35,7 @@ class ActiveToken(NamedTuple):
     """A token that is good, and the user for whom it speaks."""
 
     token: AccessToken
-    user: Standing
+    user: UserState
 
 
 class Validation(NamedTuple):
@@ -62,7 +63,7 @@ class Validations:
         self,
         store: Store,
         tokens: AccessTokens,
-        memory: Memory,
+        cache: UserStateCache,
         clock: Clock,
         *,
         max_staleness: timedelta,
@@ -70,7 +71,7 @@ class Validations:
     ) -> None:
         self._store = store
         self.tokens = tokens
-        self._memory = memory
+        self._cache = cache
         self._clock = clock
         self._max_staleness = max_staleness
         self._max_stale_if_error = max_stale_if_error
@@ -79,7 +80,7 @@ class Validations:
         """Decide whether an access token is good now.
 
         Raises:
-            BrokenRowError: The stored user is unreadable.
+            CorruptItemError: The stored user is unreadable.
             StoreUnavailableError: The check cannot be finished; that is never "inactive".
         """
         now = self._clock()
@@ -87,12 +88,12 @@ class Validations:
         if isinstance(token, InactiveReason):
             return Validation(now, token)
         user_id = token.user_id
-        reading: Reading | Exception | None = self._recall(user_id, check)
+        reading: CachedRead | Exception | None = self._get_cached(user_id, check)
         if reading is None:
-            is_patient = self._stand_in(user_id, check) is None
-            (found,) = (await self._read((user_id,), now, is_patient=is_patient)).values()
-            reading = self._or_stand_in(found, user_id, check)
-        validation = _judge(token, reading)
+            use_full_timeout = self._get_stale(user_id, check) is None
+            (found,) = (await self._read((user_id,), now, use_full_timeout=use_full_timeout)).values()
+            reading = self._or_stale(found, user_id, check)
+        validation = _to_validation(token, reading)
         if isinstance(validation, Exception):
             raise validation
         return validation
@@ -103,7 +104,7 @@ class Validations:
         tokens = [self._verify(check.token, now) for check in checks]
         authentic = [(t.user_id, c) for t, c in zip(tokens, checks, strict=True) if isinstance(t, AccessToken)]
         readings = iter(await self._readings(authentic, now))
-        return [_judge(token, next(readings)) if isinstance(token, AccessToken) else token for token in tokens]
+        return [_to_validation(token, next(readings)) if isinstance(token, AccessToken) else token for token in tokens]
 
     def _verify(self, text: str, now: datetime) -> AccessToken | Validation | Exception:
         """Return the claims of a token, or what is to be said of it without a look at the store."""
@@ -113,59 +114,59 @@ class Validations:
             return error
         return Validation(now, token) if isinstance(token, InactiveReason) else token
 
-    async def _readings(self, wanted: Sequence[tuple[str, Check]], now: datetime) -> list[Reading | Exception]:
+    async def _readings(self, wanted: Sequence[tuple[str, Check]], now: datetime) -> list[CachedRead | Exception]:
         """Return what each check may rest on, or why there is nothing."""
-        recalled = [self._recall(user_id, check) for user_id, check in wanted]
+        recalled = [self._get_cached(user_id, check) for user_id, check in wanted]
         missing = [pair for pair, reading in zip(wanted, recalled, strict=True) if reading is None]
-        is_patient = any(self._stand_in(user_id, check) is None for user_id, check in missing)
-        found = await self._read({user_id for user_id, _ in missing}, now, is_patient=is_patient)
-        return [r or self._or_stand_in(found[u], u, c) for (u, c), r in zip(wanted, recalled, strict=True)]
+        use_full_timeout = any(self._get_stale(user_id, check) is None for user_id, check in missing)
+        found = await self._read({user_id for user_id, _ in missing}, now, use_full_timeout=use_full_timeout)
+        return [r or self._or_stale(found[u], u, c) for (u, c), r in zip(wanted, recalled, strict=True)]
 
     async def _read(
-        self, user_ids: Collection[str], now: datetime, *, is_patient: bool
-    ) -> Mapping[str, Reading | Exception]:
+        self, user_ids: Collection[str], now: datetime, *, use_full_timeout: bool
+    ) -> Mapping[str, CachedRead | Exception]:
         """Ask the store, by the request's deadline, or without patience where something else may stand in."""
-        begun = self._memory.begin()
-        if is_patient:
-            standings = await self._store.get_standings(user_ids)
+        begun = self._cache.begin()
+        if use_full_timeout:
+            standings = await self._store.get_user_states(user_ids)
         else:
-            with request_context.within(min(PATIENCE_SECONDS, request_context.remaining_seconds())):
-                standings = await self._store.get_standings(user_ids)
-        readings: dict[str, Reading | Exception] = {}
+            with request_context.time_limit(min(STALE_FALLBACK_TIMEOUT_SECONDS, request_context.remaining_seconds())):
+                standings = await self._store.get_user_states(user_ids)
+        readings: dict[str, CachedRead | Exception] = {}
         for user_id, standing in standings.items():
             if isinstance(standing, Exception):
                 readings[user_id] = standing
             else:
-                readings[user_id] = reading = Reading(standing, now)
-                self._memory.remember(user_id, begun, reading)
+                readings[user_id] = reading = CachedRead(standing, now)
+                self._cache.put(user_id, begun, reading)
         return readings
 
-    def _recall(self, user_id: str, check: Check) -> Reading | None:
+    def _get_cached(self, user_id: str, check: Check) -> CachedRead | None:
         """Return what the check may rest on without a look at the store."""
         if not check.max_staleness:
             return None
-        return self._memory.recall(user_id, min(check.max_staleness, self._max_staleness))
+        return self._cache.get(user_id, min(check.max_staleness, self._max_staleness))
 
-    def _or_stand_in(self, reading: Reading | Exception, user_id: str, check: Check) -> Reading | Exception:
+    def _or_stale(self, reading: CachedRead | Exception, user_id: str, check: Check) -> CachedRead | Exception:
         """Return what was read before, where the store cannot answer and the check allows that."""
         if not isinstance(reading, StoreUnavailableError):
             return reading
-        stand_in = self._stand_in(user_id, check)
+        stand_in = self._get_stale(user_id, check)
         return reading if stand_in is None else stand_in._replace(degraded=True)
 
-    def _stand_in(self, user_id: str, check: Check) -> Reading | None:
+    def _get_stale(self, user_id: str, check: Check) -> CachedRead | None:
         if not check.stale_if_error:
             return None
-        return self._memory.recall(user_id, min(check.stale_if_error, self._max_stale_if_error))
+        return self._cache.get(user_id, min(check.stale_if_error, self._max_stale_if_error))
 
 
-def _judge(token: AccessToken, reading: Reading | Exception) -> Validation | Exception:
+def _to_validation(token: AccessToken, reading: CachedRead | Exception) -> Validation | Exception:
     if isinstance(reading, Exception):
         return reading
     return Validation(reading.checked_time, _outcome(token, reading.standing), reading.degraded)
 
 
-def _outcome(token: AccessToken, user: Standing | None) -> ActiveToken | InactiveReason:
+def _outcome(token: AccessToken, user: UserState | None) -> ActiveToken | InactiveReason:
     if user is None:
         return InactiveReason.USER_NOT_FOUND
     if not user.is_active:

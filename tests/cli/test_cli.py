@@ -27,6 +27,7 @@ from authsvc.errors import AuthsvcError, UserNotFoundError
 from authsvc.models import utc_now
 from authsvc.passwords import hashes
 from authsvc.rpc.callers import api_key_digest, read_callers
+from authsvc.tokens import key_file as key_file_module
 from authsvc.tokens import keys
 from tests.e2e.certificates import Authority
 from tests.e2e.process import AUTHSVC, GIVE_UP_SECONDS, environment, invoke, poll, run
@@ -263,7 +264,7 @@ def test_an_error_without_a_text_is_told_by_what_it_is(monkeypatch: pytest.Monke
     def raise_it(_: Path) -> list[keys.Key]:
         raise UserNotFoundError
 
-    monkeypatch.setattr(keys, "read_keys", raise_it)
+    monkeypatch.setattr(key_file_module, "read_keys", raise_it)
     assert invoke("keys", "list", "file").stderr == "error: There is no such user.\n"
     assert all(cls.__doc__ for cls in AuthsvcError.__subclasses__())
 
@@ -370,7 +371,7 @@ def test_a_taken_address_is_said(store: dict[str, str]) -> None:
 
 def test_a_command_is_given_more_time_than_a_request(store: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Hashes of the highest cost take longer than a request may."""
-    monkeypatch.setattr(request_context, "BUDGET_SECONDS", 0.0)
+    monkeypatch.setattr(request_context, "DEFAULT_DEADLINE_SECONDS", 0.0)
     result = invoke("users", "create", "--email", "alice@example.com", stdin=PASSWORD, **store)
     assert (result.exit_code, result.stderr) == (0, "")
 
@@ -549,12 +550,12 @@ def test_a_wrong_key_file_is_said(tmp_path: Path, content: bytes | None, told: s
 def key_file(tmp_path: Path) -> Path:
     """Keys of yesterday, which gateways know."""
     path = tmp_path / "keys.json"
-    keys.generate_key_file(path, "ES256", utc_now() - timedelta(days=1))
+    key_file_module.generate_key_file(path, "ES256", utc_now() - timedelta(days=1))
     return path
 
 
 def kids_in(path: Path) -> list[str]:
-    return [key.kid for key in keys.read_keys(path)]
+    return [key.kid for key in key_file_module.read_keys(path)]
 
 
 @pytest.mark.parametrize(("ttl", "told"), [("", "0:15:00"), ("24h", "1 day, 0:00:00")])

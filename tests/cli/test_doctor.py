@@ -16,9 +16,8 @@ from cryptography.hazmat.primitives import serialization
 from authsvc.cli import doctor
 from authsvc.errors import StoreUnavailableError
 from authsvc.models import Finding, utc_now
-from authsvc.server import app
 from authsvc.stores.interface import UserPage
-from authsvc.tokens.keys import generate_key_file
+from authsvc.tokens.key_file import generate_key_file
 from tests.e2e.certificates import Authority, Pair
 from tests.e2e.process import invoke
 from tests.engines import Engine
@@ -348,6 +347,6 @@ async def test_a_clock_that_goes_wrong(
 ) -> None:
     now = utc_now()
     store = contextlib.nullcontext(StoreWithAClock(now + timedelta(seconds=seconds)))
-    monkeypatch.setattr(app, "open_store", lambda _: store)
+    monkeypatch.setattr(doctor, "open_store", lambda _: store)
     *_, clock = [finding async for finding in doctor.examine(settings, lambda: now)]
     assert clock == Finding("clock", problem, "run a time service, for instance chrony")

@@ -64,8 +64,8 @@ def patiently(call: Callable[[], T]) -> T:
         try:
             return call()
         except grpc.RpcError as error:
-            is_over = time.monotonic() > give_up
-            if is_over or error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+            is_expired = time.monotonic() > give_up
+            if is_expired or error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
                 raise
 
 

@@ -16,7 +16,8 @@ import jwt
 import pytest
 
 from authsvc.models import utc_now
-from authsvc.tokens.keys import KeyStatus, generate_key_file, read_keys
+from authsvc.tokens.key_file import generate_key_file, read_keys
+from authsvc.tokens.keys import KeyStatus
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from tests.e2e.conftest import Start

@@ -18,7 +18,7 @@ from tests.support import PASSWORD
 
 
 @dataclass(frozen=True)
-class Place:
+class QueueSlot:
     """Tables of a test's own on an engine.
 
     Args:
@@ -94,12 +94,12 @@ def _value(text: str) -> Any:
 
 
 @pytest.fixture(params=["dynoxide", "ministack"])
-def place(request: pytest.FixtureRequest, table_prefix: str) -> Place:
+def place(request: pytest.FixtureRequest, table_prefix: str) -> QueueSlot:
     engine: Engine = request.getfixturevalue(request.param)
-    return Place(engine, table_prefix, boto3.client("dynamodb", **engine.client_options()))
+    return QueueSlot(engine, table_prefix, boto3.client("dynamodb", **engine.client_options()))
 
 
-def users_table(place: Place, **changes: object) -> dict[str, Any]:
+def users_table(place: QueueSlot, **changes: object) -> dict[str, Any]:
     """Return what AWS's documentation shows of such a table."""
     return {
         "TableName": place.users,
@@ -120,7 +120,7 @@ def users_table(place: Place, **changes: object) -> dict[str, Any]:
     }
 
 
-def test_makes_all_once(place: Place) -> None:
+def test_makes_all_once(place: QueueSlot) -> None:
     lines = place.create().stdout.splitlines()
     made = [line.removeprefix("created table ") for line in lines if line.startswith("created table ")]
     assert made == [f"{place.prefix}{name}" for name in ("users", "unique", "sessions", "login-attempts")]
@@ -131,7 +131,7 @@ def test_makes_all_once(place: Place) -> None:
     assert place.is_good()
 
 
-def test_users_are_created_and_listed(place: Place) -> None:
+def test_users_are_created_and_listed(place: QueueSlot) -> None:
     place.create()
     created = place.authsvc("users", "create", "--email", "Alice@example.com", stdin=PASSWORD)
     assert (created.exit_code, created.stderr) == (0, "")
@@ -141,7 +141,7 @@ def test_users_are_created_and_listed(place: Place) -> None:
     assert listed == f"{created.stdout.strip()}\talice@example.com\tuser\tactive\n"
 
 
-def test_without_tables_it_says_what_makes_them(place: Place) -> None:
+def test_without_tables_it_says_what_makes_them(place: QueueSlot) -> None:
     for command in (["users", "list"], ["users", "create", "--email", "a@example.com"]):
         result = place.authsvc(*command, stdin=PASSWORD)
         assert result.exit_code == 1
@@ -153,7 +153,7 @@ def test_without_tables_it_says_what_makes_them(place: Place) -> None:
     assert len(lines) == 5
 
 
-def test_a_missing_table(place: Place) -> None:
+def test_a_missing_table(place: QueueSlot) -> None:
     place.create()
     sessions = f"{place.prefix}sessions"
     place.client.delete_table(TableName=sessions)
@@ -163,7 +163,7 @@ def test_a_missing_table(place: Place) -> None:
     assert place.is_good()
 
 
-def test_a_table_with_other_keys(place: Place) -> None:
+def test_a_table_with_other_keys(place: QueueSlot) -> None:
     keys = [{"AttributeName": "id", "KeyType": "HASH"}]
     types = [{"AttributeName": "id", "AttributeType": "S"}]
     place.client.create_table(
@@ -178,7 +178,7 @@ def test_a_table_with_other_keys(place: Place) -> None:
     assert told in check.stdout
 
 
-def test_a_missing_index(place: Place) -> None:
+def test_a_missing_index(place: QueueSlot) -> None:
     definition = users_table(place, AttributeDefinitions=users_table(place)["AttributeDefinitions"][:1])
     del definition["GlobalSecondaryIndexes"]
     place.client.create_table(**definition)
@@ -188,7 +188,7 @@ def test_a_missing_index(place: Place) -> None:
     assert place.is_good()
 
 
-def test_an_index_on_something_else(place: Place) -> None:
+def test_an_index_on_something_else(place: QueueSlot) -> None:
     place.create()
     place.client.delete_table(TableName=place.users)
     index = {
@@ -205,7 +205,7 @@ def test_an_index_on_something_else(place: Place) -> None:
     assert place.is_good()
 
 
-def test_provisioned_billing(place: Place) -> None:
+def test_provisioned_billing(place: QueueSlot) -> None:
     place.create()
     place.client.delete_table(TableName=place.users)
     units = {"ReadCapacityUnits": 5, "WriteCapacityUnits": 5}
@@ -222,7 +222,7 @@ def test_provisioned_billing(place: Place) -> None:
 
 
 @pytest.mark.parametrize("attribute", [None, "ttl"])
-def test_time_to_live_is_off_or_on_something_else(place: Place, attribute: str | None) -> None:
+def test_time_to_live_is_off_or_on_something_else(place: QueueSlot, attribute: str | None) -> None:
     place.create()
     _set_ttl(place, "expires_at", is_on=False)
     if attribute is not None:
@@ -234,7 +234,7 @@ def test_time_to_live_is_off_or_on_something_else(place: Place, attribute: str |
     assert place.is_good()
 
 
-def test_point_in_time_recovery_is_off(place: Place) -> None:
+def test_point_in_time_recovery_is_off(place: QueueSlot) -> None:
     place.engine.skip_unless(Capability.PITR)
     place.create()
     place.client.update_continuous_backups(
@@ -246,7 +246,7 @@ def test_point_in_time_recovery_is_off(place: Place) -> None:
     assert place.is_good()
 
 
-def test_a_users_table_of_another_program_is_accepted_with_its_rows(place: Place) -> None:
+def test_a_users_table_of_another_program_is_accepted_with_its_rows(place: QueueSlot) -> None:
     place.client.create_table(**users_table(place))
     row = {
         "user_id": {"S": "u-1"},
@@ -263,7 +263,7 @@ def test_a_users_table_of_another_program_is_accepted_with_its_rows(place: Place
     assert place.client.get_item(TableName=place.users, Key={"user_id": {"S": "u-1"}})["Item"] == row
 
 
-def test_addresses_that_no_login_finds_are_listed(place: Place) -> None:
+def test_addresses_that_no_login_finds_are_listed(place: QueueSlot) -> None:
     place.create()
     addresses = {"u-1": "Alice@example.com", "u-2": "alice@example.com", "u-3": "nobody", "u-4": "bob@example.com"}
     for user_id, email in addresses.items():
@@ -282,7 +282,7 @@ def test_addresses_that_no_login_finds_are_listed(place: Place) -> None:
     ]
 
 
-def test_claims_that_are_dead_are_counted_and_unreadable_rows_listed(place: Place) -> None:
+def test_claims_that_are_dead_are_counted_and_unreadable_rows_listed(place: QueueSlot) -> None:
     place.create()
     for email in ("alice@example.com", "bob@example.com"):
         assert place.authsvc("users", "create", "--email", email, stdin=PASSWORD).exit_code == 0
@@ -299,7 +299,7 @@ def test_claims_that_are_dead_are_counted_and_unreadable_rows_listed(place: Plac
     )
 
 
-def test_users_are_imported(place: Place, tmp_path: Path) -> None:
+def test_users_are_imported(place: QueueSlot, tmp_path: Path) -> None:
     place.create()
     file = tmp_path / "users.jsonl"
     line = {"password_hash": "$2b$12$" + "." * 53}
@@ -310,7 +310,7 @@ def test_users_are_imported(place: Place, tmp_path: Path) -> None:
     assert place.is_good()
 
 
-def _turn_on_pitr(place: Place) -> None:
+def _turn_on_pitr(place: QueueSlot) -> None:
     """Turn on what only a check asks for of tables that others made."""
     if place.engine.can(Capability.PITR):
         place.client.update_continuous_backups(
@@ -318,7 +318,7 @@ def _turn_on_pitr(place: Place) -> None:
         )
 
 
-def _set_ttl(place: Place, attribute: str, *, is_on: bool) -> None:
+def _set_ttl(place: QueueSlot, attribute: str, *, is_on: bool) -> None:
     place.client.update_time_to_live(
         TableName=place.unique, TimeToLiveSpecification={"Enabled": is_on, "AttributeName": attribute}
     )

@@ -16,7 +16,7 @@ import pytest
 from authsvc import request_context
 from authsvc.errors import OverloadedError
 from authsvc.passwords import hash_queue, hashes
-from authsvc.passwords.hash_queue import QUEUE_LIMIT, STRANGERS_LIMIT, THREAD_NICENESS, Hashing
+from authsvc.passwords.hash_queue import QUEUE_LIMIT, THREAD_NICENESS, UNKNOWN_SOURCES_LIMIT, HashQueue
 from tests.support import TEST_COST
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a thread a priority of its own")
@@ -56,26 +56,26 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 
 @pytest.fixture
-def hasher(gate: Gate) -> Iterator[Hashing]:
-    hasher = Hashing(TEST_COST)
+def hasher(gate: Gate) -> Iterator[HashQueue]:
+    hasher = HashQueue(TEST_COST)
     yield hasher
     gate.opened.set()
     hasher.close()
 
 
 async def verify(
-    hasher: Hashing,
+    hasher: HashQueue,
     password: str,
     stored: str | None = None,
     *,
-    is_stranger: bool = False,
+    is_unknown_source: bool = False,
     begin: Callable[[], None] = lambda: None,
 ) -> bool:
-    with hasher.place(is_stranger=is_stranger) as place:
+    with hasher.place(is_unknown_source=is_unknown_source) as place:
         return await hasher.verify(password, stored, place, begin)
 
 
-async def queued(hasher: Hashing, *names: str) -> list[asyncio.Task[str]]:
+async def queued(hasher: HashQueue, *names: str) -> list[asyncio.Task[str]]:
     """Passwords that wait or run, in order."""
     tasks = [asyncio.create_task(hasher.hash(name)) for name in names]
     await asyncio.sleep(0)
@@ -83,7 +83,7 @@ async def queued(hasher: Hashing, *names: str) -> list[asyncio.Task[str]]:
 
 
 async def test_it_hashes_and_verifies_with_its_cost() -> None:
-    hasher = Hashing(TEST_COST)
+    hasher = HashQueue(TEST_COST)
     stored = await hasher.hash("a password")
     assert stored.startswith("$2b$04$")
     assert await verify(hasher, "a password", stored)
@@ -92,7 +92,7 @@ async def test_it_hashes_and_verifies_with_its_cost() -> None:
     hasher.close()
 
 
-async def test_one_thread_does_all_of_it_in_turn(hasher: Hashing, gate: Gate) -> None:
+async def test_one_thread_does_all_of_it_in_turn(hasher: HashQueue, gate: Gate) -> None:
     gate.opened.set()
     tasks = await queued(hasher, "1", "2", "3")
     assert await asyncio.gather(*tasks) == ["1 at 4", "2 at 4", "3 at 4"]
@@ -102,7 +102,7 @@ async def test_one_thread_does_all_of_it_in_turn(hasher: Hashing, gate: Gate) ->
 
 
 @on_linux
-async def test_the_thread_steps_back_for_validations(hasher: Hashing, gate: Gate) -> None:
+async def test_the_thread_steps_back_for_validations(hasher: HashQueue, gate: Gate) -> None:
     gate.opened.set()
     before = os.sched_getscheduler(threading.get_native_id())
     await hasher.hash("1")
@@ -119,7 +119,7 @@ async def test_where_a_sandbox_knows_no_idle_threads_the_thread_is_nice(
 
     monkeypatch.setattr(os, "sched_setscheduler", refuse)
     gate.opened.set()
-    with closing(Hashing(TEST_COST)) as hasher:
+    with closing(HashQueue(TEST_COST)) as hasher:
         assert await hasher.hash("1") == "1 at 4"
     assert gate.niceness == THREAD_NICENESS
 
@@ -132,11 +132,11 @@ async def test_elsewhere_than_on_linux_the_thread_is_like_others(monkeypatch: py
     monkeypatch.setattr(os, "setpriority", refuse)
     monkeypatch.setattr(os, "sched_setscheduler", refuse, raising=False)
     gate.opened.set()
-    with closing(Hashing(TEST_COST)) as hasher:
+    with closing(HashQueue(TEST_COST)) as hasher:
         assert await hasher.hash("1") == "1 at 4"
 
 
-async def test_a_full_queue_refuses_at_once(hasher: Hashing, gate: Gate) -> None:
+async def test_a_full_queue_refuses_at_once(hasher: HashQueue, gate: Gate) -> None:
     tasks = await queued(hasher, *map(str, range(QUEUE_LIMIT)))
     with pytest.raises(OverloadedError) as refused:
         await hasher.hash("one too many")
@@ -149,33 +149,33 @@ async def test_a_full_queue_refuses_at_once(hasher: Hashing, gate: Gate) -> None
     assert await hasher.hash("afterwards") == "afterwards at 4"
 
 
-async def strangers(hasher: Hashing, *names: str) -> list[asyncio.Task[bool]]:
+async def strangers(hasher: HashQueue, *names: str) -> list[asyncio.Task[bool]]:
     """Strangers' passwords that wait or run, in order."""
-    tasks = [asyncio.create_task(verify(hasher, name, is_stranger=True)) for name in names]
+    tasks = [asyncio.create_task(verify(hasher, name, is_unknown_source=True)) for name in names]
     await asyncio.sleep(0)
     return tasks
 
 
-async def test_strangers_never_get_all_places(hasher: Hashing, gate: Gate) -> None:
-    tasks: list[asyncio.Task[Any]] = [*await strangers(hasher, *map(str, range(STRANGERS_LIMIT)))]
+async def test_strangers_never_get_all_places(hasher: HashQueue, gate: Gate) -> None:
+    tasks: list[asyncio.Task[Any]] = [*await strangers(hasher, *map(str, range(UNKNOWN_SOURCES_LIMIT)))]
     with pytest.raises(OverloadedError):
-        await verify(hasher, "one stranger too many", is_stranger=True)
-    tasks += await queued(hasher, *map(str, range(STRANGERS_LIMIT, QUEUE_LIMIT)))
+        await verify(hasher, "one stranger too many", is_unknown_source=True)
+    tasks += await queued(hasher, *map(str, range(UNKNOWN_SOURCES_LIMIT, QUEUE_LIMIT)))
     with pytest.raises(OverloadedError):
         await verify(hasher, "one too many")
     gate.opened.set()
     await asyncio.gather(*tasks)
 
 
-async def test_a_place_that_others_took_is_none_for_strangers(hasher: Hashing, gate: Gate) -> None:
+async def test_a_place_that_others_took_is_none_for_strangers(hasher: HashQueue, gate: Gate) -> None:
     tasks: list[asyncio.Task[Any]] = [*await queued(hasher, *map(str, range(QUEUE_LIMIT)))]
     with pytest.raises(OverloadedError):
-        await verify(hasher, "stranger", is_stranger=True)
+        await verify(hasher, "stranger", is_unknown_source=True)
     gate.opened.set()
     await asyncio.gather(*tasks)
 
 
-async def test_strangers_come_last(hasher: Hashing, gate: Gate) -> None:
+async def test_strangers_come_last(hasher: HashQueue, gate: Gate) -> None:
     tasks: list[asyncio.Task[Any]] = [*await strangers(hasher, "runs", "stranger 1", "stranger 2")]
     await asyncio.to_thread(gate.entered.wait)
     tasks += [asyncio.create_task(verify(hasher, "known")), *await queued(hasher, "new")]
@@ -184,7 +184,7 @@ async def test_strangers_come_last(hasher: Hashing, gate: Gate) -> None:
     assert gate.done == ["runs", "known", "new", "stranger 1", "stranger 2"]
 
 
-async def test_what_begins_is_told_and_what_waits_is_not(hasher: Hashing, gate: Gate) -> None:
+async def test_what_begins_is_told_and_what_waits_is_not(hasher: HashQueue, gate: Gate) -> None:
     begun: list[str] = []
     tasks = [asyncio.create_task(verify(hasher, name, begin=partial(begun.append, name))) for name in ("runs", "waits")]
     await asyncio.to_thread(gate.entered.wait)
@@ -219,31 +219,31 @@ def slow_clock(monkeypatch: pytest.MonkeyPatch) -> SlowClock:
     return clock
 
 
-async def test_how_long_a_hash_takes_is_known_before_the_first(slow_clock: SlowClock, hasher: Hashing) -> None:
-    with request_context.within(0.5), pytest.raises(OverloadedError):
+async def test_how_long_a_hash_takes_is_known_before_the_first(slow_clock: SlowClock, hasher: HashQueue) -> None:
+    with request_context.time_limit(0.5), pytest.raises(OverloadedError):
         await hasher.hash("would end after a second")
 
 
 async def test_the_first_estimate_is_about_what_a_hash_takes() -> None:
-    with closing(Hashing(TEST_COST + 4)) as hasher:
+    with closing(HashQueue(TEST_COST + 4)) as hasher:
         begin = time.thread_time()
         hashes.spend(TEST_COST + 4)
         seconds = time.thread_time() - begin
-        with request_context.within(seconds / 10), pytest.raises(OverloadedError):
-            hasher.check_room()
-        with request_context.within(seconds * 10):
-            hasher.check_room()
+        with request_context.time_limit(seconds / 10), pytest.raises(OverloadedError):
+            hasher.check_capacity()
+        with request_context.time_limit(seconds * 10):
+            hasher.check_capacity()
 
 
-async def test_what_would_end_too_late_is_refused_at_once(slow_clock: SlowClock, hasher: Hashing, gate: Gate) -> None:
+async def test_what_would_end_too_late_is_refused_at_once(slow_clock: SlowClock, hasher: HashQueue, gate: Gate) -> None:
     gate.opened.set()
     await hasher.hash("measured")
     gate.opened.clear()
     (running,) = await queued(hasher, "runs")
-    with request_context.within(1.5), pytest.raises(OverloadedError):
+    with request_context.time_limit(1.5), pytest.raises(OverloadedError):
         await hasher.hash("would end after 2 s")
     (waiting,) = await queued(hasher, "ends after 2 s")
-    with request_context.within(2.5), pytest.raises(OverloadedError) as refused:
+    with request_context.time_limit(2.5), pytest.raises(OverloadedError) as refused:
         await hasher.hash("would end after 3 s")
     assert refused.value.retry_delay.total_seconds() == pytest.approx(2)
     gate.opened.set()
@@ -252,44 +252,44 @@ async def test_what_would_end_too_late_is_refused_at_once(slow_clock: SlowClock,
 
 
 async def test_the_strangers_that_others_overtake_do_not_delay_them(
-    slow_clock: SlowClock, hasher: Hashing, gate: Gate
+    slow_clock: SlowClock, hasher: HashQueue, gate: Gate
 ) -> None:
     gate.opened.set()
     await hasher.hash("measured")
     gate.opened.clear()
     tasks: list[asyncio.Task[Any]] = [*await strangers(hasher, "runs", "waits 1", "waits 2")]
-    with request_context.within(2.5):
+    with request_context.time_limit(2.5):
         with pytest.raises(OverloadedError):
-            await verify(hasher, "would end after 4 s", is_stranger=True)
+            await verify(hasher, "would end after 4 s", is_unknown_source=True)
         tasks += await queued(hasher, "ends after 2 s")
-    with request_context.within(2.5), pytest.raises(OverloadedError):
+    with request_context.time_limit(2.5), pytest.raises(OverloadedError):
         await hasher.hash("would end after 3 s")
     gate.opened.set()
     await asyncio.gather(*tasks)
 
 
-async def test_the_estimate_follows_what_hashes_take(slow_clock: SlowClock, hasher: Hashing, gate: Gate) -> None:
+async def test_the_estimate_follows_what_hashes_take(slow_clock: SlowClock, hasher: HashQueue, gate: Gate) -> None:
     gate.opened.set()
     await hasher.hash("slow")
     slow_clock.seconds = slow_clock.cpu_seconds = 0.001
-    with request_context.within(1.0), pytest.raises(OverloadedError):
+    with request_context.time_limit(1.0), pytest.raises(OverloadedError):
         await hasher.hash("refused by the old estimate")
     await hasher.hash("fast")
-    with request_context.within(1.0):
+    with request_context.time_limit(1.0):
         await hasher.hash("taken by the new one")
 
 
 async def test_a_starved_thread_goes_on_once_nobody_is_ahead(
-    slow_clock: SlowClock, hasher: Hashing, gate: Gate
+    slow_clock: SlowClock, hasher: HashQueue, gate: Gate
 ) -> None:
     """Or an estimate beyond every deadline would let nobody in to correct it."""
     gate.opened.set()
     slow_clock.seconds, slow_clock.cpu_seconds = 60.0, 0.25
     await hasher.hash("took a minute")
-    with request_context.within(0.2), pytest.raises(OverloadedError):
+    with request_context.time_limit(0.2), pytest.raises(OverloadedError):
         await hasher.hash("needs longer at the best")
     gate.opened.clear()
-    with request_context.within(2.5):
+    with request_context.time_limit(2.5):
         (taken,) = await queued(hasher, "nobody is ahead")
         with pytest.raises(OverloadedError):
             await hasher.hash("would end after a minute")
@@ -297,21 +297,21 @@ async def test_a_starved_thread_goes_on_once_nobody_is_ahead(
     assert await taken
 
 
-async def test_a_place_is_taken_before_there_is_anything_to_hash(hasher: Hashing, gate: Gate) -> None:
+async def test_a_place_is_taken_before_there_is_anything_to_hash(hasher: HashQueue, gate: Gate) -> None:
     gate.opened.set()
     with ExitStack() as places:
         for number in range(QUEUE_LIMIT):
-            hasher.check_room()
-            places.enter_context(hasher.place(is_stranger=number < STRANGERS_LIMIT))
+            hasher.check_capacity()
+            places.enter_context(hasher.place(is_unknown_source=number < UNKNOWN_SOURCES_LIMIT))
         with pytest.raises(OverloadedError):
-            hasher.check_room()
+            hasher.check_capacity()
         with pytest.raises(OverloadedError):
             await hasher.hash("one too many")
-    hasher.check_room()
+    hasher.check_capacity()
     assert await hasher.hash("afterwards") == "afterwards at 4"
 
 
-async def test_a_place_is_for_one_hash(hasher: Hashing, gate: Gate) -> None:
+async def test_a_place_is_for_one_hash(hasher: HashQueue, gate: Gate) -> None:
     """It is free when that is done, and again when the next one is."""
     gate.opened.set()
     for _ in range(QUEUE_LIMIT + 1):
@@ -322,35 +322,37 @@ async def test_a_place_is_for_one_hash(hasher: Hashing, gate: Gate) -> None:
         for _ in range(QUEUE_LIMIT):
             places.enter_context(hasher.place())
         with pytest.raises(OverloadedError):
-            hasher.check_room()
+            hasher.check_capacity()
 
 
-async def in_turn(hasher: Hashing, begun: list[str], name: str, *, is_stranger: bool) -> None:
+async def in_turn(hasher: HashQueue, begun: list[str], name: str, *, is_unknown_source: bool) -> None:
     """Take a place and a turn, note it, and hash."""
-    with hasher.place(is_stranger=is_stranger) as place:
+    with hasher.place(is_unknown_source=is_unknown_source) as place:
         async with hasher.turn(place) as has_waited:
             begun.append(f"{name} {'has waited' if has_waited else 'at once'}")
             await hasher.verify(name, None, place)
 
 
-@pytest.mark.parametrize("is_stranger", [True, False])
-async def test_one_is_made_ready_while_another_is_hashed(hasher: Hashing, gate: Gate, *, is_stranger: bool) -> None:
+@pytest.mark.parametrize("is_unknown_source", [True, False])
+async def test_one_is_made_ready_while_another_is_hashed(
+    hasher: HashQueue, gate: Gate, *, is_unknown_source: bool
+) -> None:
     begun: list[str] = []
-    tasks = [asyncio.create_task(in_turn(hasher, begun, name, is_stranger=is_stranger)) for name in "ABCD"]
+    tasks = [asyncio.create_task(in_turn(hasher, begun, name, is_unknown_source=is_unknown_source)) for name in "ABCD"]
     await asyncio.to_thread(gate.entered.wait)
     assert begun == ["A at once", "B at once"]
     gate.opened.set()
     await asyncio.gather(*tasks)
     assert begun == ["A at once", "B at once", "C has waited", "D has waited"]
-    await in_turn(hasher, begun, "E", is_stranger=is_stranger)
+    await in_turn(hasher, begun, "E", is_unknown_source=is_unknown_source)
     assert begun[-1] == "E at once"
 
 
-async def test_strangers_keep_nobody_elses_turn(hasher: Hashing, gate: Gate) -> None:
+async def test_strangers_keep_nobody_elses_turn(hasher: HashQueue, gate: Gate) -> None:
     begun: list[str] = []
-    tasks = [asyncio.create_task(in_turn(hasher, begun, name, is_stranger=True)) for name in "ABC"]
+    tasks = [asyncio.create_task(in_turn(hasher, begun, name, is_unknown_source=True)) for name in "ABC"]
     await asyncio.to_thread(gate.entered.wait)
-    tasks.append(asyncio.create_task(in_turn(hasher, begun, "known", is_stranger=False)))
+    tasks.append(asyncio.create_task(in_turn(hasher, begun, "known", is_unknown_source=False)))
     await asyncio.sleep(0)
     assert begun == ["A at once", "B at once", "known at once"]
     gate.opened.set()
@@ -358,59 +360,59 @@ async def test_strangers_keep_nobody_elses_turn(hasher: Hashing, gate: Gate) -> 
     assert gate.done == ["A", "known", "B", "C"]
 
 
-async def test_a_turn_that_does_not_come_in_time_is_overload(hasher: Hashing, gate: Gate) -> None:
+async def test_a_turn_that_does_not_come_in_time_is_overload(hasher: HashQueue, gate: Gate) -> None:
     begun: list[str] = []
-    tasks = [asyncio.create_task(in_turn(hasher, begun, name, is_stranger=True)) for name in "AB"]
+    tasks = [asyncio.create_task(in_turn(hasher, begun, name, is_unknown_source=True)) for name in "AB"]
     await asyncio.to_thread(gate.entered.wait)
-    with request_context.within(0.02), pytest.raises(OverloadedError):
-        await in_turn(hasher, begun, "late", is_stranger=True)
+    with request_context.time_limit(0.02), pytest.raises(OverloadedError):
+        await in_turn(hasher, begun, "late", is_unknown_source=True)
     gate.opened.set()
     await asyncio.gather(*tasks)
-    await in_turn(hasher, begun, "next", is_stranger=True)
+    await in_turn(hasher, begun, "next", is_unknown_source=True)
     assert gate.done == ["A", "B", "next"]
     assert begun[2:] == ["next at once"]
 
 
 async def test_a_turn_that_comes_too_late_for_a_hash_is_overload(
-    slow_clock: SlowClock, hasher: Hashing, gate: Gate
+    slow_clock: SlowClock, hasher: HashQueue, gate: Gate
 ) -> None:
     """Whoever begins all the same asks the store in vain, and blames it."""
     gate.opened.set()
     begun: list[str] = []
-    with hasher.place() as place, request_context.within(0.5), pytest.raises(OverloadedError):
+    with hasher.place() as place, request_context.time_limit(0.5), pytest.raises(OverloadedError):
         async with hasher.turn(place):
             begun.append("too late")
     assert not begun
-    await in_turn(hasher, begun, "next", is_stranger=False)
+    await in_turn(hasher, begun, "next", is_unknown_source=False)
     assert begun == ["next at once"]
 
 
-async def test_a_deadline_that_has_passed_is_refused_at_once(hasher: Hashing, gate: Gate) -> None:
-    with request_context.within(-1.0), pytest.raises(OverloadedError):
+async def test_a_deadline_that_has_passed_is_refused_at_once(hasher: HashQueue, gate: Gate) -> None:
+    with request_context.time_limit(-1.0), pytest.raises(OverloadedError):
         await hasher.hash("late")
     assert not gate.entered.is_set()
 
 
-async def test_a_hash_that_takes_too_long_is_overload(hasher: Hashing, gate: Gate) -> None:
-    with request_context.within(0.02), pytest.raises(OverloadedError):
+async def test_a_hash_that_takes_too_long_is_overload(hasher: HashQueue, gate: Gate) -> None:
+    with request_context.time_limit(0.02), pytest.raises(OverloadedError):
         await hasher.hash("never ends")
     gate.opened.set()
     assert await hasher.hash("next") == "next at 4"
 
 
-async def test_a_hash_that_nobody_waits_for_never_runs(hasher: Hashing, gate: Gate) -> None:
+async def test_a_hash_that_nobody_waits_for_never_runs(hasher: HashQueue, gate: Gate) -> None:
     running, cancelled, waiting = await queued(hasher, "runs", "is cancelled", "waits")
     cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):
         await cancelled
-    with request_context.within(0.02), pytest.raises(OverloadedError):
+    with request_context.time_limit(0.02), pytest.raises(OverloadedError):
         await hasher.hash("is too late")
     gate.opened.set()
     await asyncio.gather(running, waiting)
     assert gate.done == ["runs", "waits"]
 
 
-async def test_a_cancelled_hash_gives_its_place_back(hasher: Hashing, gate: Gate) -> None:
+async def test_a_cancelled_hash_gives_its_place_back(hasher: HashQueue, gate: Gate) -> None:
     tasks = await queued(hasher, *map(str, range(QUEUE_LIMIT)))
     tasks[-1].cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -422,7 +424,7 @@ async def test_a_cancelled_hash_gives_its_place_back(hasher: Hashing, gate: Gate
 
 
 async def test_a_fault_while_hashing_reaches_whoever_waits(
-    hasher: Hashing, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    hasher: HashQueue, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> bool:
         raise LookupError("broken")
@@ -434,7 +436,7 @@ async def test_a_fault_while_hashing_reaches_whoever_waits(
     assert await hasher.hash("next") == "next at 4"
 
 
-async def test_closing_finishes_what_runs_and_drops_what_waits(hasher: Hashing, gate: Gate) -> None:
+async def test_closing_finishes_what_runs_and_drops_what_waits(hasher: HashQueue, gate: Gate) -> None:
     running, waiting = await queued(hasher, "runs", "waits")
     await asyncio.to_thread(gate.entered.wait)
     closed = asyncio.create_task(asyncio.to_thread(hasher.close))

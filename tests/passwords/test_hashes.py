@@ -8,16 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from authsvc.errors import PasswordRejectedError
-from authsvc.passwords import hashes
-from authsvc.passwords.hashes import (
-    BCRYPT_MAX_BYTES,
-    MAX_LENGTH,
-    MAX_STORED_COST,
-    check_policy,
-    hash_password,
-    stored_cost,
-    verify_password,
-)
+from authsvc.passwords import hashes, policy
+from authsvc.passwords.hashes import BCRYPT_MAX_BYTES, MAX_STORED_COST, hash_password, stored_cost, verify_password
+from authsvc.passwords.policy import MAX_LENGTH, check_policy
 from tests.support import TEST_COST
 
 EMAIL = "alice.smith@example.com"
@@ -106,8 +99,8 @@ def test_a_listed_word_among_others_is_allowed() -> None:
 
 
 def test_lists_and_passwords_are_compared_without_case_and_in_one_normal_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = frozenset({hashes._folded("Straße der Größe")})  # noqa: SLF001 - the list has no such word
-    monkeypatch.setattr(hashes, "_common_passwords", lambda: words)
+    words = frozenset({policy._folded("Straße der Größe")})  # noqa: SLF001 - the list has no such word
+    monkeypatch.setattr(policy, "_common_passwords", lambda: words)
     for spelling in ("STRASSE DER GRÖSSE", "straße der größe", "strasse der gro\u0308sse", "Straẞe der Größe"):
         assert problem(spelling) == "is a commonly used password"
 

@@ -18,10 +18,10 @@ from authsvc.config import Settings
 from authsvc.errors import OverloadedError, StoreUnavailableError
 from authsvc.rpc.callers import api_key_digest, new_api_key
 from authsvc.server import app
+from authsvc.stores import opening
 from authsvc.telemetry import logs
 from authsvc.telemetry.audit import Event
-from authsvc.tokens.key_file import rotate_keys
-from authsvc.tokens.keys import generate_key_file
+from authsvc.tokens.key_file import generate_key_file, rotate_keys
 from authsvc.tokens.refresh_tokens import new_refresh_token
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
@@ -78,7 +78,7 @@ async def stage(
         'permissions = ["validate", "login", "sessions", "users"]\n'
     )
     known = replace(settings, signing_keys=keys, callers=callers)
-    async with app.open_store(known) as store:
+    async with opening.open_store(known) as store:
         await store.create_tables()
     async with app.running(known, clock) as service, connected(service, api_key=api_key) as client:
         await client.create_user(EMAIL)

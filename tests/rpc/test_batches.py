@@ -7,7 +7,7 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from authsvc.tokens.access_tokens import AccessToken, InactiveReason
+from authsvc.tokens.verification import AccessToken, InactiveReason
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import errors_pb2
 from tests.faults import Exchange, Reply, Throttle

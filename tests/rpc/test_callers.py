@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from authsvc.errors import CallersFileError
-from authsvc.rpc.callers import Caller, Callers, Permission, api_key_digest, follow_callers, new_api_key, read_callers
+from authsvc.rpc.callers import (
+    Caller,
+    Callers,
+    Permission,
+    api_key_digest,
+    new_api_key,
+    read_callers,
+    watch_callers_file,
+)
 from tests.support import WITNESS
 
 KEY = "ask_" + "Ab1_-" * 8 + "Ab1"
@@ -236,7 +244,7 @@ class Followed:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.file = follow_callers(path)
+        self.file = watch_callers_file(path)
         self._position = len(WITNESS.lines.getvalue())
 
     def allows(self, key: str) -> bool:
@@ -340,7 +348,7 @@ def test_a_file_that_is_swapped_by_a_symlink_is_seen(tmp_path: Path) -> None:
 def test_at_its_start_it_refuses_a_broken_file(path: Path) -> None:
     path.write_text("[callers")
     with pytest.raises(CallersFileError, match="is not TOML"):
-        follow_callers(path)
+        watch_callers_file(path)
 
 
 def test_no_key_is_in_what_the_callers_show_of_themselves(path: Path) -> None:

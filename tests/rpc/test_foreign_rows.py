@@ -6,7 +6,7 @@ import bcrypt
 import grpc
 import pytest
 
-from authsvc.stores.dynamodb.batch_get import STANDING_ATTRIBUTES
+from authsvc.stores.dynamodb.batch_get import USER_STATE_ATTRIBUTES
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.dynamodb import Tables
 from tests.rpc.conftest import Shared
@@ -160,7 +160,7 @@ async def test_a_broken_row_is_logged_and_never_active(shared: Shared) -> None:
 
         assert (read.code, read.reason, read.text) == (grpc.StatusCode.INTERNAL, "INTERNAL", "internal error")
         assert login.reason == "INVALID_CREDENTIALS"
-        if attribute in STANDING_ATTRIBUTES:
+        if attribute in USER_STATE_ATTRIBUTES:
             assert (await failure(shared.client.validate(token))).reason == "INTERNAL"
         else:  # which a validation does not read
             assert (await shared.client.validate(token)).state == ACTIVE

@@ -45,7 +45,7 @@ class Stage:
     life: Life
     roles: "count[int]" = field(default_factory=lambda: count(1))
     seen: Counter[str] = field(default_factory=Counter)
-    is_over: bool = False
+    is_expired: bool = False
 
     async def begin_life(self) -> None:
         user = await self.writer.get_user(user_id=self.user_id)
@@ -86,10 +86,10 @@ class Stage:
                 if last == self.disable:
                     await self.enable()
                 await self.begin_life()
-        self.is_over = True
+        self.is_expired = True
 
     async def read(self, client: Client, others: list[str]) -> None:
-        while not self.is_over:
+        while not self.is_expired:
             life, known = self.life, self.life.acknowledged
             if others:
                 results = await batch(client, *others, life.token)

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from authsvc import request_context
 from authsvc.config import Address, Settings
 from authsvc.server import app
+from authsvc.stores import opening
 from authsvc.telemetry import logs, metrics
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
@@ -134,7 +135,7 @@ async def test_an_attempt_to_validate_that_fails_counts_with_its_cause(proxied: 
     await proxied.client.create_user()
     token = await proxied.client.access_token()
     throttled = Since("authsvc_store_failed_attempts_total", operation="batch_get_item", cause="ThrottlingException")
-    failed = Since("authsvc_store_calls_total", operation="batch_get_item", error="NoAnswerError")
+    failed = Since("authsvc_store_calls_total", operation="batch_get_item", error="RetryableStoreError")
     with proxied.proxy.fault(Throttle("ThrottlingException"), times=2):
         await proxied.client.validate(token)
     assert (throttled.growth, failed.growth) == (2, 2)
@@ -241,7 +242,7 @@ async def status(http: aiohttp.ClientSession) -> tuple[int, str]:
 async def test_healthz_waits_for_the_stores_first_answer_and_outlives_its_last(
     dynoxide: Engine, signing_keys: Path, table_prefix: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(request_context, "BUDGET_SECONDS", 0.5)
+    monkeypatch.setattr(request_context, "DEFAULT_DEADLINE_SECONDS", 0.5)
     async with FaultyProxy(dynoxide.endpoint_url) as proxy:
         use_engine(dynoxide, monkeypatch, proxy.endpoint_url)
         settings = make_settings(signing_keys, "dynamodb", table_prefix=table_prefix)
@@ -251,7 +252,7 @@ async def test_healthz_waits_for_the_stores_first_answer_and_outlives_its_last(
             aiohttp.ClientSession(f"http://{service.http_address}") as http,
         ):
             assert await status(http) == (503, "not serving\n")
-            async with app.open_store(settings) as store:
+            async with opening.open_store(settings) as store:
                 await store.create_tables()
             while await status(http) != (200, "serving\n"):
                 pass

@@ -14,17 +14,17 @@ from authsvc import errors, request_context
 from authsvc.errors import AuthsvcError, OperatorError
 from authsvc.models import User, utc_now
 from authsvc.rpc.callers import Callers
-from authsvc.rpc.middleware import Guard
+from authsvc.rpc.middleware import Middleware
 from authsvc.rpc.statuses import STATUS_BY_ERROR
 from authsvc.telemetry import logs
-from authsvc.tokens.access_tokens import AccessToken, InactiveReason
+from authsvc.tokens.verification import AccessToken, InactiveReason
 from authsvc.usecases.validation import ActiveToken, Check, Validation
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from authsvc.v1 import errors_pb2
 from authsvc.v1 import user_service_pb2 as user_pb2
 from authsvc.v1 import user_service_pb2_grpc as user_grpc
-from authsvc.watched_file import FollowedFile
+from authsvc.watched_file import WatchedFile
 from tests.support import failure
 
 Code = grpc.StatusCode
@@ -46,14 +46,14 @@ ON_THE_WIRE: list[tuple[AuthsvcError, grpc.StatusCode, str]] = [
     (errors.EmailAlreadyExistsError(SECRET), Code.ALREADY_EXISTS, "EMAIL_ALREADY_EXISTS"),
     (errors.UserNotFoundError(SECRET), Code.NOT_FOUND, "USER_NOT_FOUND"),
     (errors.StoreUnavailableError(SECRET), Code.UNAVAILABLE, "STORE_UNAVAILABLE"),
-    (errors.BrokenRowError(SECRET, "role"), Code.INTERNAL, "INTERNAL"),
+    (errors.CorruptItemError(SECRET, "role"), Code.INTERNAL, "INTERNAL"),
 ]
-ON_PURPOSE_INTERNAL = {errors.BrokenRowError, Exception}
+ON_PURPOSE_INTERNAL = {errors.CorruptItemError, Exception}
 NEVER_SENT = {
     AuthsvcError,
     errors.CallerRefusedError,
     errors.LoginRefusedError,
-    errors.NoAnswerError,
+    errors.RetryableStoreError,
     errors.RetryLaterError,
     errors.UserChangedError,
 }
@@ -146,13 +146,13 @@ class Served:
 async def served(
     handler: Handler,
     outcome: ActiveToken | InactiveReason = InactiveReason.MALFORMED,
-    callers: FollowedFile[Callers] | None = None,
+    callers: WatchedFile[Callers] | None = None,
 ) -> AsyncIterator[Served]:
     """Both services on a real socket, guarded, with one handler for all methods."""
     log = io.StringIO()
     logs.configure("json", "debug", stream=log)
     validations, servicer = FakeValidations(outcome), Servicer(handler)
-    guard = Guard(validations, callers)  # type: ignore[arg-type]
+    guard = Middleware(validations, callers)  # type: ignore[arg-type]
     server = grpc.aio.server()
     services = (
         auth_pb2.DESCRIPTOR.services_by_name["AuthService"],
@@ -251,7 +251,7 @@ async def test_the_cause_of_an_outage_is_logged_and_not_sent() -> None:
 
 
 async def test_a_broken_row_is_logged_where_it_is_found_and_not_again_as_a_fault() -> None:
-    async with served(raising(errors.BrokenRowError(SECRET, "role"))) as service:
+    async with served(raising(errors.CorruptItemError(SECRET, "role"))) as service:
         await failure(service.validate())
         assert [event["level"] for event in service.events()] == ["debug"]
 
@@ -299,7 +299,7 @@ async def test_a_handler_has_until_shortly_before_its_client_gives_up() -> None:
     async with served(handler) as service:
         # gRPC rounds what is left up, by less than a twentieth.
         assert 0 < float((await service.validate(timeout=20.0)).user_id) < 19
-        assert 19 < float((await service.validate(timeout=60.0)).user_id) <= request_context.BUDGET_SECONDS
+        assert 19 < float((await service.validate(timeout=60.0)).user_id) <= request_context.DEFAULT_DEADLINE_SECONDS
 
 
 async def test_a_client_that_leaves_is_no_fault() -> None:
@@ -433,7 +433,7 @@ class FakeContext:
 async def test_a_stranger_is_not_believed_where_the_user_is(method: str, peer: str, believed: str) -> None:
     """Nobody spreads guesses over sources of their choice."""
     servicer = Servicer(answering(auth_pb2.AuthenticateResponse()))
-    guard = Guard(FakeValidations(), None)  # type: ignore[arg-type]
+    guard = Middleware(FakeValidations(), None)  # type: ignore[arg-type]
     methods: Any = guard.methods(auth_pb2.DESCRIPTOR.services_by_name["AuthService"], servicer)
     handler = methods.service(CallDetails(f"/authsvc.v1.AuthService/{method}"))
     request = getattr(auth_pb2, f"{method}Request")(client_address="192.0.2.1")

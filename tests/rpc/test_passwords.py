@@ -9,8 +9,8 @@ import pytest
 
 from authsvc.errors import OverloadedError, UserChangedError
 from authsvc.models import User
-from authsvc.passwords import hashes
-from authsvc.usecases.users import Accounts
+from authsvc.passwords import hashes, policy
+from authsvc.usecases.users import Users
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import user_service_pb2 as user_pb2
 from tests.faults import Reset
@@ -157,7 +157,7 @@ async def test_temporary_passwords_are_random_and_within_the_policy(client: Clie
     assert len(told) == 20
     for text in told:
         assert len(text.replace("-", "")) * 5 >= 80
-        hashes.check_policy(text, alice.email, 15)
+        policy.check_policy(text, alice.email, 15)
 
 
 def test_nobody_can_choose_another_users_password() -> None:
@@ -203,7 +203,7 @@ async def test_a_disabled_user_changes_no_password(shared: Shared) -> None:
     assert await shared.client.log_in()
 
 
-Overtaking = Callable[[Accounts, str], Awaitable[object]]
+Overtaking = Callable[[Users, str], Awaitable[object]]
 
 
 def overtake_the_next_change(client: Client, monkeypatch: pytest.MonkeyPatch, overtaking: Overtaking) -> None:

@@ -63,9 +63,9 @@ async def test_a_refresh_gives_new_tokens_of_the_same_session(anywhere: Client, 
 async def test_twenty_concurrent_refreshes_give_one_successor(anywhere: Client) -> None:
     first = (await logged_in(anywhere)).tokens
     all_tokens = await asyncio.gather(*(anywhere.refresh(first.refresh_token) for _ in range(20)))
-    (successor,) = {tokens.refresh_token for tokens in all_tokens}
+    (next_token,) = {tokens.refresh_token for tokens in all_tokens}
     assert {await is_alive(anywhere, tokens.access_token) for tokens in all_tokens} == {True}
-    assert (await anywhere.refresh(successor)).refresh_token not in {successor, first.refresh_token}
+    assert (await anywhere.refresh(next_token)).refresh_token not in {next_token, first.refresh_token}
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1.5, GRACE_SECONDS, -HOST_SKEW.total_seconds()])

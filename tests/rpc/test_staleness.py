@@ -292,7 +292,7 @@ async def test_a_store_in_any_trouble_is_stood_in_for_by_the_deadline(proxied: P
     await client.validate(alice.token)
     both = request(alice.token, timedelta(), CAP_IF_ERROR)
     with proxied.proxy.fault(fault):
-        for timeout in (2 * validation.PATIENCE_SECONDS + 2, None):
+        for timeout in (2 * validation.STALE_FALLBACK_TIMEOUT_SECONDS + 2, None):
             assert (await client.auth.ValidateToken(both, timeout=timeout)).degraded
 
 

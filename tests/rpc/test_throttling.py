@@ -20,9 +20,9 @@ import pytest
 
 from authsvc.config import Address, Settings
 from authsvc.models import Budget
-from authsvc.passwords.hash_queue import STRANGERS_LIMIT
+from authsvc.passwords.hash_queue import UNKNOWN_SOURCES_LIMIT
 from authsvc.stores.dynamodb.client import MAX_ATTEMPTS
-from authsvc.throttling.budgets import Target
+from authsvc.throttling.budgets import AttemptKeys
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from tests.faults import Garbage, Reply, ServerError, Unprocessed
@@ -365,26 +365,26 @@ async def test_guesses_hold_up_nobody_at_a_known_source(client: Client, gate: Ga
     await log_in(client, HOME)
     shut(gate)
     guesses = [asyncio.create_task(guess(client, address=source(number))) for number in range(60)]
-    await until_pending(client, STRANGERS_LIMIT)
+    await until_pending(client, UNKNOWN_SOURCES_LIMIT)
     owner = [asyncio.create_task(log_in(client, HOME)) for _ in range(3)]
-    await until_pending(client, STRANGERS_LIMIT + 3)
+    await until_pending(client, UNKNOWN_SOURCES_LIMIT + 3)
     gate.opened.set()
     assert await asyncio.gather(*owner) == ["OK"] * 3
     reasons = Counter(await asyncio.gather(*guesses))
-    assert reasons == {"INVALID_CREDENTIALS": STRANGERS_LIMIT, "OVERLOADED": 60 - STRANGERS_LIMIT}
+    assert reasons == {"INVALID_CREDENTIALS": UNKNOWN_SOURCES_LIMIT, "OVERLOADED": 60 - UNKNOWN_SOURCES_LIMIT}
 
 
 async def test_what_was_not_looked_at_is_given_back(client: Client, gate: Gate) -> None:
     """OVERLOADED, and a client that went away while it waited."""
     await client.create_user()
     shut(gate)
-    others = [asyncio.create_task(guess(client, address=source(number))) for number in range(STRANGERS_LIMIT - 1)]
-    await until_pending(client, STRANGERS_LIMIT - 1)
+    others = [asyncio.create_task(guess(client, address=source(number))) for number in range(UNKNOWN_SOURCES_LIMIT - 1)]
+    await until_pending(client, UNKNOWN_SOURCES_LIMIT - 1)
     for _ in range(11):
         async with going_away(client, HOME):
-            await until_pending(client, STRANGERS_LIMIT)
+            await until_pending(client, UNKNOWN_SOURCES_LIMIT)
             assert await guess(client) == "OVERLOADED"
-        await until_pending(client, STRANGERS_LIMIT - 1)
+        await until_pending(client, UNKNOWN_SOURCES_LIMIT - 1)
     gate.opened.set()
     await asyncio.gather(*others)
     for address in (ELSEWHERE, HOME):
@@ -445,7 +445,7 @@ async def test_a_reservation_that_fails_half_way_is_given_back(proxied: Proxied)
 async def test_a_counter_that_cannot_be_read_lets_nobody_in(proxied: Proxied) -> None:
     """Whether or not there is an account: nothing is looked up."""
     await proxied.client.create_user()
-    keys = [Target.of(email, ELSEWHERE).account_key for email in (EMAIL, NOBODY)]
+    keys = [AttemptKeys.of(email, ELSEWHERE).account_key for email in (EMAIL, NOBODY)]
     for key in keys:
         item = {"attempt_key": {"S": key}, "expires_at": {"S": "never"}}
         proxied.tables.dynamodb.put_item(TableName=proxied.tables.login_attempts, Item=item)

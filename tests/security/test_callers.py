@@ -15,8 +15,9 @@ from cryptography import x509
 
 from authsvc.config import Settings
 from authsvc.rpc.callers import Permission, api_key_digest, new_api_key
-from authsvc.rpc.middleware import PERMISSIONS, Guard
+from authsvc.rpc.middleware import PERMISSIONS, Middleware
 from authsvc.server import app
+from authsvc.stores import opening
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from authsvc.v1 import user_service_pb2 as user_pb2
@@ -122,7 +123,7 @@ class Served:
 
 @asynccontextmanager
 async def served(settings: Settings, clock: FakeClock) -> AsyncIterator[Served]:
-    async with app.open_store(settings) as store:
+    async with opening.open_store(settings) as store:
         await store.create_tables()
     async with app.running(settings, clock) as service:
         tokens = {}
@@ -180,7 +181,7 @@ def test_a_method_that_no_row_speaks_of_stops_the_start(monkeypatch: pytest.Monk
     sessions: Any = None
     servicer = SimpleNamespace(**dict.fromkeys(METHODS))
     with pytest.raises(KeyError, match="GetJwks"):
-        Guard(sessions, None).methods(SERVICES[0], servicer)
+        Middleware(sessions, None).methods(SERVICES[0], servicer)
 
 
 async def test_who_may_call_with_a_callers_file(settings: Settings, clock: FakeClock, keys: Keys) -> None:

@@ -15,6 +15,7 @@ import pytest
 from authsvc.config import Settings
 from authsvc.rpc.callers import api_key_digest, new_api_key
 from authsvc.server import app
+from authsvc.stores import opening
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from tests.e2e.certificates import Authority
@@ -147,7 +148,7 @@ async def test_a_damaged_key_is_refused_and_not_logged(settings: Settings, clock
     file = tmp_path / "callers.toml"
     file.write_text(f'[callers.a]\napi_key_sha256 = ["{api_key_digest(key)}"]\npermissions = ["validate"]\n')
     await_ready = replace(settings, store=f"sqlite:{tmp_path / 'other.db'}", callers=file)
-    async with app.open_store(await_ready) as store:
+    async with opening.open_store(await_ready) as store:
         await store.create_tables()
     async with app.running(await_ready, clock) as service, raw(service.address) as connection:
         await connection.hello()
@@ -320,7 +321,7 @@ async def impatient(
         addresses = []
         plain = replace(settings, store=f"sqlite:{tmp_path / 'impatient.db'}")
         for changed in (plain, replace(plain, tls_cert=pair.certificate, tls_key=pair.key)):
-            async with app.open_store(changed) as store:
+            async with opening.open_store(changed) as store:
                 await store.create_tables()
             addresses.append((await stack.enter_async_context(app.running(changed, clock))).address)
         yield addresses[0], addresses[1]

@@ -23,12 +23,12 @@ from authsvc.errors import (
     UserNotFoundError,
 )
 from authsvc.models import LEEWAY
-from authsvc.passwords.hash_queue import Hashing
+from authsvc.passwords.hash_queue import HashQueue
 from authsvc.stores.dynamodb.store import open_dynamodb_store
 from authsvc.stores.interface import Store
 from authsvc.stores.sqlite import open_sqlite_store
 from authsvc.usecases.sessions import REUSE_GRACE, Tokens
-from authsvc.usecases.users import every_user
+from authsvc.usecases.users import iterate_users
 from authsvc.usecases.validation import ActiveToken, Check
 from tests.faults import WRITES, Conflict, FaultyProxy, Reset
 from tests.stores.contract.use_cases import ACCESS_TTL, IDLE_TTL, MAX_TTL, UseCases, key_ring
@@ -57,8 +57,8 @@ class Person:
 
     def refusal(self, password: str, now: datetime) -> type[AuthsvcError] | None:
         """What a login of this user gives other than tokens."""
-        is_over = self.temporary_until is not None and now >= self.temporary_until
-        if password != self.password or not self.is_active or is_over:
+        is_expired = self.temporary_until is not None and now >= self.temporary_until
+        if password != self.password or not self.is_active or is_expired:
             return InvalidCredentialsError
         return None if self.temporary_until is None else PasswordChangeRequiredError
 
@@ -70,14 +70,14 @@ class Login:
     person: Person
     session_id: str
     max_expire_time: datetime
-    has_ended: bool = False
+    has_ended_session: bool = False
     expire_time: datetime = field(init=False)
     rotate_time: datetime = field(init=False)
     issued: list[Tokens] = field(default_factory=list)
     chain: list[str] = field(default_factory=list)
 
     def lives(self) -> bool:
-        return self.person.exists and self.person.is_active and not self.has_ended
+        return self.person.exists and self.person.is_active and not self.has_ended_session
 
 
 class Model(RuleBasedStateMachine):
@@ -114,7 +114,7 @@ class Model(RuleBasedStateMachine):
 
     def end_all(self, person: Person) -> None:
         for login in self.logins:
-            login.has_ended |= login.person is person
+            login.has_ended_session |= login.person is person
 
     def has_begun(self, person: Person, tokens: Tokens) -> None:
         login = Login(person, tokens.refresh_token.session_id, self.now + MAX_TTL)
@@ -184,7 +184,7 @@ class Model(RuleBasedStateMachine):
         is_reuse = age > 1 or (age == 1 and self.now - login.rotate_time > REUSE_GRACE)
         tokens = self.do(call, InvalidRefreshTokenError if is_reuse or not is_good else None)
         if tokens is None:
-            login.has_ended |= is_good  # and then the token was a stolen one
+            login.has_ended_session |= is_good  # and then the token was a stolen one
         elif age == 0:
             login.rotate_time = self.now
             self.has_issued(login, tokens)
@@ -204,7 +204,7 @@ class Model(RuleBasedStateMachine):
             call = self.use_cases.sessions.revoke_sessions(login.person.user_id, [login.session_id])
             refusal = None if login.person.exists else UserNotFoundError
         self.do(call, refusal)
-        login.has_ended = True
+        login.has_ended_session = True
 
     def change(
         self, at: int, call: Callable[[str], Coroutine[Any, Any, Any]], refusal: type[AuthsvcError] | None = None
@@ -290,12 +290,12 @@ class Model(RuleBasedStateMachine):
         user = await self.use_cases.accounts.get_user(person.user_id)
         assert (user.email, user.role, user.is_active) == (person.email, person.role, person.is_active)
         sessions, _ = await self.use_cases.sessions.list_sessions(person.user_id, 0, "")
-        living = [login for login in self.logins if login.person is person and not login.has_ended]
+        living = [login for login in self.logins if login.person is person and not login.has_ended_session]
         expected = {login.session_id for login in living if self.now < login.expire_time}
         assert {session.session_id for session in sessions} == expected
 
     async def compare_list(self) -> None:
-        listed = [user.user_id async for user in every_user(self.use_cases.store)]
+        listed = [user.user_id async for user in iterate_users(self.use_cases.store)]
         assert len(listed) == len(set(listed))
         here = {person.user_id for person in self.people if person.exists}
         gone = {person.user_id for person in self.people} - here
@@ -333,7 +333,7 @@ def test_the_service_agrees_with_the_model(
 ) -> None:
     """On DynamoDB with responses that get lost and transactions that conflict."""
     clock = FakeClock()
-    with asyncio.Runner() as runner, closing(Hashing(TEST_COST)) as hashing:
+    with asyncio.Runner() as runner, closing(HashQueue(TEST_COST)) as hashing:
         stack = AsyncExitStack()
         try:
             store = runner.run(opened(name, stack, request, tmp_path, table_prefix))

@@ -13,7 +13,8 @@ import pytest
 import authsvc
 from authsvc.config import Settings
 from authsvc.server import app
-from authsvc.usecases.users import every_user
+from authsvc.stores import opening
+from authsvc.usecases.users import iterate_users
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from tests.support import ADMIN_EMAIL, PASSWORD, Client, FakeClock, connected, failure, served
@@ -25,13 +26,13 @@ GUESSERS = 40
 
 async def test_there_is_no_account_until_somebody_makes_one(settings: Settings, clock: FakeClock) -> None:
     """ASVS-6.3.2."""
-    async with app.open_store(settings) as store:
+    async with opening.open_store(settings) as store:
         await store.create_tables()
         async with app.running(settings, clock) as service, connected(service) as client:
             for email in ("admin@example.com", "admin@localhost", "root@example.com", "authsvc@authsvc"):
                 for password in ("admin", "changeit", "authsvc", PASSWORD):
                     assert (await failure(client.log_in(email, password))).reason != "OK"
-        assert [user async for user in every_user(store)] == []
+        assert [user async for user in iterate_users(store)] == []
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,10 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from authsvc.models import utc_now
-from authsvc.tokens.access_tokens import AccessToken, AccessTokens
-from authsvc.tokens.keys import Key, KeyRing, generate_key_file, read_keys
+from authsvc.tokens.access_tokens import AccessTokens
+from authsvc.tokens.key_file import generate_key_file, read_keys
+from authsvc.tokens.keys import Key, KeyRing
+from authsvc.tokens.verification import AccessToken
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from tests.security.forgeries import GROUPS, Forge, other_spelling

@@ -13,8 +13,7 @@ import pytest
 from authsvc.config import Address, Settings
 from authsvc.errors import ConfigError
 from authsvc.server import app
-from authsvc.tokens.key_file import rotate_keys
-from authsvc.tokens.keys import generate_key_file
+from authsvc.tokens.key_file import generate_key_file, rotate_keys
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.support import WITNESS, Client, FakeClock, make_settings, served
 

@@ -66,7 +66,7 @@ async def two_workers(settings: config.Settings) -> AsyncIterator[Log]:
 async def test_a_worker_that_lived_long_is_replaced_at_once(
     settings: config.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "STEADY_SECONDS", 0.0)
+    monkeypatch.setattr(workers, "BACKOFF_RESET_SECONDS", 0.0)
     async with two_workers(settings) as log:
         for time in range(3):
             os.kill(log.events("worker_started")[-1]["pid"], signal.SIGKILL)

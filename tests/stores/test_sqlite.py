@@ -39,7 +39,7 @@ async def test_a_locked_file_is_unavailable_for_writing_alone(store: SQLiteStore
     user = await store.create_user(new_user(), NOW)
     with locked(path):
         assert await store.get_user(user.user_id) == user
-        with request_context.within(0.1), pytest.raises(StoreUnavailableError):
+        with request_context.time_limit(0.1), pytest.raises(StoreUnavailableError):
             await store.create_user(new_user("bob@example.com"), NOW)
 
 

@@ -12,6 +12,7 @@ import structlog
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from authsvc import request_context
 from authsvc.telemetry import logs
 from tests.support import PASSWORD
 
@@ -145,7 +146,7 @@ def test_lines_of_a_request_have_its_trace_id(log_format: str) -> None:
     stream = configured(log_format)
 
     def serve() -> str:
-        identifier = logs.new_trace_id()
+        identifier = request_context.new_trace_id()
         own_log().info("login")
         logging.getLogger("library").warning("slow")
         return str(identifier)
@@ -161,9 +162,9 @@ def test_lines_of_a_request_have_its_trace_id(log_format: str) -> None:
 @pytest.mark.parametrize("log_format", FORMATS)
 def test_lines_of_a_request_name_its_caller(log_format: str) -> None:
     stream = configured(log_format)
-    reset = logs.caller.set("checkout")
+    reset = request_context.caller.set("checkout")
     own_log().info("login")
-    logs.caller.reset(reset)
+    request_context.caller.reset(reset)
     own_log().info("stopped")
     first, second = stream.getvalue().splitlines()
     assert "checkout" in first
@@ -171,7 +172,7 @@ def test_lines_of_a_request_name_its_caller(log_format: str) -> None:
 
 
 def test_trace_ids_have_one_length_and_differ() -> None:
-    identifiers = {str(copy_context().run(logs.new_trace_id)) for _ in range(1000)}
+    identifiers = {str(copy_context().run(request_context.new_trace_id)) for _ in range(1000)}
     assert len(identifiers) == 1000
     assert {len(identifier) for identifier in identifiers} == {32}
     assert all(int(identifier, 16) >= 0 for identifier in identifiers)

@@ -2,16 +2,16 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from authsvc.models import Budget, Settlement, Tries
+from authsvc.models import AttemptCount, Budget, CounterUpdate
 from authsvc.throttling import budgets
-from authsvc.throttling.budgets import KNOWN_SOURCE_LIFE, Budgets, Target
+from authsvc.throttling.budgets import KNOWN_SOURCE_LIFE, AttemptKeys, Budgets
 
 NOW = datetime(2030, 1, 1, 12, 0, 0, 500_000, tzinfo=UTC)
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 BUDGETS = Budgets(Budget(10, 15 * MINUTE), Budget(100, 24 * HOUR), Budget(300, 30 * MINUTE))
-TARGET = Target.of("alice@example.com", "192.0.2.7")
-NOWHERE = Target.of("alice@example.com", "")
-KNOWN = {TARGET.known_key: Tries(0, NOW + HOUR)}
+TARGET = AttemptKeys.of("alice@example.com", "192.0.2.7")
+NOWHERE = AttemptKeys.of("alice@example.com", "")
+KNOWN = {TARGET.known_key: AttemptCount(0, NOW + HOUR)}
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_target_rests_on_four_keys_and_without_a_source_on_one() -> None:
 
 
 def test_a_stranger_counts_in_three_counters_narrowest_first() -> None:
-    counters = budgets.counters_of(TARGET, {}, BUDGETS, NOW)
+    counters = budgets.counters_for(TARGET, {}, BUDGETS, NOW)
     assert [(c.name, c.key, c.limit) for c in counters] == [
         ("pair", TARGET.pair_key, 10),
         ("account", TARGET.account_key, 100),
@@ -53,45 +53,45 @@ def test_a_stranger_counts_in_three_counters_narrowest_first() -> None:
 
 
 def test_a_known_source_does_not_count_against_the_account() -> None:
-    assert [c.name for c in budgets.counters_of(TARGET, KNOWN, BUDGETS, NOW)] == ["pair", "source"]
+    assert [c.name for c in budgets.counters_for(TARGET, KNOWN, BUDGETS, NOW)] == ["pair", "source"]
 
 
 def test_without_a_source_only_the_account_counts() -> None:
-    assert [c.name for c in budgets.counters_of(NOWHERE, {}, BUDGETS, NOW)] == ["account"]
+    assert [c.name for c in budgets.counters_for(NOWHERE, {}, BUDGETS, NOW)] == ["account"]
 
 
 def test_a_counter_is_full_at_its_limit_and_the_one_that_refuses_longest_is_told() -> None:
-    counters = budgets.counters_of(TARGET, {}, BUDGETS, NOW)
-    below = {TARGET.pair_key: Tries(9, NOW + MINUTE), TARGET.account_key: Tries(99, NOW + MINUTE)}
-    assert budgets.full_counter(counters, {}) is None
-    assert budgets.full_counter(counters, below) is None
-    above = {TARGET.pair_key: Tries(11, NOW + MINUTE), TARGET.source_key: Tries(300, NOW + HOUR)}
-    full = budgets.full_counter(counters, {**below, **above})
+    counters = budgets.counters_for(TARGET, {}, BUDGETS, NOW)
+    below = {TARGET.pair_key: AttemptCount(9, NOW + MINUTE), TARGET.account_key: AttemptCount(99, NOW + MINUTE)}
+    assert budgets.find_full_counter(counters, {}) is None
+    assert budgets.find_full_counter(counters, below) is None
+    above = {TARGET.pair_key: AttemptCount(11, NOW + MINUTE), TARGET.source_key: AttemptCount(300, NOW + HOUR)}
+    full = budgets.find_full_counter(counters, {**below, **above})
     assert full is not None
     assert (full.name, full.expire_time) == ("source", NOW + HOUR)
 
 
-def settlement(target: Target, stored: dict[str, Tries]) -> Settlement:
-    counters = budgets.counters_of(target, stored, BUDGETS, NOW)
-    return budgets.settlement_of_login(target, counters, stored, NOW)
+def settlement(target: AttemptKeys, stored: dict[str, AttemptCount]) -> CounterUpdate:
+    counters = budgets.counters_for(target, stored, BUDGETS, NOW)
+    return budgets.update_after_login(target, counters, stored, NOW)
 
 
 def test_a_login_of_a_stranger_clears_the_pair_and_makes_the_source_known() -> None:
     known = (TARGET.known_key, NOW.replace(microsecond=0) + KNOWN_SOURCE_LIFE)
-    assert settlement(TARGET, {}) == Settlement((TARGET.account_key, TARGET.source_key), (TARGET.pair_key,), known)
+    assert settlement(TARGET, {}) == CounterUpdate((TARGET.account_key, TARGET.source_key), (TARGET.pair_key,), known)
 
 
 def test_a_login_from_a_known_source_clears_the_account_as_well() -> None:
     settled = settlement(TARGET, KNOWN)
     assert settled.cleared == (TARGET.pair_key, TARGET.account_key)
-    assert settled.given_back == (TARGET.source_key,)
+    assert settled.released == (TARGET.source_key,)
 
 
 @pytest.mark.parametrize(("age", "is_renewed"), [(timedelta(hours=23), False), (timedelta(hours=25), True)])
 def test_a_known_source_is_renewed_once_a_day(age: timedelta, is_renewed: bool) -> None:  # noqa: FBT001 - a parameter
-    stored = {TARGET.known_key: Tries(0, NOW - age + KNOWN_SOURCE_LIFE)}
+    stored = {TARGET.known_key: AttemptCount(0, NOW - age + KNOWN_SOURCE_LIFE)}
     assert (settlement(TARGET, stored).known is not None) == is_renewed
 
 
 def test_a_login_from_nowhere_gives_its_try_back_and_nothing_more() -> None:
-    assert settlement(NOWHERE, {}) == Settlement(given_back=(NOWHERE.account_key,))
+    assert settlement(NOWHERE, {}) == CounterUpdate(released=(NOWHERE.account_key,))

@@ -12,19 +12,19 @@ import pytest
 
 from authsvc import request_context
 from authsvc.errors import InvalidCredentialsError, OverloadedError, StoreUnavailableError, TooManyAttemptsError
-from authsvc.models import Counter, Settlement, Tries
+from authsvc.models import AttemptCount, Counter, CounterUpdate
 from authsvc.passwords import hashes
-from authsvc.passwords.hash_queue import QUEUE_LIMIT, STRANGERS_LIMIT, TURNS, Hashing
+from authsvc.passwords.hash_queue import QUEUE_LIMIT, TURNS, UNKNOWN_SOURCES_LIMIT, HashQueue
 from authsvc.stores.sqlite import SQLiteStore, open_sqlite_store
 from authsvc.throttling import login_throttle
-from authsvc.throttling.budgets import Target
-from authsvc.throttling.login_throttle import Attempts
+from authsvc.throttling.budgets import AttemptKeys
+from authsvc.throttling.login_throttle import LoginThrottle
 from tests.stores.contract.use_cases import EMAIL, UseCases, key_ring
 from tests.support import PASSWORD, TEST_COST, FakeClock
 from tests.throttling.test_budgets import BUDGETS
 
 SOURCE = "192.0.2.7"
-KEYS = Target.of(EMAIL, SOURCE).keys
+KEYS = AttemptKeys.of(EMAIL, SOURCE).keys
 
 
 class Gate:
@@ -57,14 +57,14 @@ async def store(tmp_path: Path) -> AsyncIterator[SQLiteStore]:
 
 @pytest.fixture
 def use_cases(store: SQLiteStore, signing_keys: Path, clock: FakeClock, gate: Gate) -> Iterator[UseCases]:
-    with closing(Hashing(TEST_COST)) as hashing:
+    with closing(HashQueue(TEST_COST)) as hashing:
         yield UseCases(store, key_ring(signing_keys, clock), clock, hashing, None, BUDGETS)
         gate.opened.set()
 
 
 async def counts(store: SQLiteStore, clock: FakeClock) -> list[int]:
     """How many tries the counters hold, narrowest first."""
-    stored = await store.get_attempts(KEYS, clock())
+    stored = await store.get_attempt_counts(KEYS, clock())
     return [stored[key].count for key in KEYS if key in stored]
 
 
@@ -105,10 +105,10 @@ async def test_a_guess_that_is_cancelled_while_it_waits_does_not_count(
 async def test_a_guess_whose_time_is_up_counts_if_it_was_looked_at(
     use_cases: UseCases, store: SQLiteStore, clock: FakeClock, gate: Gate
 ) -> None:
-    with request_context.within(1.0):
+    with request_context.time_limit(1.0):
         looked_at = guessing(use_cases)
     await asyncio.to_thread(gate.entered.wait)
-    with request_context.within(0.5):
+    with request_context.time_limit(0.5):
         waiting = guessing(use_cases)
     for guess in (looked_at, waiting):
         with pytest.raises(OverloadedError):
@@ -165,19 +165,19 @@ class FakeStore:
     """Has a counter that is full or not, and answers as it is told."""
 
     def __init__(self) -> None:
-        self.tries: dict[str, Tries] = {}
+        self.tries: dict[str, AttemptCount] = {}
         self.takes = True
-        self.settled: list[Settlement] = []
+        self.settled: list[CounterUpdate] = []
         self.reads = 0
 
-    async def get_attempts(self, keys: Sequence[str], _now: datetime) -> Mapping[str, Tries]:
+    async def get_attempt_counts(self, keys: Sequence[str], _now: datetime) -> Mapping[str, AttemptCount]:
         self.reads += 1
         return {key: self.tries[key] for key in keys if key in self.tries}
 
     async def reserve_attempt(self, _attempt_id: str, _counters: Sequence[Counter], _now: datetime) -> bool:
         return self.takes
 
-    async def settle_attempt(self, _attempt_id: str, settlement: Settlement) -> None:
+    async def settle_attempt(self, _attempt_id: str, settlement: CounterUpdate) -> None:
         self.settled.append(settlement)
 
 
@@ -187,18 +187,18 @@ def fake() -> FakeStore:
 
 
 @pytest.fixture
-def hashing() -> Iterator[Hashing]:
-    with closing(Hashing(TEST_COST)) as hashing:
+def hashing() -> Iterator[HashQueue]:
+    with closing(HashQueue(TEST_COST)) as hashing:
         yield hashing
 
 
 @pytest.fixture
-def counting(fake: FakeStore, hashing: Hashing, clock: FakeClock) -> Attempts:
+def counting(fake: FakeStore, hashing: HashQueue, clock: FakeClock) -> LoginThrottle:
     store: Any = fake  # as much of one as it needs
-    return Attempts(store, hashing, BUDGETS, clock)
+    return LoginThrottle(store, hashing, BUDGETS, clock)
 
 
-async def refusal(counting: Attempts, source: str = SOURCE, email: str = EMAIL) -> TooManyAttemptsError:
+async def refusal(counting: LoginThrottle, source: str = SOURCE, email: str = EMAIL) -> TooManyAttemptsError:
     with pytest.raises(TooManyAttemptsError) as refused:
         async with counting.reserved(email, source):
             pytest.fail("was let through")
@@ -206,10 +206,10 @@ async def refusal(counting: Attempts, source: str = SOURCE, email: str = EMAIL) 
 
 
 def fill(fake: FakeStore, key: str, clock: FakeClock) -> None:
-    fake.tries[key] = Tries(1000, clock() + timedelta(minutes=5))
+    fake.tries[key] = AttemptCount(1000, clock() + timedelta(minutes=5))
 
 
-async def test_a_counter_that_keeps_changing_refuses_for_a_moment(counting: Attempts, fake: FakeStore) -> None:
+async def test_a_counter_that_keeps_changing_refuses_for_a_moment(counting: LoginThrottle, fake: FakeStore) -> None:
     fake.takes = False
     refused = await refusal(counting)
     assert (refused.counter, refused.retry_delay) == ("contended", timedelta(seconds=1))
@@ -217,9 +217,9 @@ async def test_a_counter_that_keeps_changing_refuses_for_a_moment(counting: Atte
 
 
 async def test_a_refusal_of_a_pair_is_remembered_for_that_pair(
-    counting: Attempts, fake: FakeStore, clock: FakeClock
+    counting: LoginThrottle, fake: FakeStore, clock: FakeClock
 ) -> None:
-    fill(fake, Target.of(EMAIL, SOURCE).pair_key, clock)
+    fill(fake, AttemptKeys.of(EMAIL, SOURCE).pair_key, clock)
     for seconds in (300, 299, 298):
         assert (await refusal(counting)).retry_delay == timedelta(seconds=seconds)
         assert fake.reads == 1
@@ -231,20 +231,20 @@ async def test_a_refusal_of_a_pair_is_remembered_for_that_pair(
 
 
 async def test_a_refusal_of_a_source_is_remembered_for_all_accounts(
-    counting: Attempts, fake: FakeStore, clock: FakeClock
+    counting: LoginThrottle, fake: FakeStore, clock: FakeClock
 ) -> None:
-    fill(fake, Target.of(EMAIL, SOURCE).source_key, clock)
+    fill(fake, AttemptKeys.of(EMAIL, SOURCE).source_key, clock)
     await refusal(counting)
     assert (await refusal(counting, email="bob@example.com")).counter == "source"
     assert fake.reads == 1
 
 
 async def test_a_refusal_of_an_account_is_remembered_for_each_source(
-    counting: Attempts, fake: FakeStore, clock: FakeClock
+    counting: LoginThrottle, fake: FakeStore, clock: FakeClock
 ) -> None:
     """For another one may be known to it."""
-    fill(fake, Target.of(EMAIL, SOURCE).account_key, clock)
-    fake.tries[Target.of(EMAIL, "192.0.2.8").known_key] = Tries(0, clock() + timedelta(days=1))
+    fill(fake, AttemptKeys.of(EMAIL, SOURCE).account_key, clock)
+    fake.tries[AttemptKeys.of(EMAIL, "192.0.2.8").known_key] = AttemptCount(0, clock() + timedelta(days=1))
     for source in (SOURCE, SOURCE, "", ""):
         assert (await refusal(counting, source)).counter == "account"
     assert fake.reads == 2
@@ -253,10 +253,10 @@ async def test_a_refusal_of_an_account_is_remembered_for_each_source(
 
 
 async def test_a_refusal_is_forgotten_after_ten_seconds_at_most(
-    counting: Attempts, fake: FakeStore, clock: FakeClock
+    counting: LoginThrottle, fake: FakeStore, clock: FakeClock
 ) -> None:
     """What another worker has cleared counts here from then on."""
-    fill(fake, Target.of(EMAIL, SOURCE).pair_key, clock)
+    fill(fake, AttemptKeys.of(EMAIL, SOURCE).pair_key, clock)
     await refusal(counting)
     fake.tries.clear()
     clock.advance(seconds=4)
@@ -267,12 +267,12 @@ async def test_a_refusal_is_forgotten_after_ten_seconds_at_most(
 
 
 async def test_what_came_together_is_not_forgotten_together(
-    counting: Attempts, fake: FakeStore, clock: FakeClock
+    counting: LoginThrottle, fake: FakeStore, clock: FakeClock
 ) -> None:
     """Or a flood would ask the store for everything again at one moment."""
     sources = [f"192.0.2.{number}" for number in range(100)]
     for source in sources:
-        fill(fake, Target.of(EMAIL, source).pair_key, clock)
+        fill(fake, AttemptKeys.of(EMAIL, source).pair_key, clock)
         await refusal(counting, source)
     clock.advance(seconds=7.5)
     fake.reads = 0
@@ -281,10 +281,10 @@ async def test_what_came_together_is_not_forgotten_together(
     assert 10 < fake.reads < 90
 
 
-async def test_a_login_ends_what_is_remembered(counting: Attempts, fake: FakeStore, clock: FakeClock) -> None:
+async def test_a_login_ends_what_is_remembered(counting: LoginThrottle, fake: FakeStore, clock: FakeClock) -> None:
     """A guess beside the last one that had room was refused, and the last one was right."""
     async with counting.reserved(EMAIL, SOURCE):
-        fill(fake, Target.of(EMAIL, SOURCE).pair_key, clock)
+        fill(fake, AttemptKeys.of(EMAIL, SOURCE).pair_key, clock)
         await refusal(counting)
     fake.tries.clear()
     async with counting.reserved(EMAIL, SOURCE):
@@ -292,13 +292,13 @@ async def test_a_login_ends_what_is_remembered(counting: Attempts, fake: FakeSto
 
 
 async def test_no_more_refusals_are_remembered_than_there_is_room_for(
-    hashing: Hashing, fake: FakeStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    hashing: HashQueue, fake: FakeStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(login_throttle, "MAX_REMEMBERED", 2)
     store: Any = fake
-    counting = Attempts(store, hashing, BUDGETS, clock)
+    counting = LoginThrottle(store, hashing, BUDGETS, clock)
     for source in (SOURCE, "192.0.2.8", "192.0.2.9"):
-        fill(fake, Target.of(EMAIL, source).pair_key, clock)
+        fill(fake, AttemptKeys.of(EMAIL, source).pair_key, clock)
         await refusal(counting, source)
     fake.reads = 0
     for source in ("192.0.2.9", "192.0.2.8"):
@@ -309,30 +309,32 @@ async def test_no_more_refusals_are_remembered_than_there_is_room_for(
 
 
 @contextmanager
-def full(hashing: Hashing, *, of_strangers: bool) -> Iterator[None]:
+def full(hashing: HashQueue, *, of_strangers: bool) -> Iterator[None]:
     with ExitStack() as places:
-        for _ in range(STRANGERS_LIMIT if of_strangers else QUEUE_LIMIT):
-            places.enter_context(hashing.place(is_stranger=of_strangers))
+        for _ in range(UNKNOWN_SOURCES_LIMIT if of_strangers else QUEUE_LIMIT):
+            places.enter_context(hashing.place(is_unknown_source=of_strangers))
         yield
 
 
-async def overload(counting: Attempts, source: str = SOURCE) -> None:
+async def overload(counting: LoginThrottle, source: str = SOURCE) -> None:
     with pytest.raises(OverloadedError):
         async with counting.reserved(EMAIL, source):
             pytest.fail("was let through")
 
 
-async def test_a_full_queue_refuses_without_a_look(counting: Attempts, fake: FakeStore, hashing: Hashing) -> None:
+async def test_a_full_queue_refuses_without_a_look(
+    counting: LoginThrottle, fake: FakeStore, hashing: HashQueue
+) -> None:
     with full(hashing, of_strangers=False):
         await overload(counting)
     assert fake.reads == 0
 
 
 async def test_where_strangers_places_are_taken_the_store_says_once_who_is_one(
-    counting: Attempts, fake: FakeStore, hashing: Hashing, clock: FakeClock
+    counting: LoginThrottle, fake: FakeStore, hashing: HashQueue, clock: FakeClock
 ) -> None:
     home = "192.0.2.8"
-    fake.tries[Target.of(EMAIL, home).known_key] = Tries(0, clock() + timedelta(days=1))
+    fake.tries[AttemptKeys.of(EMAIL, home).known_key] = AttemptCount(0, clock() + timedelta(days=1))
     with full(hashing, of_strangers=True):
         for _ in range(3):
             await overload(counting)
@@ -340,24 +342,24 @@ async def test_where_strangers_places_are_taken_the_store_says_once_who_is_one(
         async with counting.reserved(EMAIL, home):
             pass
         clock.advance(seconds=10)
-        fake.tries[Target.of(EMAIL, SOURCE).known_key] = Tries(0, clock() + timedelta(days=1))
+        fake.tries[AttemptKeys.of(EMAIL, SOURCE).known_key] = AttemptCount(0, clock() + timedelta(days=1))
         async with counting.reserved(EMAIL, SOURCE):  # which has logged in elsewhere meanwhile
             pass
 
 
 async def test_a_login_makes_a_stranger_one_no_more(
-    counting: Attempts, fake: FakeStore, hashing: Hashing, clock: FakeClock
+    counting: LoginThrottle, fake: FakeStore, hashing: HashQueue, clock: FakeClock
 ) -> None:
     async with counting.reserved(EMAIL, SOURCE):
         pass
-    fake.tries[Target.of(EMAIL, SOURCE).known_key] = Tries(0, clock() + timedelta(days=1))
+    fake.tries[AttemptKeys.of(EMAIL, SOURCE).known_key] = AttemptCount(0, clock() + timedelta(days=1))
     with full(hashing, of_strangers=True):
         async with counting.reserved(EMAIL, SOURCE):
             pass
 
 
 async def test_a_place_is_given_back_whatever_becomes_of_the_try(
-    counting: Attempts, fake: FakeStore, hashing: Hashing
+    counting: LoginThrottle, fake: FakeStore, hashing: HashQueue
 ) -> None:
     for _ in range(QUEUE_LIMIT + 1):
         with pytest.raises(LookupError):
@@ -369,25 +371,25 @@ async def test_a_place_is_given_back_whatever_becomes_of_the_try(
 
 
 async def test_a_try_that_has_waited_rests_on_a_new_look(
-    counting: Attempts, fake: FakeStore, hashing: Hashing, clock: FakeClock
+    counting: LoginThrottle, fake: FakeStore, hashing: HashQueue, clock: FakeClock
 ) -> None:
     """Its counters may have filled up or expired meanwhile."""
     async with AsyncExitStack() as turns:
         for _ in range(TURNS):
-            place = turns.enter_context(hashing.place(is_stranger=True))
+            place = turns.enter_context(hashing.place(is_unknown_source=True))
             await turns.enter_async_context(hashing.turn(place))
         refused = asyncio.create_task(refusal(counting))
         while not fake.reads:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0)
-        fill(fake, Target.of(EMAIL, SOURCE).pair_key, clock)
+        fill(fake, AttemptKeys.of(EMAIL, SOURCE).pair_key, clock)
     assert (await refused).counter == "pair"
     assert fake.reads == 2
 
 
 async def test_a_store_that_fails_while_settling_is_logged(
-    counting: Attempts, fake: FakeStore, monkeypatch: pytest.MonkeyPatch
+    counting: LoginThrottle, fake: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(_attempt_id: str, _settlement: Settlement) -> None:
+    async def fail(_attempt_id: str, _settlement: CounterUpdate) -> None:
         raise StoreUnavailableError("down")
 
     monkeypatch.setattr(fake, "settle_attempt", fail)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from authsvc import request_context
-from authsvc.throttling.pace import GAP_SECONDS, MAX_WAIT_SECONDS, Pace
+from authsvc.throttling.pace import GAP_SECONDS, MAX_WAIT_SECONDS, RefusalPacer
 
 
 class Clock:
@@ -59,14 +59,14 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def pace() -> Pace:
-    return Pace()
+def pace() -> RefusalPacer:
+    return RefusalPacer()
 
 
 class Crowd:
     """Clients that ask for a turn, and how long each has waited."""
 
-    def __init__(self, pace: Pace, clock: Clock) -> None:
+    def __init__(self, pace: RefusalPacer, clock: Clock) -> None:
         self._pace = pace
         self._clock = clock
         self.waits: list[float] = []
@@ -85,7 +85,7 @@ class Crowd:
 
 
 @pytest.fixture
-def crowd(pace: Pace, clock: Clock) -> Crowd:
+def crowd(pace: RefusalPacer, clock: Clock) -> Crowd:
     return Crowd(pace, clock)
 
 
@@ -122,7 +122,7 @@ async def test_most_of_40_without_a_pause_wait_less_than_50_milliseconds(crowd: 
     assert 5.0 / GAP_SECONDS <= len(crowd.waits) < 1.3 * 5.0 / GAP_SECONDS
 
 
-async def test_who_comes_later_is_mostly_next_but_not_always(pace: Pace, clock: Clock) -> None:
+async def test_who_comes_later_is_mostly_next_but_not_always(pace: RefusalPacer, clock: Clock) -> None:
     order: list[int] = []
 
     async def come(number: int) -> None:
@@ -155,7 +155,7 @@ async def test_who_came_together_do_not_give_up_together(crowd: Crowd, clock: Cl
 
 
 async def test_nobody_waits_beyond_their_deadline(crowd: Crowd, clock: Clock) -> None:
-    with request_context.within(0.1):
+    with request_context.time_limit(0.1):
         crowd.gather(500)
         await clock.go_on(1.0)
     assert len(crowd.waits) == 500

@@ -11,10 +11,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from authsvc.models import utc_now
-from authsvc.tokens import access_tokens as tokens_module
 from authsvc.tokens import keys as keys_module
-from authsvc.tokens.access_tokens import LEEWAY_SECONDS, AccessToken, AccessTokens, InactiveReason
-from authsvc.tokens.keys import Key, KeyRing, read_keys
+from authsvc.tokens.access_tokens import AccessTokens
+from authsvc.tokens.key_file import generate_key_file, read_keys
+from authsvc.tokens.keys import Key, KeyRing
+from authsvc.tokens.verification import LEEWAY_SECONDS, AccessToken, InactiveReason
 from tests.security.forgeries import Forge
 from tests.support import FakeClock
 
@@ -239,7 +240,7 @@ def test_a_removed_key_takes_its_remembered_tokens_with_it(
 ) -> None:
     assert isinstance(tokens.verify(forge.good, NOW), AccessToken)
     path = tmp_path / "keys.json"
-    keys_module.generate_key_file(path, "ES256", utc_now())
+    generate_key_file(path, "ES256", utc_now())
     tokens.ring = KeyRing(read_keys(path))
     assert tokens.verify(forge.good, NOW) is InactiveReason.BAD_SIGNATURE
     tokens.ring = KeyRing(keys)
@@ -286,9 +287,9 @@ def test_a_retired_key_verifies_nothing_after_its_time(keys: list[Key], forge: F
 
 
 def test_remembered_tokens_are_bounded_and_the_oldest_goes_first(
-    tokens: AccessTokens, forge: Forge, checks: list[str], monkeypatch: pytest.MonkeyPatch
+    keys: list[Key], forge: Forge, checks: list[str]
 ) -> None:
-    monkeypatch.setattr(tokens_module, "CACHE_SIZE", 2)
+    tokens = AccessTokens(KeyRing(keys), ISSUER, AUDIENCE, timedelta(minutes=15), cache_capacity=2)
     first, second, third = (forge.with_claims(jti=str(number)) for number in range(3))
     for text in (first, second, third, second, third):
         tokens.verify(text, NOW)
@@ -297,10 +298,8 @@ def test_remembered_tokens_are_bounded_and_the_oldest_goes_first(
     assert len(checks) == 4
 
 
-def test_forged_tokens_are_not_remembered_and_displace_none(
-    tokens: AccessTokens, forge: Forge, checks: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tokens_module, "CACHE_SIZE", 1)
+def test_forged_tokens_are_not_remembered_and_displace_none(keys: list[Key], forge: Forge, checks: list[str]) -> None:
+    tokens = AccessTokens(KeyRing(keys), ISSUER, AUDIENCE, timedelta(minutes=15), cache_capacity=1)
     tokens.verify(forge.good, NOW)
     forged = forge.with_signature(bytes(64))
     for _ in range(3):

@@ -14,8 +14,16 @@ import pytest
 
 from authsvc.errors import KeyFileError
 from authsvc.tokens import key_file
-from authsvc.tokens.key_file import follow_keys, remove_key, rotate_keys, was_just_published
-from authsvc.tokens.keys import KeyStatus, generate_key_file, read_key_ring, read_keys
+from authsvc.tokens.key_file import (
+    generate_key_file,
+    read_key_ring,
+    read_keys,
+    remove_key,
+    rotate_keys,
+    was_just_published,
+    watch_key_file,
+)
+from authsvc.tokens.keys import KeyStatus
 from tests.support import WITNESS, FakeClock
 
 TTL = timedelta(minutes=15)
@@ -187,7 +195,7 @@ class Followed:
 
     def __init__(self, path: Path, clock: FakeClock) -> None:
         self.path = path
-        self.file = follow_keys(path, clock)
+        self.file = watch_key_file(path, clock)
         self._position = len(WITNESS.lines.getvalue())
 
     def refresh(self) -> str:
@@ -347,4 +355,4 @@ def test_rights_that_are_given_later_are_seen(
 def test_at_its_start_it_refuses_a_broken_file(path: Path, clock: FakeClock) -> None:
     path.write_text("{")
     with pytest.raises(KeyFileError, match="not a JWK Set"):
-        follow_keys(path, clock)
+        watch_key_file(path, clock)

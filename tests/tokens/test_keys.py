@@ -17,7 +17,9 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from authsvc.errors import KeyFileError
 from authsvc.tokens import keys as keys_module
-from authsvc.tokens.keys import Key, KeyRing, KeyStatus, generate_key_file, read_key_ring, read_keys
+from authsvc.tokens.key_file import generate_key_file, read_key_ring, read_keys
+from authsvc.tokens.keys import Key, KeyRing, KeyStatus
+from tests.security.forgeries import sign
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 SECOND = int(NOW.timestamp())
@@ -113,7 +115,7 @@ def test_new_keys_are_strong(generated: Path) -> None:
 
 def test_what_a_key_signs_it_verifies_and_nothing_else(generated: Path) -> None:
     signing, following = read_keys(generated)
-    signature = signing.sign(b"message")
+    signature = sign(signing, b"message")
     assert signing.verify(b"message", signature)
     assert not signing.verify(b"massage", signature)
     assert not following.verify(b"message", signature)

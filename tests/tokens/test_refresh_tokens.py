@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from authsvc.tokens.refresh_tokens import RefreshToken, new_nonce, new_refresh_token, parse, stored_form, successor
+from authsvc.tokens.refresh_tokens import RefreshToken, digest, new_nonce, new_refresh_token, next_token, parse
 
 
 def decoded(text: str) -> bytes:
@@ -46,7 +46,7 @@ def test_no_part_occurs_twice() -> None:
 
 
 def test_the_store_holds_sha_256_of_a_part() -> None:
-    assert stored_form(b"part") == hashlib.sha256(b"part").digest()
+    assert digest(b"part") == hashlib.sha256(b"part").digest()
 
 
 def test_a_refresh_token_hides_its_secrets_in_reprs() -> None:
@@ -105,12 +105,12 @@ def test_any_text_is_one_spelling_of_a_token_or_none(text: str) -> None:
 
 def test_whoever_has_a_token_and_the_nonce_has_its_successor() -> None:
     token, nonce = new_refresh_token("u"), new_nonce()
-    following = successor(token, nonce)
-    assert following == successor(token, nonce)
+    following = next_token(token, nonce)
+    assert following == next_token(token, nonce)
     assert (following.user_id, following.session_id) == (token.user_id, token.session_id)
     assert following.session_part == token.session_part
     # Published HMAC-SHA-256, so that another program can tell what follows (RFC 2104).
     assert following.rotating_part == hmac.new(token.rotating_part, nonce, hashlib.sha256).digest()
-    assert successor(token, new_nonce()) != following
+    assert next_token(token, new_nonce()) != following
     assert len({new_nonce() for _ in range(1000)}) == 1000
     assert len(nonce) == 16

@@ -9,12 +9,12 @@ import pytest
 from authsvc.config import Settings
 from authsvc.errors import OperatorError, StoreUnavailableError
 from authsvc.models import User, utc_now
-from authsvc.passwords.hash_queue import Hashing
-from authsvc.server import app
+from authsvc.passwords.hash_queue import HashQueue
+from authsvc.stores import opening
 from authsvc.stores.interface import Store
 from authsvc.usecases import user_import
 from authsvc.usecases.user_import import import_users
-from authsvc.usecases.users import Accounts, every_user
+from authsvc.usecases.users import Users, iterate_users
 from tests.support import TEST_COST
 
 HASH = "$2y$10$" + "." * 53
@@ -22,14 +22,14 @@ HASH = "$2y$10$" + "." * 53
 
 @pytest.fixture
 async def store(settings: Settings) -> AsyncIterator[Store]:
-    async with app.open_store(settings) as store:
+    async with opening.open_store(settings) as store:
         await store.create_tables()
         yield store
 
 
 @pytest.fixture
-def accounts(store: Store) -> Accounts:
-    return Accounts(store, Hashing(TEST_COST), utc_now, 15)
+def accounts(store: Store) -> Users:
+    return Users(store, HashQueue(TEST_COST), utc_now, 15)
 
 
 @pytest.fixture
@@ -51,12 +51,12 @@ def write(file: Path, *lines: str | bytes) -> None:
     file.write_bytes(b"\n".join(line.encode() if isinstance(line, str) else line for line in lines))
 
 
-async def test_each_line_makes_a_user(accounts: Accounts, store: Store, file: Path, told: list[str]) -> None:
+async def test_each_line_makes_a_user(accounts: Users, store: Store, file: Path, told: list[str]) -> None:
     lines = [line("Alice@Example.com"), "", line("bob@example.com", role="admin"), "  "]
     write(file, b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
     result = await import_users(accounts, file, told.append)
     assert str(result) == "2 created, 0 already there, 0 wrong"
-    users = sorted([user async for user in every_user(store)], key=lambda user: user.email)
+    users = sorted([user async for user in iterate_users(store)], key=lambda user: user.email)
     assert [(u.email, u.role, u.password_hash) for u in users] == [
         ("alice@example.com", "user", HASH),
         ("bob@example.com", "admin", HASH),
@@ -65,7 +65,7 @@ async def test_each_line_makes_a_user(accounts: Accounts, store: Store, file: Pa
 
 
 async def test_what_is_wrong_with_a_line_is_told_and_the_others_go_on(
-    accounts: Accounts, file: Path, told: list[str]
+    accounts: Users, file: Path, told: list[str]
 ) -> None:
     no_object = "is no JSON object in UTF-8"
     wrong = [
@@ -92,26 +92,24 @@ async def test_what_is_wrong_with_a_line_is_told_and_the_others_go_on(
     assert sorted(told) == sorted(f"line {n}: {problem}" for n, (_, problem) in enumerate(wrong, start=1))
 
 
-async def test_the_first_line_of_an_address_wins(accounts: Accounts, store: Store, file: Path, told: list[str]) -> None:
+async def test_the_first_line_of_an_address_wins(accounts: Users, store: Store, file: Path, told: list[str]) -> None:
     write(file, line(role="first"), line("ALICE@example.com", role="second"))
     result = await import_users(accounts, file, told.append)
     assert (result.created, result.wrong) == (1, 1)
     assert told == ["line 2: email: is that of line 1"]
-    assert [user.role async for user in every_user(store)] == ["first"]
+    assert [user.role async for user in iterate_users(store)] == ["first"]
 
 
-async def test_again_does_no_harm(accounts: Accounts, store: Store, file: Path, told: list[str]) -> None:
+async def test_again_does_no_harm(accounts: Users, store: Store, file: Path, told: list[str]) -> None:
     write(file, *(line(f"user{n}@example.com") for n in range(100)))
     await import_users(accounts, file, told.append)
-    before = [user async for user in every_user(store)]
+    before = [user async for user in iterate_users(store)]
     result = await import_users(accounts, file, told.append)
     assert str(result) == "0 created, 100 already there, 0 wrong"
-    assert [user async for user in every_user(store)] == before
+    assert [user async for user in iterate_users(store)] == before
 
 
-async def test_progress_is_told(
-    accounts: Accounts, file: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_progress_is_told(accounts: Users, file: Path, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(user_import, "PROGRESS_LINES", 2)
     monkeypatch.setattr(user_import, "CONCURRENCY", 1)
     write(file, *(line(f"user{n}@example.com") for n in range(5)))
@@ -123,7 +121,7 @@ async def test_progress_is_told(
 
 
 async def test_an_outage_stops_it_and_it_can_be_taken_up_again(
-    accounts: Accounts, store: Store, file: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+    accounts: Users, store: Store, file: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(file, *(line(f"user{n}@example.com") for n in range(50)))
     create, made = store.create_user, 0
@@ -145,9 +143,9 @@ async def test_an_outage_stops_it_and_it_can_be_taken_up_again(
     result = await import_users(accounts, file, told.append)
     assert result.created >= 40
     assert (result.lines, result.wrong) == (50, 0)
-    assert len([user async for user in every_user(store)]) == 50
+    assert len([user async for user in iterate_users(store)]) == 50
 
 
-async def test_a_file_that_cannot_be_read_is_told(accounts: Accounts, file: Path, told: list[str]) -> None:
+async def test_a_file_that_cannot_be_read_is_told(accounts: Users, file: Path, told: list[str]) -> None:
     with pytest.raises(OperatorError, match=r"users\.jsonl: cannot be read: No such file or directory$"):
         await import_users(accounts, file, told.append)

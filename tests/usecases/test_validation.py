@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 
 from authsvc import request_context
-from authsvc.errors import BrokenRowError, StoreUnavailableError
-from authsvc.models import Standing
-from authsvc.tokens.access_tokens import AccessTokens, InactiveReason
-from authsvc.tokens.keys import KeyRing, read_keys
-from authsvc.usecases.user_state_cache import Memory
-from authsvc.usecases.validation import PATIENCE_SECONDS, ActiveToken, Check, Validation, Validations
+from authsvc.errors import CorruptItemError, StoreUnavailableError
+from authsvc.models import UserState
+from authsvc.tokens.access_tokens import AccessTokens
+from authsvc.tokens.key_file import read_keys
+from authsvc.tokens.keys import KeyRing
+from authsvc.tokens.verification import InactiveReason
+from authsvc.usecases.user_state_cache import UserStateCache
+from authsvc.usecases.validation import STALE_FALLBACK_TIMEOUT_SECONDS, ActiveToken, Check, Validation, Validations
 from tests.support import WITNESS, FakeClock
 
 MINUTE = timedelta(minutes=1)
-TOLD = Mapping[str, Standing | Exception | None]
+TOLD = Mapping[str, UserState | Exception | None]
 
 
 class Reads:
@@ -29,7 +31,7 @@ class Reads:
         self.budgets: list[float] = []
         self.results: list[asyncio.Future[TOLD]] = []
 
-    async def get_standings(self, user_ids: Collection[str]) -> TOLD:
+    async def get_user_states(self, user_ids: Collection[str]) -> TOLD:
         if not user_ids:
             return {}
         assert len(user_ids) == len(set(user_ids))
@@ -44,7 +46,7 @@ class Stage:
     """Validations on such a store."""
 
     reads: Reads
-    memory: Memory
+    cache: UserStateCache
     validations: Validations
     clock: FakeClock
 
@@ -68,7 +70,7 @@ class Stage:
         assert len(self.reads.asked) == before + 1
         return task
 
-    def end(self, number: int = -1, **told: Standing | Exception | None) -> None:
+    def end(self, number: int = -1, **told: UserState | Exception | None) -> None:
         """End a read."""
         self.reads.results[number].set_result(told)
 
@@ -77,8 +79,8 @@ class Stage:
         return role_of(await self.validations.validate(Check(self.token(), max_staleness=MINUTE)))
 
 
-def standing(role: str = "user", user_id: str = "alice") -> Standing:
-    return Standing(user_id=user_id, email="alice@example.com", role=role)
+def standing(role: str = "user", user_id: str = "alice") -> UserState:
+    return UserState(user_id=user_id, email="alice@example.com", role=role)
 
 
 def role_of(validation: Validation | Exception) -> str:
@@ -89,17 +91,17 @@ def role_of(validation: Validation | Exception) -> str:
 
 @pytest.fixture
 def stage(signing_keys: Path, clock: FakeClock) -> Stage:
-    reads, memory = Reads(), Memory(clock.monotonic)
+    reads, cache = Reads(), UserStateCache(clock.monotonic)
     tokens = AccessTokens(KeyRing(read_keys(signing_keys)), "https://auth.example.com", "backends", 15 * MINUTE)
     validations = Validations(
         reads,  # type: ignore[arg-type]  # the one method that is needed
         tokens,
-        memory,
+        cache,
         clock,
         max_staleness=MINUTE,
         max_stale_if_error=15 * MINUTE,
     )
-    return Stage(reads, memory, validations, clock)
+    return Stage(reads, cache, validations, clock)
 
 
 async def test_a_read_that_is_overtaken_replaces_nothing(stage: Stage) -> None:
@@ -113,7 +115,7 @@ async def test_a_read_that_is_overtaken_replaces_nothing(stage: Stage) -> None:
 
 async def test_a_write_beats_the_reads_under_way(stage: Stage) -> None:
     under_way = await stage.begin(Check(stage.token()))
-    stage.memory.forget("alice")
+    stage.cache.invalidate("alice")
     stage.end(alice=standing("old"))
     await under_way
     fresh = await stage.begin(Check(stage.token(), max_staleness=MINUTE))
@@ -148,7 +150,7 @@ async def test_of_a_batch_each_user_is_read_once_and_nobody_for_nothing(stage: S
 
 
 async def test_what_is_wrong_with_one_user_is_told_of_that_one(stage: Stage) -> None:
-    broken = BrokenRowError("bob", "role")
+    broken = CorruptItemError("bob", "role")
     task = await stage.begin(Check(stage.token("bob"), stale_if_error=MINUTE), Check(stage.token()))
     stage.end(alice=standing(), bob=broken)
     bob, alice = await task
@@ -169,7 +171,7 @@ async def test_the_store_is_waited_for_less_where_all_can_do_without(stage: Stag
         ([Check(stage.token())], False),
     ):
         task = await stage.begin(*checks)
-        assert (stage.reads.budgets[-1] <= PATIENCE_SECONDS) is is_short
+        assert (stage.reads.budgets[-1] <= STALE_FALLBACK_TIMEOUT_SECONDS) is is_short
         stage.end(alice=down, bob=down)
         first, *others = await task
         if checks[0].stale_if_error:
@@ -183,7 +185,7 @@ async def test_nobody_waits_longer_than_the_callers_deadline(stage: Stage) -> No
     task = await stage.begin(Check(stage.token()))
     stage.end(alice=standing())
     await task
-    with request_context.within(0.1):
+    with request_context.time_limit(0.1):
         task = await stage.begin(Check(stage.token(), stale_if_error=MINUTE))
     assert stage.reads.budgets[-1] < 0.1
     stage.end(alice=standing("new"))

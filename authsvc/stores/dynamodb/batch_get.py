@@ -5,16 +5,16 @@ from typing import Any
 
 import orjson
 
-from authsvc.errors import NoAnswerError
-from authsvc.stores.dynamodb.client import DynamoDBCalls, count_consumed
+from authsvc.errors import RetryableStoreError
+from authsvc.stores.dynamodb.client import DynamoDBClient, count_consumed
 from authsvc.stores.dynamodb.items import Item
 from authsvc.telemetry import metrics
 
-STANDING_ATTRIBUTES = ("user_id", "email", "role", "is_active", "token_generation", "revoked_sessions")
+USER_STATE_ATTRIBUTES = ("user_id", "email", "role", "is_active", "token_generation", "revoked_sessions")
 """What a validation needs."""
 
 
-class KeyReads:
+class BatchGet:
     """Reads rows of one table.
 
     Args:
@@ -23,7 +23,7 @@ class KeyReads:
         attributes: What is read, the key among it; empty: all there are.
     """
 
-    def __init__(self, calls: DynamoDBCalls, table: str, key_name: str, attributes: Sequence[str] = ()) -> None:
+    def __init__(self, calls: DynamoDBClient, table: str, key_name: str, attributes: Sequence[str] = ()) -> None:
         self._calls = calls
         self._table = table
         self._key_name = key_name
@@ -36,7 +36,7 @@ class KeyReads:
         """Return the row of each key, None where there is none; what DynamoDB did not come to is missing.
 
         Raises:
-            NoAnswerError: There is no good answer, and trying again may help.
+            RetryableStoreError: There is no good answer, and trying again may help.
             StoreUnavailableError: DynamoDB cannot answer.
             StoreSetupError: DynamoDB refuses the request itself.
         """
@@ -51,7 +51,7 @@ class KeyReads:
         except (ValueError, KeyError, TypeError, AttributeError):
             metrics.UNREADABLE_RESPONSES.inc()
             # Less than a whole answer must never read as "no such row".
-            raise NoAnswerError("BatchGetItem: unreadable response") from None
+            raise RetryableStoreError("BatchGetItem: unreadable response") from None
 
     def _rows(self, response: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Item | None]:
         found = {item[self._key_name]["S"]: item for item in response["Responses"][self._table]}

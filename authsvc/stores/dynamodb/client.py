@@ -22,7 +22,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from botocore.session import Session as BotocoreSession
 
 from authsvc import request_context
-from authsvc.errors import ConfigError, NoAnswerError, StoreSetupError, StoreUnavailableError
+from authsvc.errors import ConfigError, RetryableStoreError, StoreSetupError, StoreUnavailableError
 from authsvc.stores.dynamodb.signing import Signer
 from authsvc.telemetry import metrics
 
@@ -50,7 +50,7 @@ _TRANSIENT = frozenset(
         "ExpiredTokenException",
     }
 )
-_OUTAGES = frozenset(
+_NOT_RETRYABLE = frozenset(
     {
         "AccessDeniedException",
         BACKUPS_NOT_READY,
@@ -97,7 +97,7 @@ class _Request:
     stream_output: bool = False
 
 
-class DynamoDBCalls:
+class DynamoDBClient:
     """DynamoDB's operations, each within the request's deadline.
 
     They go over the connections of an aiobotocore client, with its time-outs, proxies and certificates, but past its
@@ -143,11 +143,11 @@ class DynamoDBCalls:
     async def _attempts(self, operation: str, body: bytes) -> dict[str, Any]:
         cause = f"{operation}: no answer in time"
         with suppress(TimeoutError):
-            async with asyncio.timeout_at(request_context.at()):
+            async with asyncio.timeout_at(request_context.deadline()):
                 for attempt in range(MAX_ATTEMPTS):
                     try:
                         return await self.send(operation, body)
-                    except NoAnswerError as error:
+                    except RetryableStoreError as error:
                         cause = error.cause
                     await asyncio.sleep(pause_seconds(attempt + 1))
         raise StoreUnavailableError(cause)
@@ -174,7 +174,7 @@ class DynamoDBCalls:
             The response.
 
         Raises:
-            NoAnswerError: It failed, and trying again may help.
+            RetryableStoreError: It failed, and trying again may help.
             ConditionFailedError: A condition did not hold.
             StoreUnavailableError: It failed, and trying again will not help.
             StoreSetupError: DynamoDB refuses the request itself.
@@ -193,7 +193,7 @@ class DynamoDBCalls:
         except Exception as error:  # noqa: BLE001 - a garbled answer makes libraries raise anything
             cause = _cause_to_retry(error)
             metrics.STORE_FAILED_ATTEMPTS.labels(xform_name(operation), cause).inc()
-            raise NoAnswerError(f"{operation}: {cause}") from None
+            raise RetryableStoreError(f"{operation}: {cause}") from None
 
 
 def pause_seconds(attempts: int) -> float:
@@ -273,7 +273,7 @@ def _cause_in(response: Mapping[str, Any], status: int) -> str:
         raise ConditionFailedError from None
     if code == "TransactionCanceledException":
         return _cause_of_cancellation(response)
-    if code in _OUTAGES:
+    if code in _NOT_RETRYABLE:
         raise StoreUnavailableError(code) from None
     if code in _TRANSIENT or status >= 500:  # noqa: PLR2004 - HTTP's server errors
         return code
@@ -291,7 +291,7 @@ def _cause_of_cancellation(response: Mapping[str, Any]) -> str:
 
 
 @asynccontextmanager
-async def open_calls() -> AsyncIterator[DynamoDBCalls]:
+async def open_client() -> AsyncIterator[DynamoDBClient]:
     """Open the process's one client, configured by AWS's own variables and files.
 
     Raises:
@@ -309,7 +309,7 @@ async def open_calls() -> AsyncIterator[DynamoDBCalls]:
         except (BotoCoreError, ValueError) as error:
             raise ConfigError([f"AWS's settings: {error}"]) from None
         credentials: Any = session.get_credentials()  # a coroutine here, whatever its type says
-        yield DynamoDBCalls(client, await credentials)
+        yield DynamoDBClient(client, await credentials)
 
 
 def _region() -> str:

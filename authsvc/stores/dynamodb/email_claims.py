@@ -13,7 +13,7 @@ from typing import Any
 from authsvc import fields
 from authsvc.errors import InvalidFieldError
 from authsvc.models import User
-from authsvc.stores.dynamodb.client import DynamoDBCalls
+from authsvc.stores.dynamodb.client import DynamoDBClient
 from authsvc.stores.dynamodb.items import Item, claimant_from_item, item_of
 from authsvc.stores.dynamodb.tables import EMAIL_INDEX, Tables
 from authsvc.stores.interface import ClaimPage
@@ -24,7 +24,7 @@ _CLAIM_PREFIX = "email#"
 
 
 @dataclass(frozen=True, slots=True)
-class Holders:
+class EmailLookup:
     """Who holds an address, as read strongly.
 
     Args:
@@ -48,14 +48,14 @@ class Holders:
         return [row["user_id"]["S"] for row in self.rows]
 
 
-class Addresses:
+class EmailClaims:
     """Finds who holds an address, and makes the actions by which a transaction claims or gives up one."""
 
-    def __init__(self, calls: DynamoDBCalls, tables: Tables) -> None:
+    def __init__(self, calls: DynamoDBClient, tables: Tables) -> None:
         self._calls = calls
         self._tables = tables
 
-    async def holders(self, email: str, typed: str) -> Holders:
+    async def holders(self, email: str, typed: str) -> EmailLookup:
         """Find who holds an address, by the same number of calls whether or not anybody does.
 
         Args:
@@ -71,13 +71,13 @@ class Addresses:
         rows = await asyncio.gather(*(self._calls.get(self._tables.users, user_id=user_id) for user_id in user_ids))
         holding = [row for row in rows if row is not None and _address_in(row) == email]
         claimant = next((r for r in rows if r and r["user_id"]["S"] == claimant_id), None)
-        return Holders(claimant_id, claimant, holding)
+        return EmailLookup(claimant_id, claimant, holding)
 
     async def claimant_id(self, email: str) -> str | None:
         """Return whom the claim of an address names.
 
         Raises:
-            BrokenRowError: The claim cannot be read.
+            CorruptItemError: The claim cannot be read.
         """
         claim = await self._calls.get(self._tables.unique, unique_key=_claim_key(email))
         return None if claim is None else claimant_from_item(claim)
@@ -107,7 +107,7 @@ class Addresses:
         )
         return [item["user_id"]["S"] for item in response["Items"]]
 
-    def claiming(self, user: User, holders: Holders) -> Iterator[Mapping[str, Any]]:
+    def claim_actions(self, user: User, holders: EmailLookup) -> Iterator[Mapping[str, Any]]:
         """Write the claim of a user's address, over a dead one only while that one stays dead."""
         put = {
             "TableName": self._tables.unique,
@@ -123,7 +123,7 @@ class Addresses:
                 yield self.check(holders.claimant_id, address)
         yield {"Put": put}
 
-    async def unclaiming(self, user: User) -> list[Mapping[str, Any]]:
+    async def release_actions(self, user: User) -> list[Mapping[str, Any]]:
         """Delete a user's claim; a row of another program that never logged in has none, and must have none yet."""
         address = _address_in(item_of(email=user.email))
         claimant_id = None if address is None else await self.claimant_id(address)

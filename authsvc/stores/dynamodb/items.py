@@ -7,9 +7,9 @@ from typing import Any, TypeAlias, TypeVar
 
 import structlog
 
-from authsvc.errors import BrokenRowError
-from authsvc.models import Session, Standing, Tries, User
-from authsvc.stores.interface import DECISIVE_FIELDS
+from authsvc.errors import CorruptItemError
+from authsvc.models import AttemptCount, Session, User, UserState
+from authsvc.stores.interface import OPTIMISTIC_LOCK_FIELDS
 from authsvc.telemetry import metrics
 
 Item: TypeAlias = Mapping[str, Mapping[str, Any]]
@@ -76,8 +76,8 @@ def user_update(table: str, expected: User, new: User) -> dict[str, Any]:
     changed = [name for name in (*before, *after) if before.get(name) != after.get(name)]
     written = {name: after[name] for name in changed if name in after}
     removed = [f"#{name}" for name in dict.fromkeys(changed) if name not in after]
-    conditions = [_condition(name, before.get(name)) for name in DECISIVE_FIELDS]
-    decisive = {f":expected_{name}": before[name] for name in DECISIVE_FIELDS if name in before}
+    conditions = [_condition(name, before.get(name)) for name in OPTIMISTIC_LOCK_FIELDS]
+    decisive = {f":expected_{name}": before[name] for name in OPTIMISTIC_LOCK_FIELDS if name in before}
     sets = [f"#{name} = :{name}" for name in written]
     return {
         "TableName": table,
@@ -86,7 +86,7 @@ def user_update(table: str, expected: User, new: User) -> dict[str, Any]:
             f"{verb} {', '.join(of)}" for verb, of in (("SET", sets), ("REMOVE", removed)) if of
         ),
         "ConditionExpression": " AND ".join(conditions),
-        "ExpressionAttributeNames": {f"#{name}": name for name in (*DECISIVE_FIELDS, *changed)},
+        "ExpressionAttributeNames": {f"#{name}": name for name in (*OPTIMISTIC_LOCK_FIELDS, *changed)},
         "ExpressionAttributeValues": {**decisive, **{f":{name}": value for name, value in written.items()}},
     }
 
@@ -105,7 +105,7 @@ def user_from_item(item: Item) -> User:
     Only absent attributes get defaults; an attribute of a wrong type makes the row broken, never active.
 
     Raises:
-        BrokenRowError: An attribute is missing or unreadable. It is logged.
+        CorruptItemError: An attribute is missing or unreadable. It is logged.
     """
     read = _Reader(item)
     try:
@@ -117,20 +117,20 @@ def user_from_item(item: Item) -> User:
             create_time=read.optional("created_at", _time, None),
             update_time=read.optional("updated_at", _time, None),
         )
-    except BrokenRowError as error:
+    except CorruptItemError as error:
         _log_broken_user(error)
         raise
 
 
-def standing_from_item(item: Item) -> Standing:
+def user_state_from_item(item: Item) -> UserState:
     """Return what a row says of a user's standing, as strictly as user_from_item.
 
     Raises:
-        BrokenRowError: An attribute is missing or unreadable. It is logged.
+        CorruptItemError: An attribute is missing or unreadable. It is logged.
     """
     try:
-        return Standing(**_standing(_Reader(item)))
-    except BrokenRowError as error:
+        return UserState(**_standing(_Reader(item)))
+    except CorruptItemError as error:
         _log_broken_user(error)
         raise
 
@@ -146,8 +146,8 @@ def _standing(read: "_Reader") -> dict[str, Any]:
     }
 
 
-def _log_broken_user(error: BrokenRowError) -> None:
-    metrics.BROKEN_ROWS.inc()
+def _log_broken_user(error: CorruptItemError) -> None:
+    metrics.CORRUPT_ITEMS.inc()
     _log.error("row_broken", table="users", user_id=error.key, attribute=error.attribute)
 
 
@@ -155,27 +155,27 @@ def claimant_from_item(item: Item) -> str:
     """Return whom the claim of an address names.
 
     Raises:
-        BrokenRowError: That is unreadable. It is logged, without the address that is the row's key.
+        CorruptItemError: That is unreadable. It is logged, without the address that is the row's key.
     """
     try:
         return _Reader(item).required("user_id", _text)
-    except BrokenRowError as error:
-        metrics.BROKEN_ROWS.inc()
+    except CorruptItemError as error:
+        metrics.CORRUPT_ITEMS.inc()
         _log.error("row_broken", table="unique", attribute=error.attribute)
         raise
 
 
-def tries_from_item(item: Item) -> Tries:
+def attempt_count_from_item(item: Item) -> AttemptCount:
     """Return what an item of the login attempts counts.
 
     Raises:
-        BrokenRowError: It is unreadable. It is logged.
+        CorruptItemError: It is unreadable. It is logged.
     """
     read = _Reader(item)
     try:
         attempts = read.optional("attempts", _texts, frozenset())
-        return Tries(len(attempts), read.required("expires_at", _second))
-    except BrokenRowError as error:
+        return AttemptCount(len(attempts), read.required("expires_at", _second))
+    except CorruptItemError as error:
         _log.error("row_broken", table="login_attempts", attribute=error.attribute)
         raise
 
@@ -205,7 +205,7 @@ def session_from_item(item: Item) -> Session:
     """Return the session in a row.
 
     Raises:
-        BrokenRowError: An attribute is missing or unreadable. It is logged.
+        CorruptItemError: An attribute is missing or unreadable. It is logged.
     """
     read = _Reader(item)
     try:
@@ -226,8 +226,8 @@ def session_from_item(item: Item) -> Session:
             client_label=read.optional("client_label", _any_text, ""),
             client_address=read.optional("client_address", _any_text, ""),
         )
-    except BrokenRowError as error:
-        metrics.BROKEN_ROWS.inc()
+    except CorruptItemError as error:
+        metrics.CORRUPT_ITEMS.inc()
         _log.error("row_broken", table="sessions", user_id=error.key, attribute=error.attribute)
         raise
 
@@ -243,7 +243,7 @@ class _Reader:
         try:
             return parse(self._item[name])
         except (KeyError, ValueError, OverflowError, TypeError, AttributeError):
-            raise BrokenRowError(self._key, name) from None
+            raise CorruptItemError(self._key, name) from None
 
     def optional(self, name: str, parse: Callable[[Mapping[str, Any]], T], default: D) -> T | D:
         return self.required(name, parse) if name in self._item else default

@@ -11,31 +11,31 @@ from datetime import datetime
 from typing import Any
 
 from authsvc.coalescer import Coalescer
-from authsvc.models import Counter, Settlement, Tries
-from authsvc.stores.dynamodb.batch_get import KeyReads
-from authsvc.stores.dynamodb.client import MAX_ATTEMPTS, ConditionFailedError, DynamoDBCalls, pause_seconds
-from authsvc.stores.dynamodb.items import item_of, tries_from_item
+from authsvc.models import AttemptCount, Counter, CounterUpdate
+from authsvc.stores.dynamodb.batch_get import BatchGet
+from authsvc.stores.dynamodb.client import MAX_ATTEMPTS, ConditionFailedError, DynamoDBClient, pause_seconds
+from authsvc.stores.dynamodb.items import attempt_count_from_item, item_of
 
 _ROUNDS = 2
 """A counter that another try began between two writes is joined in the second round."""
 
 
-class AttemptCounters:
+class LoginAttempts:
     """The counters in one table."""
 
-    def __init__(self, calls: DynamoDBCalls, table: str) -> None:
+    def __init__(self, calls: DynamoDBClient, table: str) -> None:
         self._calls = calls
         self._table = table
-        self._reads = Coalescer(KeyReads(calls, table, "attempt_key"), MAX_ATTEMPTS, pause_seconds)
+        self._reads = Coalescer(BatchGet(calls, table, "attempt_key"), MAX_ATTEMPTS, pause_seconds)
 
-    async def get(self, keys: Sequence[str], now: datetime) -> dict[str, Tries]:
-        """See Store.get_attempts."""
-        found: dict[str, Tries] = {}
+    async def get(self, keys: Sequence[str], now: datetime) -> dict[str, AttemptCount]:
+        """See Store.get_attempt_counts."""
+        found: dict[str, AttemptCount] = {}
         for key, item in (await self._reads.get(keys)).items():
             if isinstance(item, Exception):
                 raise item
             if item is not None:
-                found[key] = tries_from_item(item)
+                found[key] = attempt_count_from_item(item)
         # TTL deletes days late.
         return {key: tries for key, tries in found.items() if tries.expire_time > now}
 
@@ -100,9 +100,9 @@ class AttemptCounters:
         )
         await asyncio.gather(*changes)
 
-    async def settle(self, attempt_id: str, settlement: Settlement) -> None:
+    async def settle(self, attempt_id: str, settlement: CounterUpdate) -> None:
         """See Store.settle_attempt."""
-        changes = [self._take_out(attempt_id, settlement.given_back), *map(self._clear, settlement.cleared)]
+        changes = [self._take_out(attempt_id, settlement.released), *map(self._clear, settlement.cleared)]
         if settlement.known is not None:
             changes.append(self._remember(*settlement.known))
         await asyncio.gather(*changes)

@@ -13,38 +13,44 @@ import structlog
 from authsvc import fields
 from authsvc.coalescer import Coalescer
 from authsvc.errors import (
-    BrokenRowError,
+    CorruptItemError,
     EmailAlreadyExistsError,
     InvalidFieldError,
     StoreUnavailableError,
     UserChangedError,
     UserNotFoundError,
 )
-from authsvc.models import Counter, Finding, Session, Settlement, Standing, Tries, User, revocation
-from authsvc.stores.dynamodb.batch_get import STANDING_ATTRIBUTES, KeyReads
-from authsvc.stores.dynamodb.client import MAX_ATTEMPTS, ConditionFailedError, DynamoDBCalls, open_calls, pause_seconds
-from authsvc.stores.dynamodb.email_claims import Addresses
+from authsvc.models import AttemptCount, Counter, CounterUpdate, Finding, Session, User, UserState, revocation_entry
+from authsvc.stores.dynamodb.batch_get import USER_STATE_ATTRIBUTES, BatchGet
+from authsvc.stores.dynamodb.client import (
+    MAX_ATTEMPTS,
+    ConditionFailedError,
+    DynamoDBClient,
+    open_client,
+    pause_seconds,
+)
+from authsvc.stores.dynamodb.email_claims import EmailClaims
 from authsvc.stores.dynamodb.items import (
     Item,
     item_of,
     session_from_item,
     session_item,
-    standing_from_item,
     user_from_item,
     user_item,
+    user_state_from_item,
     user_update,
 )
-from authsvc.stores.dynamodb.login_attempts import AttemptCounters
+from authsvc.stores.dynamodb.login_attempts import LoginAttempts
 from authsvc.stores.dynamodb.tables import Tables, check_tables, create_tables
 from authsvc.stores.interface import (
     MAX_REVOKED_SESSIONS,
     REQUEST_ID_TTL,
     ClaimPage,
     EmailOwner,
+    OnUserChanged,
     SessionPage,
     UserPage,
-    Wrote,
-    tell_nobody,
+    ignore,
 )
 
 _TIDY_PAGE = 100
@@ -55,14 +61,14 @@ _log = structlog.get_logger(__name__)
 class DynamoDBStore:
     """Store on DynamoDB. Opened by open_dynamodb_store."""
 
-    def __init__(self, calls: DynamoDBCalls, tables: Tables, wrote: Wrote) -> None:
+    def __init__(self, calls: DynamoDBClient, tables: Tables, on_user_changed: OnUserChanged) -> None:
         self._calls = calls
         self._tables = tables
-        self._wrote = wrote
-        standings = KeyReads(calls, tables.users, "user_id", STANDING_ATTRIBUTES)
+        self._on_user_changed = on_user_changed
+        standings = BatchGet(calls, tables.users, "user_id", USER_STATE_ATTRIBUTES)
         self._standings = Coalescer(standings, MAX_ATTEMPTS, pause_seconds)
-        self._addresses = Addresses(calls, tables)
-        self._counters = AttemptCounters(calls, tables.login_attempts)
+        self._addresses = EmailClaims(calls, tables)
+        self._counters = LoginAttempts(calls, tables.login_attempts)
 
     async def ping(self) -> datetime | None:
         """See Store: asks for a key that nobody has; the answer's Date header tells the time."""
@@ -77,7 +83,7 @@ class DynamoDBStore:
         earlier = await self._requested_user(request_digest, user.email, now)
         if earlier is not None:
             return earlier
-        if await self._has_put(user, now, request_digest, typed):
+        if await self._try_create(user, now, request_digest, typed):
             return user
         # Whoever was first may be an earlier try of this very request.
         earlier = await self._requested_user(request_digest, user.email, now)
@@ -85,7 +91,7 @@ class DynamoDBStore:
             raise EmailAlreadyExistsError
         return earlier
 
-    async def _has_put(self, user: User, now: datetime, request_digest: bytes | None, typed: str) -> bool:
+    async def _try_create(self, user: User, now: datetime, request_digest: bytes | None, typed: str) -> bool:
         """Add a user to a free address, telling the write of this very call from a lost race."""
         holders = await self._addresses.holders(user.email, typed or user.email)
         if holders.rows:
@@ -98,7 +104,7 @@ class DynamoDBStore:
         try:
             await self._calls.transact(
                 {"Put": put},
-                *self._addresses.claiming(user, holders),
+                *self._addresses.claim_actions(user, holders),
                 *self._remembering(request_digest, user, now),
             )
         except ConditionFailedError:
@@ -141,7 +147,7 @@ class DynamoDBStore:
             raise UserNotFoundError
         return user_from_item(item)
 
-    async def get_standings(self, user_ids: Collection[str]) -> Mapping[str, Standing | Exception | None]:
+    async def get_user_states(self, user_ids: Collection[str]) -> Mapping[str, UserState | Exception | None]:
         """See Store."""
         return {user_id: _standing(row) for user_id, row in (await self._standings.get(user_ids)).items()}
 
@@ -164,7 +170,7 @@ class DynamoDBStore:
             return holders.is_claim_live and holders.claimant_id == user.user_id
         try:
             await self._calls.transact(
-                self._addresses.check(user.user_id, {"S": user.email}), *self._addresses.claiming(user, holders)
+                self._addresses.check(user.user_id, {"S": user.email}), *self._addresses.claim_actions(user, holders)
             )
         except ConditionFailedError:
             return await self._addresses.claimant_id(email) == user.user_id
@@ -185,25 +191,25 @@ class DynamoDBStore:
     async def update_user(self, expected: User, new: User, typed: str = "") -> None:
         """See Store."""
         update = {"Update": user_update(self._tables.users, expected, new)}
-        moving = [] if expected.email == new.email else await self._moving(expected, new, typed)
+        moving = [] if expected.email == new.email else await self._change_email_actions(expected, new, typed)
         try:
             # A transaction even for one row: its token stops a try that was held up in the network from coming back
             # after later changes.
             await self._transact_user(new.user_id, update, *moving)
         except ConditionFailedError:
-            if not await self._has_become(expected, new):
+            if not await self._is_own_write(expected, new):
                 raise UserChangedError from None
 
-    async def _moving(self, expected: User, new: User, typed: str) -> list[Mapping[str, Any]]:
+    async def _change_email_actions(self, expected: User, new: User, typed: str) -> list[Mapping[str, Any]]:
         """Claim the new address, and give up the old one where that is another one in normal form."""
         holders = await self._addresses.holders(new.email, typed or new.email)
         if set(holders.user_ids) - {new.user_id}:
             raise EmailAlreadyExistsError
         if self._addresses.is_spelling(expected.email, new.email):
-            return list(self._addresses.claiming(new, holders))
-        return [*await self._addresses.unclaiming(expected), *self._addresses.claiming(new, holders)]
+            return list(self._addresses.claim_actions(new, holders))
+        return [*await self._addresses.release_actions(expected), *self._addresses.claim_actions(new, holders)]
 
-    async def _has_become(self, expected: User, new: User) -> bool:
+    async def _is_own_write(self, expected: User, new: User) -> bool:
         """Tell whether a user is as a write wanted it: then that write was ours, and only its response was lost."""
         item = await self._calls.get(self._tables.users, user_id=new.user_id)
         if item is None:
@@ -223,8 +229,8 @@ class DynamoDBStore:
             "ExpressionAttributeValues": item_of(**{":email": user.email}),
         }
         try:
-            unclaiming = await self._addresses.unclaiming(user)
-            await self._transact_user(user.user_id, {"Delete": delete}, *unclaiming)
+            release_actions = await self._addresses.release_actions(user)
+            await self._transact_user(user.user_id, {"Delete": delete}, *release_actions)
         except ConditionFailedError:
             if await self._calls.get(self._tables.users, user_id=user.user_id) is not None:
                 raise UserChangedError from None
@@ -236,7 +242,7 @@ class DynamoDBStore:
         try:
             await self._calls.transact(*actions)
         finally:
-            self._wrote(user_id)
+            self._on_user_changed(user_id)
 
     async def _delete_sessions(self, user_id: str) -> None:
         """Tidy up: without their user they are good for nothing, and TTL would find them."""
@@ -292,17 +298,19 @@ class DynamoDBStore:
         last = response.get("LastEvaluatedKey")
         return SessionPage([session_from_item(i) for i in response["Items"]], last and last["session_id"]["S"])
 
-    async def end_session(self, user_id: str, session_id: str, now: datetime, unless_known: datetime | None) -> bool:
+    async def end_session(
+        self, user_id: str, session_id: str, now: datetime, revoke_until_if_missing: datetime | None
+    ) -> bool:
         """See Store."""
         has_tried = False
         while True:
             session = await self.get_session(user_id, session_id)
-            until = unless_known if session is None else session.last_token_expire_time
+            until = revoke_until_if_missing if session is None else session.last_token_expire_time
             try:
                 user = await self.get_user(user_id)
-                if until is None or user.has_ended(session_id, session):
+                if until is None or user.has_ended_session(session_id, session):
                     return has_tried
-                await self._revoke(user, session, revocation(session_id, until), now)
+                await self._revoke(user, session, revocation_entry(session_id, until), now)
             except ConditionFailedError:
                 # A refresh, another ending, or a change of the user came between, or an answer was lost: look again.
                 has_tried = True
@@ -312,7 +320,7 @@ class DynamoDBStore:
             return True
 
     async def _revoke(self, user: User, session: Session | None, entry: str, now: datetime) -> None:
-        over = user.over_revocations(now)
+        over = user.expired_revocations(now)
         if over:
             await self._remove_revocations(user, over)
         if len(user.revoked_sessions - over) >= MAX_REVOKED_SESSIONS:
@@ -353,7 +361,7 @@ class DynamoDBStore:
             }
         }
 
-    async def get_attempts(self, keys: Sequence[str], now: datetime) -> Mapping[str, Tries]:
+    async def get_attempt_counts(self, keys: Sequence[str], now: datetime) -> Mapping[str, AttemptCount]:
         """See Store."""
         return await self._counters.get(keys, now)
 
@@ -361,7 +369,7 @@ class DynamoDBStore:
         """See Store."""
         return await self._counters.reserve(attempt_id, counters, now)
 
-    async def settle_attempt(self, attempt_id: str, settlement: Settlement) -> None:
+    async def settle_attempt(self, attempt_id: str, settlement: CounterUpdate) -> None:
         """See Store."""
         await self._counters.settle(attempt_id, settlement)
 
@@ -374,12 +382,12 @@ class DynamoDBStore:
         return await check_tables(self._calls, self._tables)
 
 
-def _standing(row: Item | Exception | None) -> Standing | Exception | None:
+def _standing(row: Item | Exception | None) -> UserState | Exception | None:
     if row is None or isinstance(row, Exception):
         return row
     try:
-        return standing_from_item(row)
-    except BrokenRowError as error:
+        return user_state_from_item(row)
+    except CorruptItemError as error:
         return error
 
 
@@ -391,26 +399,28 @@ def _without_revocations(user: User) -> User:
     return replace(user, revoked_sessions=frozenset())
 
 
-def _read_users(rows: Iterable[Item]) -> tuple[list[User], list[BrokenRowError]]:
+def _read_users(rows: Iterable[Item]) -> tuple[list[User], list[CorruptItemError]]:
     users, broken = [], []
     for row in rows:
         try:
             users.append(user_from_item(row))
-        except BrokenRowError as error:
+        except CorruptItemError as error:
             broken.append(error)
     return users, broken
 
 
 @asynccontextmanager
-async def open_dynamodb_store(table_prefix: str, wrote: Wrote = tell_nobody) -> AsyncIterator[DynamoDBStore]:
+async def open_dynamodb_store(
+    table_prefix: str, on_user_changed: OnUserChanged = ignore
+) -> AsyncIterator[DynamoDBStore]:
     """Open the store on the tables whose names begin with `table_prefix`.
 
     Args:
         table_prefix: Of the tables.
-        wrote: See Store.
+        on_user_changed: See Store.
 
     Raises:
         ConfigError: No region is configured.
     """
-    async with open_calls() as calls:
-        yield DynamoDBStore(calls, Tables(table_prefix), wrote)
+    async with open_client() as calls:
+        yield DynamoDBStore(calls, Tables(table_prefix), on_user_changed)

@@ -8,7 +8,7 @@ from typing import Any
 
 from authsvc.errors import StoreSetupError, StoreUnavailableError
 from authsvc.models import Finding
-from authsvc.stores.dynamodb.client import BACKUPS_NOT_READY, DynamoDBCalls
+from authsvc.stores.dynamodb.client import BACKUPS_NOT_READY, DynamoDBClient
 
 EMAIL_INDEX = "email-index"
 TTL_ATTRIBUTE = "expires_at"
@@ -103,7 +103,7 @@ def _required(tables: Tables) -> Iterator[_Table]:
     yield _Table(tables.login_attempts, ("attempt_key",))
 
 
-async def create_tables(call: DynamoDBCalls, tables: Tables) -> list[str]:
+async def create_tables(call: DynamoDBClient, tables: Tables) -> list[str]:
     """Make the tables, indexes and TTL settings that are missing.
 
     Returns:
@@ -116,7 +116,7 @@ async def create_tables(call: DynamoDBCalls, tables: Tables) -> list[str]:
     return [line for table in _required(tables) for line in await _create(call, table)]
 
 
-async def check_tables(call: DynamoDBCalls, tables: Tables) -> list[Finding]:
+async def check_tables(call: DynamoDBClient, tables: Tables) -> list[Finding]:
     """Compare keys, index, billing, TTL and PITR with what they must be.
 
     Raises:
@@ -125,7 +125,7 @@ async def check_tables(call: DynamoDBCalls, tables: Tables) -> list[Finding]:
     return [finding for table in _required(tables) for finding in await _check(call, table)]
 
 
-async def _create(call: DynamoDBCalls, table: _Table) -> list[str]:
+async def _create(call: DynamoDBClient, table: _Table) -> list[str]:
     done = []
     there = await _describe(call, table)
     if there is None:
@@ -155,7 +155,7 @@ async def _make(making: Awaitable[object], found: Coroutine[Any, Any, object]) -
                 raise
 
 
-async def _create_index(call: DynamoDBCalls, table: _Table) -> None:
+async def _create_index(call: DynamoDBClient, table: _Table) -> None:
     making = call(
         "UpdateTable",
         TableName=table.name,
@@ -166,12 +166,12 @@ async def _create_index(call: DynamoDBCalls, table: _Table) -> None:
     await _wait_until_active(call, table)
 
 
-async def _find_index(call: DynamoDBCalls, table: _Table) -> Mapping[str, Any] | None:
+async def _find_index(call: DynamoDBClient, table: _Table) -> Mapping[str, Any] | None:
     there = await _describe(call, table)
     return None if there is None else _index(there)
 
 
-async def _wait_until_active(call: DynamoDBCalls, table: _Table) -> None:
+async def _wait_until_active(call: DynamoDBClient, table: _Table) -> None:
     """Wait for a table and its index; DynamoDB takes seconds for a table, minutes for an index."""
 
     async def look() -> bool:
@@ -197,7 +197,7 @@ def _is_active(there: Mapping[str, Any] | None) -> bool:
     return {there["TableStatus"], index.get("IndexStatus", "ACTIVE")} == {"ACTIVE"}
 
 
-async def _enable_ttl(call: DynamoDBCalls, table: _Table) -> None:
+async def _enable_ttl(call: DynamoDBClient, table: _Table) -> None:
     making = call(
         "UpdateTimeToLive",
         TableName=table.name,
@@ -206,7 +206,7 @@ async def _enable_ttl(call: DynamoDBCalls, table: _Table) -> None:
     await _make(making, _ttl_attribute(call, table))
 
 
-async def _enable_pitr(call: DynamoDBCalls, table: _Table) -> bool:
+async def _enable_pitr(call: DynamoDBClient, table: _Table) -> bool:
     """Enable point-in-time recovery of a new table; False where the engine has none, as local ones do."""
 
     async def enable() -> bool:
@@ -232,7 +232,7 @@ async def _enable_pitr(call: DynamoDBCalls, table: _Table) -> bool:
     return True
 
 
-async def _describe(call: DynamoDBCalls, table: _Table) -> Mapping[str, Any] | None:
+async def _describe(call: DynamoDBClient, table: _Table) -> Mapping[str, Any] | None:
     try:
         response = await call("DescribeTable", TableName=table.name)
     except StoreUnavailableError as error:
@@ -263,7 +263,7 @@ def _index_problem(table: _Table, there: Mapping[str, Any]) -> str:
     return "" if index["KeySchema"] == table.index["KeySchema"] else f"its index {EMAIL_INDEX} must have the key email"
 
 
-async def _ttl_attribute(call: DynamoDBCalls, table: _Table) -> str | None:
+async def _ttl_attribute(call: DynamoDBClient, table: _Table) -> str | None:
     response = await call("DescribeTimeToLive", TableName=table.name)
     description = response["TimeToLiveDescription"]
     if description["TimeToLiveStatus"] not in ("ENABLED", "ENABLING"):
@@ -272,7 +272,7 @@ async def _ttl_attribute(call: DynamoDBCalls, table: _Table) -> str | None:
     return attribute
 
 
-async def _has_pitr(call: DynamoDBCalls, table: _Table) -> bool | None:
+async def _has_pitr(call: DynamoDBClient, table: _Table) -> bool | None:
     """Tell whether point-in-time recovery is on; None where the engine has none."""
     try:
         response = await call("DescribeContinuousBackups", TableName=table.name)
@@ -282,7 +282,7 @@ async def _has_pitr(call: DynamoDBCalls, table: _Table) -> bool | None:
     return backups.get("PointInTimeRecoveryDescription", {}).get("PointInTimeRecoveryStatus") == "ENABLED"
 
 
-async def _check(call: DynamoDBCalls, table: _Table) -> list[Finding]:
+async def _check(call: DynamoDBClient, table: _Table) -> list[Finding]:
     there = await _describe(call, table)
     subject = f"table {table.name}"
     if there is None:
@@ -315,7 +315,7 @@ def _billing_finding(subject: str, there: Mapping[str, Any]) -> Finding:
     return Finding(f"{subject}: billing", problem, remedy)
 
 
-async def _ttl_findings(call: DynamoDBCalls, subject: str, table: _Table) -> list[Finding]:
+async def _ttl_findings(call: DynamoDBClient, subject: str, table: _Table) -> list[Finding]:
     if not table.has_ttl:
         return []
     attribute = await _ttl_attribute(call, table)
@@ -330,7 +330,7 @@ async def _ttl_findings(call: DynamoDBCalls, subject: str, table: _Table) -> lis
     return [Finding(subject, problem, remedy)]
 
 
-async def _pitr_findings(call: DynamoDBCalls, subject: str, table: _Table) -> list[Finding]:
+async def _pitr_findings(call: DynamoDBClient, subject: str, table: _Table) -> list[Finding]:
     has_pitr = await _has_pitr(call, table)
     if has_pitr is None:
         return []

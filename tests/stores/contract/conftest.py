@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from authsvc.passwords.hash_queue import Hashing
+from authsvc.passwords.hash_queue import HashQueue
 from authsvc.stores.dynamodb.store import DynamoDBStore, open_dynamodb_store
 from authsvc.stores.interface import Store
 from authsvc.stores.sqlite import open_sqlite_store
@@ -40,8 +40,8 @@ async def concurrent_store(
 
 
 @pytest.fixture
-def hashing() -> Iterator[Hashing]:
-    with closing(Hashing(TEST_COST)) as hashing:
+def hashing() -> Iterator[HashQueue]:
+    with closing(HashQueue(TEST_COST)) as hashing:
         yield hashing
 
 
@@ -52,7 +52,7 @@ def use_cases(
     table_prefix: str,
     signing_keys: Path,
     clock: FakeClock,
-    hashing: Hashing,
+    hashing: HashQueue,
 ) -> UseCases:
     """The use cases on concurrent_store."""
     name = request.node.callspec.params["concurrent_store"]

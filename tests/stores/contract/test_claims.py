@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from authsvc.errors import BrokenRowError
+from authsvc.errors import CorruptItemError
 from authsvc.stores.dynamodb.store import DynamoDBStore
 from tests.dynamodb import Tables
 from tests.stores.contract.test_store import NOW, new_user
@@ -62,7 +62,7 @@ async def test_a_broken_session_row_is_logged(dynamodb_store: DynamoDBStore, tab
     key = {"user_id": {"S": "carol"}, "session_id": {"S": "broken"}}
     tables.dynamodb.put_item(TableName=tables.sessions, Item=key)
     position = len(WITNESS.lines.getvalue())
-    with pytest.raises(BrokenRowError, match="token_generation"):
+    with pytest.raises(CorruptItemError, match="token_generation"):
         await dynamodb_store.get_session("carol", "broken")
     assert '"table": "sessions"' in WITNESS.lines.getvalue()[position:]
 
@@ -76,7 +76,7 @@ async def test_an_unreadable_claim_is_logged_without_its_address(
     tables.dynamodb.put_item(TableName=tables.unique, Item={"unique_key": {"S": f"email#{EMAIL}"}, **broken})
     position = len(WITNESS.lines.getvalue())
     for call in (dynamodb_store.get_user_by_email(EMAIL, EMAIL), dynamodb_store.create_user(new_user(EMAIL), NOW)):
-        with pytest.raises(BrokenRowError):
+        with pytest.raises(CorruptItemError):
             await call
     lines = WITNESS.lines.getvalue()[position:].splitlines()
     assert len([line for line in lines if '"event": "row_broken"' in line and '"table": "unique"' in line]) == 2

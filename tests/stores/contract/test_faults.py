@@ -15,8 +15,8 @@ from authsvc.errors import (
     UserChangedError,
     UserNotFoundError,
 )
-from authsvc.models import Settlement, User, revocation
-from authsvc.passwords.hash_queue import Hashing
+from authsvc.models import CounterUpdate, User, revocation_entry
+from authsvc.passwords.hash_queue import HashQueue
 from authsvc.stores.dynamodb.store import DynamoDBStore, open_dynamodb_store
 from authsvc.stores.interface import MAX_REVOKED_SESSIONS, EmailOwner
 from tests.dynamodb import Tables, tables_of
@@ -77,8 +77,8 @@ class StaleIndex:
 
 
 OTHER_EMAIL = "bob@example.com"
-FULL = frozenset(revocation(f"s{n}", NOW + timedelta(hours=1)) for n in range(MAX_REVOKED_SESSIONS))
-OVER = frozenset({revocation("over", NOW - timedelta(hours=1))})
+FULL = frozenset(revocation_entry(f"s{n}", NOW + timedelta(hours=1)) for n in range(MAX_REVOKED_SESSIONS))
+OVER = frozenset({revocation_entry("over", NOW - timedelta(hours=1))})
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ async def stage(
     table_prefix: str,
     signing_keys: Path,
     clock: FakeClock,
-    hashing: Hashing,
+    hashing: HashQueue,
     production_read_timeout: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Stage]:
@@ -193,7 +193,7 @@ async def end_session(stage: Stage, failing: Failing) -> None:
     with failing():
         assert await stage.store.end_session(session.user_id, session.session_id, NOW, None)
     user = await stage.store.get_user(session.user_id)
-    assert user.revoked_sessions == {revocation("session", session.last_token_expire_time)}
+    assert user.revoked_sessions == {revocation_entry("session", session.last_token_expire_time)}
     assert user.token_generation == 0
     assert await stage.store.get_session(session.user_id, session.session_id) == replace(session, end_time=NOW)
 
@@ -212,7 +212,7 @@ async def end_session_without_a_row(stage: Stage, failing: Failing) -> None:
     with failing():
         assert await stage.store.end_session(user.user_id, "gone", NOW, NOW + timedelta(hours=1))
     after = await stage.store.get_user(user.user_id)
-    assert after == replace(user, revoked_sessions=frozenset({revocation("gone", NOW + timedelta(hours=1))}))
+    assert after == replace(user, revoked_sessions=frozenset({revocation_entry("gone", NOW + timedelta(hours=1))}))
 
 
 async def reserve_attempt(stage: Stage, failing: Failing) -> None:
@@ -221,7 +221,7 @@ async def reserve_attempt(stage: Stage, failing: Failing) -> None:
     with failing():
         assert await stage.store.reserve_attempt("second", counters, NOW)
     assert not await stage.store.reserve_attempt("third", counters, NOW)
-    stored = await stage.store.get_attempts(["pair", "source"], NOW)
+    stored = await stage.store.get_attempt_counts(["pair", "source"], NOW)
     assert [stored[key].count for key in ("pair", "source")] == [2, 2]
 
 
@@ -237,8 +237,8 @@ async def settle_attempt(stage: Stage, failing: Failing) -> None:
         assert await stage.store.reserve_attempt(name, [counter(key) for key in keys], NOW)
     known = ("known", SECOND + timedelta(days=30))
     with failing():
-        await stage.store.settle_attempt("first", Settlement(("account", "source"), ("pair",), known))
-    stored = await stage.store.get_attempts([*keys, "known"], NOW)
+        await stage.store.settle_attempt("first", CounterUpdate(("account", "source"), ("pair",), known))
+    stored = await stage.store.get_attempt_counts([*keys, "known"], NOW)
     assert {key: tries.count for key, tries in stored.items()} == {"account": 1, "source": 1, "known": 0}
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from authsvc import coalescer
-from authsvc.errors import AuthsvcError, NoAnswerError, UserNotFoundError
+from authsvc.errors import AuthsvcError, RetryableStoreError, UserNotFoundError
 from authsvc.models import User
-from authsvc.passwords.hash_queue import Hashing
-from authsvc.stores.dynamodb.client import ConditionFailedError, DynamoDBCalls, open_calls
+from authsvc.passwords.hash_queue import HashQueue
+from authsvc.stores.dynamodb.client import ConditionFailedError, DynamoDBClient, open_client
 from authsvc.stores.dynamodb.store import DynamoDBStore, open_dynamodb_store
 from authsvc.stores.dynamodb.tables import Tables as TableNames
-from authsvc.stores.interface import tell_nobody
+from authsvc.stores.interface import ignore
 from authsvc.usecases.sessions import Tokens
 from tests.dynamodb import tables_of
 from tests.engines import Engine
@@ -28,10 +28,10 @@ LOOK_UP = 5
 """Calls by which a login reserves its try and reads the user; later ones rest on what it read."""
 
 
-class Interrupted(DynamoDBCalls):
+class Interrupted(DynamoDBClient):
     """Calls of which one is interrupted by something else that happens."""
 
-    def __init__(self, calls: DynamoDBCalls) -> None:
+    def __init__(self, calls: DynamoDBClient) -> None:
         self._calls = calls
         self._meanwhile: Callable[[], Awaitable[object]] | None = None
         self._steps = itertools.count()
@@ -63,12 +63,12 @@ class Interrupted(DynamoDBCalls):
             with suppress(ConditionFailedError):  # that, too, nobody learns
                 await self._calls.send(operation, body)
             await meanwhile()
-            raise NoAnswerError("lost")
+            raise RetryableStoreError("lost")
         await meanwhile()
         return await self._calls.send(operation, body)
 
     @property
-    def is_over(self) -> bool:
+    def is_expired(self) -> bool:
         """Whether the use case had no such step."""
         return self._meanwhile is not None
 
@@ -161,14 +161,14 @@ async def on_stage(
 ) -> AsyncIterator[Scene]:
     use_engine(engine, monkeypatch)
     monkeypatch.setattr(coalescer, "MAX_READ_SECONDS", 60.0)  # what happens meanwhile takes its time
-    hashing, stronger = Hashing(TEST_COST), Hashing(TEST_COST + 1)
+    hashing, stronger = HashQueue(TEST_COST), HashQueue(TEST_COST + 1)
     clock = FakeClock()
-    async with open_dynamodb_store(prefix) as store, open_calls() as calls:
+    async with open_dynamodb_store(prefix) as store, open_client() as calls:
         await store.create_tables()
         interrupted = Interrupted(calls)
         ring = key_ring(signing_keys, clock)
         second = UseCases(store, ring, clock, hashing, tables_of(engine, prefix))
-        first = second.on(DynamoDBStore(interrupted, TableNames(prefix), tell_nobody))
+        first = second.on(DynamoDBStore(interrupted, TableNames(prefix), ignore))
         yield Scene(first, second, first.with_hashing(stronger), interrupted)
     hashing.close()
     stronger.close()
@@ -191,7 +191,7 @@ async def play(scene: Scene, name: str, interrupting: str, step: int, *, is_lost
     outcomes: list[object] = []
     scene.calls.interrupt(step, meanwhile, is_lost=is_lost)
     mine = await outcome_of(STEPS[name](scene, scene.first))
-    if scene.calls.is_over:
+    if scene.calls.is_expired:
         assert not isinstance(mine, AuthsvcError)
         return False
     (others,) = outcomes
@@ -265,7 +265,7 @@ async def test_one_request_twice_at_once_makes_one_user(
             scene.calls.interrupt(step, meanwhile, is_lost=False)
             made.append(await request(scene.first))
             await scene.second.check_rows()
-            if scene.calls.is_over:
+            if scene.calls.is_expired:
                 break
             assert len({user.user_id for user in made}) == 1
     assert step > 3

@@ -21,7 +21,7 @@ from authsvc.errors import (
     UserNotFoundError,
 )
 from authsvc.models import User
-from authsvc.passwords.hash_queue import Hashing
+from authsvc.passwords.hash_queue import HashQueue
 from authsvc.usecases.sessions import Tokens
 from authsvc.usecases.users import TemporaryPassword
 from tests.engines import CONCURRENT_ENGINES
@@ -138,7 +138,7 @@ async def test_disable_and_login_then_enable(use_cases: UseCases, rounds: Iterat
 @pytest.fixture
 def stronger(use_cases: UseCases) -> Iterator[UseCases]:
     """The use cases at a higher cost, so that each first login hashes anew."""
-    hashing = Hashing(TEST_COST + 1)
+    hashing = HashQueue(TEST_COST + 1)
     yield use_cases.with_hashing(hashing)
     hashing.close()
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from authsvc.errors import EmailAlreadyExistsError, InvalidFieldError, UserChangedError, UserNotFoundError
-from authsvc.models import Session, User, revocation
+from authsvc.models import Session, User, revocation_entry
 from authsvc.stores.interface import MAX_REVOKED_SESSIONS, REQUEST_ID_TTL, EmailOwner, Store
 
 NOW = datetime(2030, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
@@ -245,7 +245,7 @@ async def test_an_ended_session_stays_ended(store: Store) -> None:
     assert not await store.end_session(user.user_id, "first", NOW, None)
     assert not await store.end_session(user.user_id, "unknown", NOW, None)
     after = await store.get_user(user.user_id)
-    assert after.revoked_sessions == {revocation("first", first.last_token_expire_time)}
+    assert after.revoked_sessions == {revocation_entry("first", first.last_token_expire_time)}
     assert after.has_revoked("first")
     assert not after.has_revoked("second")
     ended = await store.get_session(user.user_id, "first")
@@ -258,29 +258,29 @@ async def test_a_session_without_a_row_is_remembered_where_its_end_is_known(stor
     user = await store.create_user(new_user(), NOW)
     for _ in range(2):
         await store.end_session(user.user_id, "gone", NOW, NOW + timedelta(hours=1))
-    assert (await store.get_user(user.user_id)).revoked_sessions == {revocation("gone", NOW + timedelta(hours=1))}
+    assert (await store.get_user(user.user_id)).revoked_sessions == {revocation_entry("gone", NOW + timedelta(hours=1))}
     assert not await store.end_session("nobody", "gone", NOW, NOW + timedelta(hours=1))
 
 
 async def test_over_revocations_are_tidied_up(store: Store) -> None:
-    over, odd = revocation("over", NOW - timedelta(hours=1)), "odd"
+    over, odd = revocation_entry("over", NOW - timedelta(hours=1)), "odd"
     user = await store.create_user(new_user(revoked_sessions=frozenset({over, odd})), NOW)
     session = new_session(user)
     await store.create_session(session)
     await store.end_session(user.user_id, "session", NOW, None)
-    kept = {odd, revocation("session", session.last_token_expire_time)}
+    kept = {odd, revocation_entry("session", session.last_token_expire_time)}
     assert (await store.get_user(user.user_id)).revoked_sessions == kept
 
 
 async def test_the_hundredth_revocation_ends_every_session(store: Store) -> None:
-    entries = frozenset(revocation(f"s{n}", NOW + timedelta(hours=1)) for n in range(MAX_REVOKED_SESSIONS))
+    entries = frozenset(revocation_entry(f"s{n}", NOW + timedelta(hours=1)) for n in range(MAX_REVOKED_SESSIONS))
     user = await store.create_user(new_user(revoked_sessions=entries), NOW)
     session = new_session(user)
     await store.create_session(session)
     await store.end_session(user.user_id, "session", NOW, None)
     after = await store.get_user(user.user_id)
     assert (after.token_generation, after.revoked_sessions) == (user.token_generation + 1, frozenset())
-    assert after.has_ended("session", session)
+    assert after.has_ended_session("session", session)
 
 
 async def test_concurrent_endings_are_all_kept(concurrent_store: Store) -> None:

@@ -7,17 +7,17 @@ from pathlib import Path
 from authsvc.errors import InvalidCredentialsError, InvalidRefreshTokenError
 from authsvc.models import Budget, User
 from authsvc.passwords import hashes
-from authsvc.passwords.hash_queue import Hashing
+from authsvc.passwords.hash_queue import HashQueue
 from authsvc.stores.interface import Store
 from authsvc.throttling.budgets import Budgets
-from authsvc.throttling.login_throttle import Attempts
+from authsvc.throttling.login_throttle import LoginThrottle
 from authsvc.tokens.access_tokens import AccessTokens
-from authsvc.tokens.key_file import follow_keys
+from authsvc.tokens.key_file import watch_key_file
 from authsvc.tokens.keys import KeyRing
 from authsvc.usecases.login import Logins
 from authsvc.usecases.sessions import SessionLifetimes, Sessions, Tokens
-from authsvc.usecases.user_state_cache import Memory
-from authsvc.usecases.users import Accounts
+from authsvc.usecases.user_state_cache import UserStateCache
+from authsvc.usecases.users import Users
 from authsvc.usecases.validation import ActiveToken, Check, Validations
 from tests.dynamodb import Tables
 from tests.support import PASSWORD, TEST_COST, WITNESS, FakeClock
@@ -34,7 +34,7 @@ HASH = hashes.hash_password(PASSWORD, TEST_COST)
 
 
 def key_ring(signing_keys: Path, clock: FakeClock) -> KeyRing:
-    return follow_keys(signing_keys, clock).content
+    return watch_key_file(signing_keys, clock).content
 
 
 class UseCases:
@@ -49,7 +49,7 @@ class UseCases:
         store: Store,
         ring: KeyRing,
         clock: FakeClock,
-        hashing: Hashing,
+        hashing: HashQueue,
         tables: Tables | None,
         budgets: Budgets = NO_BUDGETS,
     ) -> None:
@@ -63,16 +63,16 @@ class UseCases:
         self.validations = Validations(
             store,
             tokens,
-            Memory(clock.monotonic),
+            UserStateCache(clock.monotonic),
             clock,
             max_staleness=timedelta(seconds=60),
             max_stale_if_error=timedelta(minutes=15),
         )
-        self.attempts = Attempts(store, hashing, budgets, clock)
+        self.attempts = LoginThrottle(store, hashing, budgets, clock)
         self.logins = Logins(store, self.attempts, hashing, self.sessions, clock, 15)
-        self.accounts = Accounts(store, hashing, clock, 15)
+        self.accounts = Users(store, hashing, clock, 15)
 
-    def with_hashing(self, hashing: Hashing) -> "UseCases":
+    def with_hashing(self, hashing: HashQueue) -> "UseCases":
         return UseCases(self.store, self._ring, self.clock, hashing, self.tables)
 
     def on(self, store: Store) -> "UseCases":

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from authsvc.errors import NoAnswerError
-from authsvc.stores.dynamodb.batch_get import STANDING_ATTRIBUTES, KeyReads
+from authsvc.errors import RetryableStoreError
+from authsvc.stores.dynamodb.batch_get import USER_STATE_ATTRIBUTES, BatchGet
 
 ALICE = {"user_id": {"S": "alice"}, "role": {"S": "user"}}
 
@@ -23,8 +23,8 @@ class Calls:
         return self.answer
 
 
-def reads(calls: Calls) -> KeyReads:
-    return KeyReads(calls, "users", "user_id", STANDING_ATTRIBUTES)  # type: ignore[arg-type]  # the one method that is needed
+def reads(calls: Calls) -> BatchGet:
+    return BatchGet(calls, "users", "user_id", USER_STATE_ATTRIBUTES)  # type: ignore[arg-type]  # the one method that is needed
 
 
 def answer(rows: object, *left_out: str) -> dict[str, Any]:
@@ -55,7 +55,7 @@ async def test_the_read_is_strong_and_of_what_a_validation_needs() -> None:
     assert read["Keys"] == [{"user_id": {"S": "alice"}}, {"user_id": {"S": 'b"ob'}}]
     assert read["ConsistentRead"] is True
     projected = {read["ExpressionAttributeNames"][name] for name in read["ProjectionExpression"].split(",")}
-    assert projected == set(STANDING_ATTRIBUTES)
+    assert projected == set(USER_STATE_ATTRIBUTES)
     assert "password_hash" not in projected
 
 
@@ -78,5 +78,5 @@ async def test_the_read_is_strong_and_of_what_a_validation_needs() -> None:
     ids=repr,
 )
 async def test_less_than_a_whole_answer_is_none(unreadable: Any) -> None:
-    with pytest.raises(NoAnswerError, match="unreadable"):
+    with pytest.raises(RetryableStoreError, match="unreadable"):
         await reads(Calls(unreadable))(["alice"])

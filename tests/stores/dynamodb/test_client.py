@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from authsvc.errors import ConfigError, NoAnswerError, StoreSetupError, StoreUnavailableError
-from authsvc.stores.dynamodb.client import MAX_ATTEMPTS, ConditionFailedError, DynamoDBCalls, open_calls
+from authsvc.errors import ConfigError, RetryableStoreError, StoreSetupError, StoreUnavailableError
+from authsvc.stores.dynamodb.client import MAX_ATTEMPTS, ConditionFailedError, DynamoDBClient, open_client
 from tests.engines import Engine
 from tests.support import use_engine
 
@@ -41,7 +41,7 @@ async def test_without_credentials_the_store_is_unavailable(
 ) -> None:
     use_engine(moto, monkeypatch)
     forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    async with open_calls() as calls:
+    async with open_client() as calls:
         with pytest.raises(StoreUnavailableError, match="no AWS credentials"):
             await calls("ListTables")
 
@@ -49,7 +49,7 @@ async def test_without_credentials_the_store_is_unavailable(
 async def test_a_region_is_needed(forget: Callable[..., None]) -> None:
     forget("AWS_REGION", "AWS_DEFAULT_REGION")
     with pytest.raises(ConfigError, match="AWS_REGION"):
-        async with open_calls():
+        async with open_client():
             pass
 
 
@@ -58,7 +58,7 @@ async def test_the_region_may_be_the_default_one(
 ) -> None:
     use_engine(moto, monkeypatch)
     forget("AWS_REGION")
-    async with open_calls() as calls:
+    async with open_client() as calls:
         await calls("ListTables")
 
 
@@ -87,12 +87,12 @@ async def answer(moto: Engine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
 
 @pytest.fixture
-async def calls(answer: Answer) -> AsyncIterator[DynamoDBCalls]:
-    async with open_calls() as calls:
+async def calls(answer: Answer) -> AsyncIterator[DynamoDBClient]:
+    async with open_client() as calls:
         yield calls
 
 
-async def test_a_request_is_sent_as_it_is_and_signed(calls: DynamoDBCalls, answer: Answer) -> None:
+async def test_a_request_is_sent_as_it_is_and_signed(calls: DynamoDBClient, answer: Answer) -> None:
     answer.body = b'{"Item":{}}'
     answer.headers["x-amz-crc32"] = str(zlib.crc32(answer.body))
     answer.headers["Date"] = "Wed, 25 Nov 2026 00:00:00 GMT"
@@ -120,29 +120,29 @@ def cancelled(*reasons: str) -> bytes:
 @pytest.mark.parametrize(
     ("status", "body", "expected"),
     [
-        (400, refused("ProvisionedThroughputExceededException"), NoAnswerError),
-        (400, refused("ThrottlingException"), NoAnswerError),
-        (400, refused("ExpiredTokenException"), NoAnswerError),
-        (400, refused("TransactionInProgressException"), NoAnswerError),
-        (500, refused("InternalServerError"), NoAnswerError),
-        (500, refused("Whatever"), NoAnswerError),
-        (503, b"<html>secret</html>", NoAnswerError),
-        (500, b"[]", NoAnswerError),
-        (500, b'{"message":"secret"}', NoAnswerError),
-        (403, b"<html>secret</html>", NoAnswerError),
-        (400, b"[]", NoAnswerError),
-        (200, b"", NoAnswerError),
-        (200, b"[]", NoAnswerError),
-        (200, b"null", NoAnswerError),
-        (200, b"<html>secret</html>", NoAnswerError),
-        (200, b'{"Item":{"user_id"', NoAnswerError),
-        (200, b'{"Item":null}', NoAnswerError),
-        (200, b'{"Item":{"user_id":"secret"}}', NoAnswerError),
-        (200, b'{"Items":["secret"]}', NoAnswerError),
-        (200, b'{"Items":5}', NoAnswerError),
-        (200, b'{"ConsumedCapacity":null}', NoAnswerError),
-        (200, b'{"ConsumedCapacity":["secret"]}', NoAnswerError),
-        (400, b'{"__type":"TransactionCanceledException","CancellationReasons":null}', NoAnswerError),
+        (400, refused("ProvisionedThroughputExceededException"), RetryableStoreError),
+        (400, refused("ThrottlingException"), RetryableStoreError),
+        (400, refused("ExpiredTokenException"), RetryableStoreError),
+        (400, refused("TransactionInProgressException"), RetryableStoreError),
+        (500, refused("InternalServerError"), RetryableStoreError),
+        (500, refused("Whatever"), RetryableStoreError),
+        (503, b"<html>secret</html>", RetryableStoreError),
+        (500, b"[]", RetryableStoreError),
+        (500, b'{"message":"secret"}', RetryableStoreError),
+        (403, b"<html>secret</html>", RetryableStoreError),
+        (400, b"[]", RetryableStoreError),
+        (200, b"", RetryableStoreError),
+        (200, b"[]", RetryableStoreError),
+        (200, b"null", RetryableStoreError),
+        (200, b"<html>secret</html>", RetryableStoreError),
+        (200, b'{"Item":{"user_id"', RetryableStoreError),
+        (200, b'{"Item":null}', RetryableStoreError),
+        (200, b'{"Item":{"user_id":"secret"}}', RetryableStoreError),
+        (200, b'{"Items":["secret"]}', RetryableStoreError),
+        (200, b'{"Items":5}', RetryableStoreError),
+        (200, b'{"ConsumedCapacity":null}', RetryableStoreError),
+        (200, b'{"ConsumedCapacity":["secret"]}', RetryableStoreError),
+        (400, b'{"__type":"TransactionCanceledException","CancellationReasons":null}', RetryableStoreError),
         (400, refused("ResourceNotFoundException"), StoreUnavailableError),
         (400, refused("UnrecognizedClientException"), StoreUnavailableError),
         (400, refused("AccessDeniedException"), StoreUnavailableError),
@@ -151,15 +151,15 @@ def cancelled(*reasons: str) -> bytes:
         (400, refused("ConditionalCheckFailedException"), ConditionFailedError),
         (400, cancelled("None", "ConditionalCheckFailed"), ConditionFailedError),
         (400, cancelled("TransactionConflict", "ConditionalCheckFailed"), ConditionFailedError),
-        (400, cancelled("None", "TransactionConflict"), NoAnswerError),
-        (400, cancelled("ThrottlingError", "ProvisionedThroughputExceeded"), NoAnswerError),
+        (400, cancelled("None", "TransactionConflict"), RetryableStoreError),
+        (400, cancelled("ThrottlingError", "ProvisionedThroughputExceeded"), RetryableStoreError),
         (400, cancelled("ValidationError"), StoreSetupError),
         (400, cancelled(), StoreSetupError),
     ],
     ids=repr,
 )
 async def test_each_failure_is_tried_again_or_means_something(
-    calls: DynamoDBCalls, answer: Answer, status: int, body: bytes, expected: type[Exception]
+    calls: DynamoDBClient, answer: Answer, status: int, body: bytes, expected: type[Exception]
 ) -> None:
     """And tells nobody what was asked."""
     answer.status, answer.body = status, body
@@ -167,15 +167,15 @@ async def test_each_failure_is_tried_again_or_means_something(
         await calls.send("TransactWriteItems", b"{}")
     assert type(one_attempt.value) is expected
     assert len(answer.asked) == 1
-    with pytest.raises(StoreUnavailableError if expected is NoAnswerError else expected) as many:
+    with pytest.raises(StoreUnavailableError if expected is RetryableStoreError else expected) as many:
         await calls("TransactWriteItems")
-    assert len(answer.asked) - 1 == (MAX_ATTEMPTS if expected is NoAnswerError else 1)
+    assert len(answer.asked) - 1 == (MAX_ATTEMPTS if expected is RetryableStoreError else 1)
     for caught in (one_attempt, many):
         assert "secret" not in str(caught.value)
         assert caught.value.__cause__ is None
 
 
-async def test_a_call_takes_and_gives_what_dynamodb_has(calls: DynamoDBCalls, answer: Answer) -> None:
+async def test_a_call_takes_and_gives_what_dynamodb_has(calls: DynamoDBClient, answer: Answer) -> None:
     answer.body = b'{"Item":{"email":{"S":"\\ud800"}},"ConsumedCapacity":{"TableName":"users","CapacityUnits":1.0}}'
     response = await calls("GetItem", TableName="users", Key={"user_id": {"S": "\ud800"}})
     assert response["Item"] == {"email": {"S": "\ud800"}}
@@ -184,9 +184,9 @@ async def test_a_call_takes_and_gives_what_dynamodb_has(calls: DynamoDBCalls, an
     assert json.loads(body) == asked
 
 
-async def test_a_body_that_does_not_match_its_checksum_is_no_answer(calls: DynamoDBCalls, answer: Answer) -> None:
+async def test_a_body_that_does_not_match_its_checksum_is_no_answer(calls: DynamoDBClient, answer: Answer) -> None:
     answer.headers["x-amz-crc32"] = str(zlib.crc32(b"another body"))
-    with pytest.raises(NoAnswerError, match="UnreadableResponseError"):
+    with pytest.raises(RetryableStoreError, match="UnreadableResponseError"):
         await calls.send("BatchGetItem", b"{}")
 
 
@@ -194,8 +194,8 @@ async def test_a_server_that_is_not_there_is_no_answer(moto: Engine, monkeypatch
     with socket.socket() as nobody:  # has the port, and does not listen
         nobody.bind(("127.0.0.1", 0))
         use_engine(moto, monkeypatch, f"http://127.0.0.1:{nobody.getsockname()[1]}")
-        async with open_calls() as calls:
-            with pytest.raises(NoAnswerError, match="EndpointConnectionError"):
+        async with open_client() as calls:
+            with pytest.raises(RetryableStoreError, match="EndpointConnectionError"):
                 await calls.send("BatchGetItem", b"{}")
 
 
@@ -203,7 +203,7 @@ async def test_without_credentials_nothing_is_sent(
     answer: Answer, monkeypatch: pytest.MonkeyPatch, forget: Callable[..., None]
 ) -> None:
     forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    async with open_calls() as calls:
+    async with open_client() as calls:
         with pytest.raises(StoreUnavailableError, match="no AWS credentials"):
             await calls.send("BatchGetItem", b"{}")
     assert answer.asked == []

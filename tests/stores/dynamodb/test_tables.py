@@ -6,7 +6,7 @@ import pytest
 
 from authsvc.errors import StoreSetupError, StoreUnavailableError
 from authsvc.stores.dynamodb import tables
-from authsvc.stores.dynamodb.client import BACKUPS_NOT_READY, DynamoDBCalls
+from authsvc.stores.dynamodb.client import BACKUPS_NOT_READY, DynamoDBClient
 from authsvc.stores.dynamodb.tables import Tables, create_tables
 
 
@@ -39,7 +39,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_tables_are_waited_for() -> None:
-    done = await create_tables(cast("DynamoDBCalls", SlowDynamoDB(3)), Tables("auth-"))
+    done = await create_tables(cast("DynamoDBClient", SlowDynamoDB(3)), Tables("auth-"))
     assert "created table auth-users" in done
     assert "enabled TTL on auth-sessions" in done
 
@@ -61,23 +61,23 @@ class RefusingDynamoDB(SlowDynamoDB):
 @pytest.mark.parametrize("operation", ["CreateTable", "UpdateTimeToLive"])
 async def test_what_cannot_be_made_is_told(operation: str) -> None:
     with pytest.raises(StoreSetupError, match=operation):
-        await create_tables(cast("DynamoDBCalls", RefusingDynamoDB(operation)), Tables("auth-"))
+        await create_tables(cast("DynamoDBClient", RefusingDynamoDB(operation)), Tables("auth-"))
 
 
 async def test_waiting_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "_ACTIVE_WAIT_SECONDS", 0.05)
     with pytest.raises(StoreSetupError, match="auth-users is still being made"):
-        await create_tables(cast("DynamoDBCalls", SlowDynamoDB(10**9)), Tables("auth-"))
+        await create_tables(cast("DynamoDBClient", SlowDynamoDB(10**9)), Tables("auth-"))
 
 
 async def test_point_in_time_recovery_that_does_not_come_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "_ACTIVE_WAIT_SECONDS", 0.5)
     unready = RefusingDynamoDB("UpdateContinuousBackups", StoreUnavailableError(BACKUPS_NOT_READY))
     with pytest.raises(StoreSetupError, match="auth-users has no point-in-time recovery yet: authsvc tables check"):
-        await create_tables(cast("DynamoDBCalls", unready), Tables("auth-"))
+        await create_tables(cast("DynamoDBClient", unready), Tables("auth-"))
 
 
 async def test_an_outage_is_not_waited_for() -> None:
     down = RefusingDynamoDB("UpdateContinuousBackups", StoreUnavailableError("no answer in time"))
     with pytest.raises(StoreUnavailableError):
-        await create_tables(cast("DynamoDBCalls", down), Tables("auth-"))
+        await create_tables(cast("DynamoDBClient", down), Tables("auth-"))

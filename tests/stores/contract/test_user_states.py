@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from authsvc.errors import BrokenRowError, EmailAlreadyExistsError, StoreUnavailableError, UserChangedError
-from authsvc.models import Standing, User, revocation
+from authsvc.errors import CorruptItemError, EmailAlreadyExistsError, StoreUnavailableError, UserChangedError
+from authsvc.models import User, UserState, revocation_entry
 from authsvc.stores.dynamodb.store import DynamoDBStore, open_dynamodb_store
 from authsvc.stores.interface import MAX_REVOKED_SESSIONS, Store
 from authsvc.stores.sqlite import open_sqlite_store
@@ -20,8 +20,8 @@ from tests.stores.contract.test_store import NOW, new_session, new_user
 from tests.support import use_engine
 
 
-def standing_of(user: User) -> Standing:
-    return Standing(**{field.name: getattr(user, field.name) for field in fields(Standing)})
+def standing_of(user: User) -> UserState:
+    return UserState(**{field.name: getattr(user, field.name) for field in fields(UserState)})
 
 
 async def test_a_user_stands_as_get_user_tells(store: Store) -> None:
@@ -32,7 +32,7 @@ async def test_a_user_stands_as_get_user_tells(store: Store) -> None:
         await store.create_user(new_user("other@example.com", role="ops_2-x", token_generation=7), NOW),
     ]
     for _ in range(2):
-        standings = await store.get_standings([*(user.user_id for user in users), "nobody"])
+        standings = await store.get_user_states([*(user.user_id for user in users), "nobody"])
         expected = {user.user_id: standing_of(await store.get_user(user.user_id)) for user in users}
         assert standings == {**expected, "nobody": None}
         users = [replace(user, role="changed", is_active=not user.is_active) for user in users]
@@ -42,31 +42,31 @@ async def test_a_user_stands_as_get_user_tells(store: Store) -> None:
 
 async def test_a_deleted_user_stands_no_more(store: Store) -> None:
     user = await store.create_user(new_user(), NOW)
-    assert await store.get_standings([user.user_id]) == {user.user_id: standing_of(user)}
+    assert await store.get_user_states([user.user_id]) == {user.user_id: standing_of(user)}
     await store.delete_user(user)
-    assert await store.get_standings([user.user_id]) == {user.user_id: None}
+    assert await store.get_user_states([user.user_id]) == {user.user_id: None}
 
 
 async def test_an_ended_session_is_told_at_once(store: Store) -> None:
     user = await store.create_user(new_user(), NOW)
     await store.create_session(new_session(user))
     await store.end_session(user.user_id, "session", NOW, None)
-    (standing,) = (await store.get_standings([user.user_id])).values()
-    assert isinstance(standing, Standing)
+    (standing,) = (await store.get_user_states([user.user_id])).values()
+    assert isinstance(standing, UserState)
     assert standing.has_revoked("session")
 
 
 async def test_nothing_is_told_of_nobody(store: Store) -> None:
-    assert await store.get_standings([]) == {}
+    assert await store.get_user_states([]) == {}
 
 
 async def test_a_hundred_are_told_together_and_many_hundreds_at_once(concurrent_store: Store) -> None:
     users = [await concurrent_store.create_user(new_user(f"user{n}@example.com"), NOW) for n in range(30)]
-    expected: dict[str, Standing | None] = {user.user_id: standing_of(user) for user in users}
+    expected: dict[str, UserState | None] = {user.user_id: standing_of(user) for user in users}
     expected |= dict.fromkeys(f"nobody-{n}" for n in range(70))
-    assert await concurrent_store.get_standings(expected) == expected
-    one_by_one = [concurrent_store.get_standings([user_id]) for user_id in expected]
-    together = [concurrent_store.get_standings(expected) for _ in range(3)]
+    assert await concurrent_store.get_user_states(expected) == expected
+    one_by_one = [concurrent_store.get_user_states([user_id]) for user_id in expected]
+    together = [concurrent_store.get_user_states(expected) for _ in range(3)]
     for told in await asyncio.gather(*one_by_one, *together):
         assert told == {user_id: expected[user_id] for user_id in told}
 
@@ -77,18 +77,18 @@ async def test_a_broken_row_spoils_its_own_answer_alone(dynamodb_store: DynamoDB
     tables.put_user("number", "number@example.com", role={"N": "5"})
     tables.put_user("list", "list@example.com", revoked_sessions={"L": []})
     tables.put_user("foreign", "Foreign@Example.com", unknown={"M": {}})
-    standings = await dynamodb_store.get_standings([sound.user_id, "no-email", "number", "list", "foreign", "nobody"])
+    standings = await dynamodb_store.get_user_states([sound.user_id, "no-email", "number", "list", "foreign", "nobody"])
     broken = {"no-email": "email", "number": "role", "list": "revoked_sessions"}
-    told = {key: error.attribute for key, error in standings.items() if isinstance(error, BrokenRowError)}
+    told = {key: error.attribute for key, error in standings.items() if isinstance(error, CorruptItemError)}
     assert told == broken
     assert standings[sound.user_id] == standing_of(sound)
-    assert standings["foreign"] == Standing(user_id="foreign", email="Foreign@Example.com", role="user")
+    assert standings["foreign"] == UserState(user_id="foreign", email="Foreign@Example.com", role="user")
     assert standings["nobody"] is None
 
 
 async def test_a_store_that_cannot_be_read_is_no_store_without_users(tmp_path: Path) -> None:
     async with open_sqlite_store(tmp_path / "authsvc.db") as store:
-        (told,) = (await store.get_standings(["alice"])).values()
+        (told,) = (await store.get_user_states(["alice"])).values()
     assert isinstance(told, StoreUnavailableError)
 
 
@@ -130,7 +130,7 @@ async def end_one_without_a_row(store: Store, alice: User) -> None:
 
 
 WRITES: list[Write] = [update, move, delete, end, end_one_without_a_row]
-FULL = frozenset(revocation(f"s{n}", NOW + timedelta(hours=1)) for n in range(MAX_REVOKED_SESSIONS))
+FULL = frozenset(revocation_entry(f"s{n}", NOW + timedelta(hours=1)) for n in range(MAX_REVOKED_SESSIONS))
 
 
 @pytest.fixture(params=["sqlite", "dynoxide", "moto"])
@@ -177,7 +177,7 @@ async def test_what_writes_no_user_is_not_told(told: Told) -> None:
     session = new_session(alice, "other")
     await told.store.create_session(session)
     await told.store.rotate_refresh_token(session, replace(session, rotating_part_sha256=b"n" * 32))
-    await told.store.get_standings([alice.user_id])
+    await told.store.get_user_states([alice.user_id])
     assert told.users == []
 
 
