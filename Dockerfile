@@ -28,6 +28,6 @@ USER 10001:10001
 WORKDIR /
 EXPOSE 50051
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "-m", "authsvc.cli.health"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["authsvc", "health"]
 ENTRYPOINT ["authsvc"]
 CMD ["serve"]

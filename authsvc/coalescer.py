@@ -21,7 +21,6 @@ from authsvc.errors import RetryableStoreError, StoreUnavailableError
 MAX_KEYS = 100  # BatchGetItem takes no more
 MAX_IN_FLIGHT = 16
 MAX_WAIT_SECONDS = 0.005
-MAX_READ_SECONDS = 1.0  # an answer that trickles in must not keep its place for ever
 IDLE_FLUSH_SECONDS = 0.001
 
 V = TypeVar("V")
@@ -37,8 +36,11 @@ class Coalescer(Generic[V]):
     them. `pause_seconds` tells how long to pause after so many attempts without an answer.
     """
 
-    def __init__(self, read: Read[V], max_attempts: int, pause_seconds: Callable[[int], float]) -> None:
+    def __init__(
+        self, read: Read[V], max_attempts: int, pause_seconds: Callable[[int], float], max_read_seconds: float = 1.0
+    ) -> None:
         self._read = read
+        self._max_read_seconds = max_read_seconds
         self._max_attempts = max_attempts
         self._pause_seconds = pause_seconds
         self._waiting: dict[str, _Waiters[V]] = {}
@@ -107,7 +109,7 @@ class Coalescer(Generic[V]):
         answers: Mapping[str, V | Exception] = {}
         cause = "keys were left out"
         try:
-            async with asyncio.timeout(MAX_READ_SECONDS):
+            async with asyncio.timeout(self._max_read_seconds):
                 answers = await self._read(list(batch))
         except (RetryableStoreError, TimeoutError) as error:
             cause = error.cause if isinstance(error, RetryableStoreError) else "no answer in time"

@@ -4,11 +4,11 @@ import difflib
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from authsvc.errors import ConfigError
 from authsvc.models import ACCESS_TOKEN_MAX_LIFETIME, Budget
@@ -105,6 +105,13 @@ def _duration(text: str) -> timedelta:
     return duration
 
 
+def _access_token_ttl(text: str) -> timedelta:
+    lifetime = _duration(text)
+    if not timedelta() < lifetime <= ACCESS_TOKEN_MAX_LIFETIME:
+        raise ValueError("must be from 1s to 24h")
+    return lifetime
+
+
 def _flag(text: str) -> bool:
     if text in ("true", "false"):
         return text == "true"
@@ -152,43 +159,14 @@ def _secret(help_text: str) -> Any:  # noqa: ANN401 - the same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """Every setting; the environment variable is the name in capitals after AUTHSVC_."""
+class StoreSettings:
+    """The settings of commands that work on the store itself. Environment variable: AUTHSVC_ and the name in capitals."""
 
     store: str = _setting(_store, "dynamodb, or sqlite:PATH", None)
-    table_prefix: str = _setting(_table_prefix, "what the DynamoDB tables' names begin with", "auth-")
-    listen: Address = _setting(_address, "address of the gRPC port", "127.0.0.1:50051")
-    http_listen: Address | None = _setting(
-        _address_or_off, "address of the HTTP side port; set to nothing: off", DEFAULT_HTTP_LISTEN
-    )
-    workers: int = _setting(_number(1, 256), "processes that serve on the gRPC port, 1 to 256", "1")
-    issuer: str = _setting(_url, "URL that names this deployment in tokens (iss)", None)
-    audience: str = _setting(_text, "whom tokens are for (aud)", None)
-    signing_keys: Path = _setting(Path, "file of authsvc keys generate", None)
-    access_token_ttl: timedelta = _setting(_duration, "life of an access token, at most 24h", "15m")
-    session_idle_ttl: timedelta = _setting(_duration, "life of an unused refresh token", "7d")
-    session_max_ttl: timedelta = _setting(_duration, "life of a session, however used", "30d")
-    max_staleness: timedelta = _setting(_duration, "most that a ValidateToken call's max_staleness is granted", "60s")
-    max_stale_if_error: timedelta = _setting(_duration, "most that its stale_if_error is granted", "15m")
+    table_prefix: str = _setting(_table_prefix, "prefix of the DynamoDB table names", "auth-")
     bcrypt_cost: int = _setting(_number(10, 16), "cost of password hashes, 10 to 16", "12")
-    password_min_length: int = _setting(_number(8, 256), "shortest new password, at least 8", "15")
-    failures_per_pair: Budget = _setting(
-        _budget(MAX_FAILURES), "failed logins of an account from one source, and how long they count", "10/15m"
-    )
-    failures_per_account: Budget = _setting(
-        _budget(MAX_ACCOUNT_FAILURES), "of an account, from all sources not known to it", "100/24h"
-    )
-    failures_per_source: Budget = _setting(_budget(MAX_FAILURES), "from one source, of all accounts", "300/15m")
-    callers: Path | None = _setting(_path, "file of the backends that may call (TOML); else whoever connects may")
-    tls_cert: Path | None = _setting(_path, "file of the server's certificate chain (PEM)")
-    tls_key: Path | None = _setting(_path, "file of its private key (PEM)")
-    tls_client_ca: Path | None = _setting(_path, "file of the CA that clients must show (PEM)")
-    allow_plaintext: bool = _setting(_flag, "serve beyond loopback without TLS", "false")
-    allow_open: bool = _setting(_flag, "serve beyond loopback to whoever connects", "false")
-    reflection: bool = _setting(_flag, "serve gRPC reflection, for grpcurl", "true")
+    password_min_length: int = _setting(_number(8, 256), "shortest new password in characters, at least 8", "15")
     log_format: str = _setting(_one_of("", "console", "json"), "console or json; console on a terminal, else json")
-    log_level: str = _setting(_one_of("debug", "info", "warning", "error"), "least level", "info")
-    log_digest_key: str = _secret("key of the digests that stand for emails; else random. Secret")
 
     @property
     def sqlite_path(self) -> Path | None:
@@ -196,23 +174,99 @@ class Settings:
         return None if self.store == DYNAMODB else Path(self.store.removeprefix(SQLITE_SCHEME))
 
 
-def load(environ: Mapping[str, str], defaults: Mapping[str, str] | None = None) -> Settings:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSettings(StoreSettings):
+    """Every setting."""
+
+    listen: Address = _setting(_address, "address of the gRPC port", "127.0.0.1:50051")
+    http_listen: Address | None = _setting(
+        _address_or_off, "address of the HTTP side port; set to nothing: off", DEFAULT_HTTP_LISTEN
+    )
+    workers: int = _setting(_number(1, 256), "worker processes that share the gRPC port, 1 to 256", "1")
+    issuer: str = _setting(_url, "URL of this deployment in tokens (iss)", None)
+    audience: str = _setting(_text, "audience of tokens (aud)", None)
+    signing_keys: Path = _setting(Path, "file made by authsvc keys generate", None)
+    access_token_ttl: timedelta = _setting(_access_token_ttl, "lifetime of an access token, at most 24h", "15m")
+    session_idle_ttl: timedelta = _setting(_duration, "lifetime of an unused refresh token", "7d")
+    session_max_ttl: timedelta = _setting(_duration, "lifetime of a session, however often it is refreshed", "30d")
+    max_staleness: timedelta = _setting(_duration, "upper limit of ValidateToken's max_staleness", "60s")
+    max_stale_if_error: timedelta = _setting(_duration, "upper limit of ValidateToken's stale_if_error", "15m")
+    failures_per_pair: Budget = _setting(
+        _budget(MAX_FAILURES), "failed logins of one account from one source, and their window", "10/15m"
+    )
+    failures_per_account: Budget = _setting(
+        _budget(MAX_ACCOUNT_FAILURES), "failed logins of one account, from all unknown sources", "100/24h"
+    )
+    failures_per_source: Budget = _setting(
+        _budget(MAX_FAILURES), "failed logins from one source, over all accounts", "300/15m"
+    )
+    callers: Path | None = _setting(_path, "callers file (TOML); without it every client may call")
+    tls_cert: Path | None = _setting(_path, "file of the server's certificate chain (PEM)")
+    tls_key: Path | None = _setting(_path, "file of the server's private key (PEM)")
+    tls_client_ca: Path | None = _setting(_path, "file of the CA of client certificates (PEM); clients must show one")
+    allow_plaintext: bool = _setting(_flag, "serve beyond loopback without TLS", "false")
+    allow_open: bool = _setting(_flag, "serve beyond loopback to every client", "false")
+    reflection: bool = _setting(_flag, "serve gRPC reflection, for grpcurl", "true")
+    log_level: str = _setting(_one_of("debug", "info", "warning", "error"), "lowest level that is logged", "info")
+    log_digest_key: str = _secret("key of the digests that replace emails in logs; random if unset. Secret")
+
+
+S = TypeVar("S", bound=StoreSettings)
+
+
+def load(environ: Mapping[str, str], defaults: Mapping[str, str] | None = None) -> ServeSettings:
     """Read all settings.
 
     Args:
-        environ: The environment; an empty value counts as absent, but turns off what can be turned off.
-        defaults: Values for settings that it does not name, by environment variable.
+        environ: The environment. An empty value counts as unset, except where it turns something off.
+        defaults: Values of unset settings, by environment variable.
 
     Raises:
-        ConfigError: With every problem there is.
+        ConfigError: Lists every problem.
     """
+    return _load(ServeSettings, environ, defaults or {})
+
+
+def load_store(environ: Mapping[str, str]) -> StoreSettings:
+    """Read the settings of commands that work on the store itself.
+
+    Raises:
+        ConfigError: Lists every problem.
+    """
+    return _load(StoreSettings, environ, {})
+
+
+def load_setting(environ: Mapping[str, str], name: str) -> Any:  # noqa: ANN401 - each setting has its own type
+    """Read one setting of ServeSettings that has a default.
+
+    Raises:
+        ConfigError: Its value is malformed.
+    """
+    (declared,) = (declared for declared in fields(ServeSettings) if declared.name == name)
+    values, problems = _parse([declared], environ, {})
+    if problems:
+        raise ConfigError(problems)
+    return values[name]
+
+
+def _load(settings_class: type[S], environ: Mapping[str, str], defaults: Mapping[str, str]) -> S:
+    values, problems = _parse(fields(settings_class), environ, defaults)
+    problems += _combination_problems(values)
+    if problems:
+        raise ConfigError(problems)
+    return settings_class(**values)
+
+
+def _parse(
+    declared_settings: Iterable[Field[Any]], environ: Mapping[str, str], defaults: Mapping[str, str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the values of well-formed settings, and a line for each other one."""
     given = effective_environ(environ)
     values: dict[str, Any] = {}
     problems = []
-    for declared in fields(Settings):
+    for declared in declared_settings:
         name = _variable(declared.name)
-        text = (defaults or {}).get(name) or declared.metadata["default"]
-        text = given.get(name, text)
+        text = given.get(name, defaults.get(name) or declared.metadata["default"])
         if text is None:
             problems.append(f"{name}: must be set: {declared.metadata['help']}")
             continue
@@ -220,15 +274,12 @@ def load(environ: Mapping[str, str], defaults: Mapping[str, str] | None = None) 
             values[declared.name] = declared.metadata["parse"](text)
         except ValueError as error:
             problems.append(f"{name}: {error}")
-    problems += _combination_problems(values)
-    if problems:
-        raise ConfigError(problems)
-    return Settings(**values)
+    return values, problems
 
 
 def effective_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that count: an empty one only where it turns something off."""
-    can_be_off = {_variable(declared.name) for declared in fields(Settings) if _can_be_off(declared)}
+    """Return the variables that count: an empty one counts only where it turns something off."""
+    can_be_off = {_variable(declared.name) for declared in fields(ServeSettings) if _can_be_off(declared)}
     return {name: value for name, value in environ.items() if value or name in can_be_off}
 
 
@@ -236,43 +287,22 @@ def _can_be_off(declared: Field[Any]) -> bool:
     return declared.metadata["parse"] is _address_or_off
 
 
-def load_access_token_ttl(environ: Mapping[str, str]) -> timedelta:
-    """Read the life of access tokens alone: keys are rotated where nothing else need be set.
-
-    Raises:
-        ConfigError: It is not what it must be.
-    """
-    name = "AUTHSVC_ACCESS_TOKEN_TTL"
-    unused = {"AUTHSVC_STORE": "sqlite:-", name: environ.get(name, "")}
-    return load_store(unused).access_token_ttl
-
-
-def load_store(environ: Mapping[str, str]) -> Settings:
-    """Read the settings for work on the store alone: what concerns tokens need not be given.
-
-    Raises:
-        ConfigError: With every problem there is.
-    """
-    unused = {"AUTHSVC_ISSUER": "http://unused", "AUTHSVC_AUDIENCE": "-", "AUTHSVC_SIGNING_KEYS": "-"}
-    return load(environ, unused)
-
-
 def unknown_settings(environ: Mapping[str, str]) -> list[str]:
     """Return a line for each variable that looks like a setting and is none, with what may have been meant."""
-    known = [_variable(declared.name) for declared in fields(Settings)]
+    known = [_variable(declared.name) for declared in fields(ServeSettings)]
     lines = []
     for name in sorted(environ):
         is_foreign = _SERVICE_LINK.fullmatch(name) or name.startswith(_NOT_SETTINGS)
         if name.startswith(PREFIX) and name not in known and not is_foreign:
             close = difflib.get_close_matches(name, known, n=1)
-            lines.append(f"{name} is no setting" + (f"; {close[0]}?" if close else ""))
+            lines.append(f"{name} is not a setting" + (f"; {close[0]}?" if close else ""))
     return lines
 
 
 def describe() -> str:
     """Return a line for each setting: variable, what it is, default."""
     lines = []
-    for declared in fields(Settings):
+    for declared in fields(ServeSettings):
         default = declared.metadata["default"]
         suffix = "required" if default is None else f"default {default}" if default else "optional"
         lines.append(f"{_variable(declared.name):28} {declared.metadata['help']} ({suffix})")
@@ -298,8 +328,6 @@ def _combination_problems(values: Mapping[str, Any]) -> list[str]:
 def _lifetime_problems(values: Mapping[str, Any]) -> list[str]:
     access, idle, most = (values[name] for name in ("access_token_ttl", "session_idle_ttl", "session_max_ttl"))
     problems = []
-    if not timedelta() < access <= ACCESS_TOKEN_MAX_LIFETIME:
-        problems.append("AUTHSVC_ACCESS_TOKEN_TTL: must be from 1s to 24h")
     if access > idle:
         problems.append("AUTHSVC_SESSION_IDLE_TTL: must not be under AUTHSVC_ACCESS_TOKEN_TTL")
     if idle > most:

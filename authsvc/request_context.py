@@ -1,7 +1,6 @@
-"""The moment by which the request being served must have its answer.
+"""What is known of the request being served: its deadline, its trace id, its caller.
 
-The guard sets it once per request; whoever waits for something (the store, the hashing queue) asks it. A context
-variable, not a parameter, for it concerns every layer and none of their signatures.
+Context variables, not parameters: every layer needs them, and no signature should carry them.
 """
 
 import asyncio
@@ -11,32 +10,61 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 DEFAULT_DEADLINE_SECONDS = 2.5
-"""Time that a request may take where its client named no earlier deadline."""
+"""Deadline of a request whose client set no earlier one."""
 
 COMMAND_DEADLINE_SECONDS = 60.0
-"""Time that a command may take: a person waits, and the highest cost of a hash takes seconds."""
+"""Deadline of a command: an operator waits, and a hash of the highest cost takes seconds."""
 
-_MARGIN = 0.1
+_ANSWER_SHARE = 0.1
 """Share of the client's remaining time that is kept for sending the answer."""
 
 _deadline: ContextVar[float] = ContextVar("deadline")
 
+caller: ContextVar[str] = ContextVar("caller")
+"""The authenticated caller: in the request's log lines, and `client_id` in the tokens that it is given."""
 
-def start_deadline(client_seconds: float | None) -> None:
-    """Bound the rest of this task, which serves one request.
+
+class TraceId:
+    """Identifier of a request, 32 hexadecimal digits; drawn at first use, for most requests never need it."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self) -> None:
+        self._text = ""
+
+    def __str__(self) -> str:
+        """Return the identifier."""
+        self._text = self._text or secrets.token_hex(16)
+        return self._text
+
+
+trace_id: ContextVar[TraceId] = ContextVar("trace_id")
+"""In the request's log lines, and in the error that its client gets."""
+
+
+def new_trace_id() -> TraceId:
+    """Give the request a trace id, and return it."""
+    identifier = TraceId()
+    trace_id.set(identifier)
+    return identifier
+
+
+def start_deadline(client_seconds: float | None, max_seconds: float | None = None) -> None:
+    """Set the deadline of the rest of this task, which serves one request.
 
     Args:
-        client_seconds: Seconds that the client still waits, or None where it set no deadline.
+        client_seconds: Seconds until the client gives up; None where it set no deadline.
+        max_seconds: Longest deadline, in seconds; None: DEFAULT_DEADLINE_SECONDS.
     """
-    seconds = DEFAULT_DEADLINE_SECONDS
+    seconds = DEFAULT_DEADLINE_SECONDS if max_seconds is None else max_seconds
     if client_seconds is not None:
-        seconds = min(seconds, max(client_seconds, 0.0) * (1 - _MARGIN))
+        seconds = min(seconds, max(client_seconds, 0.0) * (1 - _ANSWER_SHARE))
     _deadline.set(asyncio.get_running_loop().time() + seconds)
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Bound what runs inside."""
+    """Set the deadline of the body."""
     token = _deadline.set(asyncio.get_running_loop().time() + seconds)
     try:
         yield
@@ -45,37 +73,10 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def deadline() -> float:
-    """Return the deadline as the running loop's clock tells time, a full budget from now where none is set."""
+    """Return the deadline by the running loop's clock; DEFAULT_DEADLINE_SECONDS from now where none is set."""
     return _deadline.get(asyncio.get_running_loop().time() + DEFAULT_DEADLINE_SECONDS)
 
 
 def remaining_seconds() -> float:
-    """Return the seconds left, negative once the deadline has passed."""
+    """Return the seconds until the deadline, negative once it has passed."""
     return deadline() - asyncio.get_running_loop().time()
-
-
-class TraceId:
-    """Identifier of a request, 32 hexadecimal digits, made when it is first needed: most requests need none."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self) -> None:
-        self._text = ""
-
-    def __str__(self) -> str:
-        """Return it."""
-        self._text = self._text or secrets.token_hex(16)
-        return self._text
-
-
-trace_id: ContextVar[TraceId] = ContextVar("trace_id")
-"""Of the request being served, in its log lines and in the error that its client gets."""
-caller: ContextVar[str] = ContextVar("caller")
-"""Who makes the request being served, where that is known: in its log lines, and in the tokens that it is given."""
-
-
-def new_trace_id() -> TraceId:
-    """Begin a request: return its identifier, and mark log lines with it from now on."""
-    identifier = TraceId()
-    trace_id.set(identifier)
-    return identifier

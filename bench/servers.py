@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from authsvc.config import Settings
+from authsvc.config import ServeSettings
 from authsvc.models import utc_now
 from authsvc.tokens.key_file import generate_key_file
 from bench import cores, deployment
@@ -53,7 +53,7 @@ class AttemptKeys:
     @property
     def missing(self) -> str:
         """What it lacks to be measured; empty: nothing."""
-        if self.workers > 1 and "workers" not in {setting.name for setting in fields(Settings)}:
+        if self.workers > 1 and "workers" not in {setting.name for setting in fields(ServeSettings)}:
             return "the service has no AUTHSVC_WORKERS"
         return ""
 

@@ -4,36 +4,22 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import pytest
 
-from authsvc import coalescer, request_context
-from authsvc.config import Settings
+from authsvc import request_context
+from authsvc.config import ServeSettings
 from authsvc.models import utc_now
-from authsvc.stores.dynamodb import client as dynamodb_client
+from authsvc.server.app import Limits
 from authsvc.telemetry import logs
 from authsvc.tokens.key_file import generate_key_file
-from authsvc.usecases import validation
 from tests.engines import CONCURRENT_ENGINES, ENGINES, Engine, require_or_skip
-from tests.support import PASSWORD, WITNESS, Client, FakeClock, make_settings, served
+from tests.support import PASSWORD, PATIENT_LIMITS, WITNESS, Client, FakeClock, make_settings, served
 
-STALE_FALLBACK_TIMEOUT_SECONDS = 30.0
 # A busy machine is slow, which is no failure.
 hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("patient")
-_BUDGETS: tuple[tuple[Any, str], ...] = (
-    (request_context, "DEFAULT_DEADLINE_SECONDS"),
-    (validation, "STALE_FALLBACK_TIMEOUT_SECONDS"),
-)
-_READ_TIMEOUTS: tuple[tuple[Any, str], ...] = (
-    (dynamodb_client, "CONNECT_TIMEOUT_SECONDS"),
-    (dynamodb_client, "READ_TIMEOUT_SECONDS"),
-    (coalescer, "MAX_READ_SECONDS"),
-)
-_PRODUCTION = {limit: getattr(*limit) for limit in (*_BUDGETS, *_READ_TIMEOUTS)}
-
 
 # The loops of one process share grpc.aio's poller: one may be woken for what another has taken, and asyncio says so.
 logging.getLogger("asyncio").addFilter(lambda record: "PollerCompletionQueue" not in record.getMessage())
@@ -52,25 +38,17 @@ def _logs_to_the_witness() -> None:
     logs.configure("json", "debug", stream=WITNESS.lines)
 
 
+@pytest.fixture
+def limits(request: pytest.FixtureRequest) -> Limits:
+    """Limits of the test's services and stores: long, for a busy machine is slow, unless a marker says otherwise."""
+    marker = request.node.get_closest_marker("limits")
+    return PATIENT_LIMITS if marker is None else marker.args[0]
+
+
 @pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine is slow, which is no failure unless time is what a test is about."""
-    for limit in _PRODUCTION:
-        monkeypatch.setattr(*limit, STALE_FALLBACK_TIMEOUT_SECONDS)
-
-
-@pytest.fixture
-def production_read_timeout(monkeypatch: pytest.MonkeyPatch, patience: None) -> None:
-    """For stores whose answers get lost."""
-    for limit in _READ_TIMEOUTS:
-        monkeypatch.setattr(*limit, _PRODUCTION[limit])
-
-
-@pytest.fixture
-def production_timeouts(monkeypatch: pytest.MonkeyPatch, production_read_timeout: None) -> None:
-    """For tests whose subject is time."""
-    for limit in _BUDGETS:
-        monkeypatch.setattr(*limit, _PRODUCTION[limit])
+def _default_deadline(limits: Limits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for calls that a test makes of a store or a use case itself, outside a request."""
+    monkeypatch.setattr(request_context, "DEFAULT_DEADLINE_SECONDS", limits.request_seconds)
 
 
 @pytest.fixture(scope="session")
@@ -86,15 +64,15 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, signing_keys: Path) -> Settings:
+def settings(tmp_path: Path, signing_keys: Path) -> ServeSettings:
     """A service on SQLite."""
     return make_settings(signing_keys, f"sqlite:{tmp_path / 'authsvc.db'}")
 
 
 @pytest.fixture
-async def client(settings: Settings, clock: FakeClock) -> AsyncIterator[Client]:
+async def client(settings: ServeSettings, clock: FakeClock, limits: Limits) -> AsyncIterator[Client]:
     """A client of a running service on SQLite."""
-    async with served(settings, clock) as client:
+    async with served(settings, clock, limits) as client:
         yield client
 
 

@@ -18,10 +18,12 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from authsvc.config import Address, Settings
+from authsvc.config import Address, ServeSettings
 from authsvc.models import Budget
 from authsvc.server import app
-from authsvc.stores import opening
+from authsvc.server.app import Limits
+from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
+from authsvc.stores.opening import open_store
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from authsvc.v1 import resources_pb2
@@ -56,6 +58,16 @@ SECRET_SHAPES = re.compile(
     r"|(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])"  # SHA-256 of whatever
 )
 """What no log line may hold, whether or not somebody declared it. A command may tell its operator some of it."""
+
+
+PATIENT_LIMITS = Limits(
+    request_seconds=30.0,
+    stale_fallback_seconds=30.0,
+    dynamodb=DynamoDBTimeouts(connect_seconds=30.0, read_seconds=30.0, batch_seconds=30.0),
+)
+"""A busy machine is slow, which is not a failure."""
+SHORT_READS = replace(PATIENT_LIMITS, dynamodb=DynamoDBTimeouts())
+"""For stores whose answers get lost."""
 
 
 class FakeClock:
@@ -165,7 +177,7 @@ class Client:
     channel: grpc.aio.Channel
     auth: "auth_grpc.AuthServiceAsyncStub"
     users: "user_grpc.UserServiceAsyncStub"
-    service: app.Service
+    service: app.App
     admin: tuple[tuple[str, str], ...] = ()
 
     async def create_user(
@@ -242,7 +254,7 @@ class Client:
 
 @asynccontextmanager
 async def connected(
-    service: app.Service, credentials: grpc.ChannelCredentials | None = None, api_key: str = ""
+    service: app.App, credentials: grpc.ChannelCredentials | None = None, api_key: str = ""
 ) -> AsyncIterator[Client]:
     interceptors: Any = [_Recorder(), *([_Caller(api_key)] if api_key else [])]
     async with (
@@ -264,19 +276,19 @@ async def _admin_token(client: Client) -> str:
 
 
 @asynccontextmanager
-async def served(settings: Settings, clock: FakeClock) -> AsyncIterator[Client]:
+async def served(settings: ServeSettings, clock: FakeClock, limits: Limits = PATIENT_LIMITS) -> AsyncIterator[Client]:
     """A running service with tables, an admin, and a client of it."""
-    async with opening.open_store(settings) as store:
+    async with open_store(settings, timeouts=limits.dynamodb) as store:
         await store.create_tables()
-    async with app.running(settings, clock, clock.monotonic) as service, connected(service) as client:
-        await service.accounts.create_user(email=ADMIN_EMAIL, role="admin", password=PASSWORD)
+    async with app.run_app(settings, clock, clock.monotonic, limits) as service, connected(service) as client:
+        await service.users.create_user(email=ADMIN_EMAIL, role="admin", password=PASSWORD)
         token = await _admin_token(client)
         yield replace(client, admin=(("authorization", f"Bearer {token}"),))
 
 
-def make_settings(signing_keys: Path, store: str, **changes: Any) -> Settings:
+def make_settings(signing_keys: Path, store: str, **changes: Any) -> ServeSettings:
     """Settings for a service on a free port, with hashes that cost little."""
-    settings = Settings(
+    settings = ServeSettings(
         store=store,
         table_prefix="auth-",
         listen=Address("127.0.0.1", 0),

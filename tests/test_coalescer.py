@@ -14,18 +14,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from authsvc import coalescer as coalescer_module
 from authsvc import request_context
-from authsvc.coalescer import IDLE_FLUSH_SECONDS, MAX_IN_FLIGHT, MAX_KEYS, MAX_READ_SECONDS, MAX_WAIT_SECONDS, Coalescer
+from authsvc.coalescer import IDLE_FLUSH_SECONDS, MAX_IN_FLIGHT, MAX_KEYS, MAX_WAIT_SECONDS, Coalescer
 from authsvc.errors import RetryableStoreError, StoreUnavailableError
 from authsvc.request_context import DEFAULT_DEADLINE_SECONDS
+from authsvc.server.app import PRODUCTION_LIMITS
 
+MAX_READ_SECONDS = 1.0
 MAX_ATTEMPTS = 4
 PAUSE_SECONDS = 0.05
 MOMENT_SECONDS = IDLE_FLUSH_SECONDS / 100
 """Whatever can happen at once has happened."""
 HUNDRED = [f"k{number}" for number in range(MAX_KEYS)]
-pytestmark = pytest.mark.usefixtures("production_timeouts")
+pytestmark = pytest.mark.limits(PRODUCTION_LIMITS)
 _tracer: ContextVar[str] = ContextVar("tracer")
 
 
@@ -549,10 +550,10 @@ async def test_a_read_that_trickles_is_cut_and_made_again(reads: Reads, ask: Cal
 
 @jumping
 async def test_a_read_that_always_trickles_is_given_up(
-    reads: Reads, ask: Callable[..., Asked], monkeypatch: pytest.MonkeyPatch
+    reads: Reads,
 ) -> None:
-    monkeypatch.setattr(coalescer_module, "MAX_READ_SECONDS", 0.1)
-    outcome = (await ask("a"))["a"]
+    impatient = Coalescer(reads, MAX_ATTEMPTS, lambda attempts: PAUSE_SECONDS * attempts, max_read_seconds=0.1)
+    outcome = (await impatient.get(["a"]))["a"]
     assert isinstance(outcome, StoreUnavailableError)
     assert outcome.cause == "no answer in time"
     assert now() < DEFAULT_DEADLINE_SECONDS

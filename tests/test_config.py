@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from authsvc import config
-from authsvc.config import Address, Settings, describe, load, load_access_token_ttl, load_store, unknown_settings
+from authsvc.config import Address, ServeSettings, describe, load, load_setting, load_store, unknown_settings
 from authsvc.errors import ConfigError
 from authsvc.models import Budget
 
@@ -20,10 +20,10 @@ REQUIRED = {
     "AUTHSVC_AUDIENCE": "backends",
     "AUTHSVC_SIGNING_KEYS": "keys.json",
 }
-VARIABLES = [f"AUTHSVC_{declared.name.upper()}" for declared in fields(Settings)]
+VARIABLES = [f"AUTHSVC_{declared.name.upper()}" for declared in fields(ServeSettings)]
 
 
-def load_with(**changes: str) -> Settings:
+def load_with(**changes: str) -> ServeSettings:
     return load({**REQUIRED, **{f"AUTHSVC_{name.upper()}": text for name, text in changes.items()}})
 
 
@@ -55,7 +55,7 @@ def test_only_what_has_no_sensible_default_must_be_set() -> None:
 
 
 def test_the_defaults() -> None:
-    assert load(REQUIRED) == Settings(
+    assert load(REQUIRED) == ServeSettings(
         store="dynamodb",
         table_prefix="auth-",
         listen=Address("127.0.0.1", 50051),
@@ -114,12 +114,12 @@ def test_the_side_port_is_an_address() -> None:
 
 @pytest.mark.parametrize(("given", "minutes"), [({}, 15), ({"AUTHSVC_ACCESS_TOKEN_TTL": "1h"}, 60)])
 def test_the_life_of_access_tokens_is_read_alone(given: dict[str, str], minutes: int) -> None:
-    assert load_access_token_ttl({**given, "AUTHSVC_LISTEN": "nowhere"}) == timedelta(minutes=minutes)
+    assert load_setting({**given, "AUTHSVC_LISTEN": "nowhere"}, "access_token_ttl") == timedelta(minutes=minutes)
 
 
 def test_a_life_of_access_tokens_that_is_none_is_told() -> None:
     with pytest.raises(ConfigError, match=r"^AUTHSVC_ACCESS_TOKEN_TTL: must be from 1s to 24h$"):
-        load_access_token_ttl({"AUTHSVC_ACCESS_TOKEN_TTL": "25h"})
+        load_setting({"AUTHSVC_ACCESS_TOKEN_TTL": "25h"}, "access_token_ttl")
 
 
 def test_the_environment_goes_before_given_defaults_and_these_before_built_in_ones() -> None:
@@ -280,7 +280,7 @@ def test_whatever_is_set_the_only_error_is_a_config_error(values: dict[str, str]
         settings = load({**REQUIRED, **values})
     except ConfigError:
         return
-    assert isinstance(settings, Settings)
+    assert isinstance(settings, ServeSettings)
 
 
 @given(seconds=st.integers(1, 86_400))
@@ -446,7 +446,7 @@ def test_every_setting_is_described() -> None:
     assert described["AUTHSVC_TLS_CERT"].endswith("(PEM) (optional)")
 
 
-PARSERS: list[tuple[str, Callable[[str], Any]]] = [(f.name, f.metadata["parse"]) for f in fields(Settings)]
+PARSERS: list[tuple[str, Callable[[str], Any]]] = [(f.name, f.metadata["parse"]) for f in fields(ServeSettings)]
 
 
 @pytest.mark.parametrize("parse", [parser for _, parser in PARSERS], ids=[name for name, _ in PARSERS])

@@ -6,8 +6,9 @@ import pytest
 
 from authsvc import request_context
 from authsvc.request_context import DEFAULT_DEADLINE_SECONDS, remaining_seconds, start_deadline, time_limit
+from authsvc.server.app import PRODUCTION_LIMITS
 
-pytestmark = pytest.mark.usefixtures("production_timeouts")
+pytestmark = pytest.mark.limits(PRODUCTION_LIMITS)
 
 
 @pytest.fixture

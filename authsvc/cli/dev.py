@@ -13,7 +13,7 @@ import click
 from dotenv import dotenv_values
 
 from authsvc import config, request_context
-from authsvc.config import Settings
+from authsvc.config import ServeSettings
 from authsvc.errors import (
     ConfigError,
     InvalidCredentialsError,
@@ -81,7 +81,7 @@ def _read_env(path: Path) -> dict[str, str]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-async def run(data_dir: Path, settings: Settings) -> None:
+async def run(data_dir: Path, settings: ServeSettings) -> None:
     """Make what is missing in the folder, then serve until Ctrl-C.
 
     Raises:
@@ -93,7 +93,7 @@ async def run(data_dir: Path, settings: Settings) -> None:
     with request_context.time_limit(request_context.COMMAND_DEADLINE_SECONDS):
         await _prepare_store(settings, credentials)
 
-    async def show(service: app.Service) -> None:
+    async def show(service: app.App) -> None:
         with request_context.time_limit(request_context.COMMAND_DEADLINE_SECONDS):
             token = await _admin_token(service, credentials)
         click.echo(_welcome(service, token, credentials, settings))
@@ -117,7 +117,7 @@ def _prepare_keys(path: Path) -> None:
         raise OperatorError(f"{error}; remove the file for new keys") from None
 
 
-async def _prepare_store(settings: Settings, credentials: Path) -> None:
+async def _prepare_store(settings: ServeSettings, credentials: Path) -> None:
     """Make the tables and the admin, whose password is written down before the service begins.
 
     A first password is written before it is the admin's, a new one after it: whatever fails in between is made up for
@@ -166,7 +166,7 @@ def _write_credentials(path: Path, password: str) -> None:
         raise OperatorError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-async def _admin_token(service: app.Service, credentials: Path) -> IssuedToken | None:
+async def _admin_token(service: app.App, credentials: Path) -> IssuedToken | None:
     """Log the admin in; None where what the folder says no longer lets anybody in."""
     values = _read_env(credentials)
     try:
@@ -181,7 +181,7 @@ async def _admin_token(service: app.Service, credentials: Path) -> IssuedToken |
     return tokens.access_token
 
 
-def _welcome(service: app.Service, token: IssuedToken | None, credentials: Path, settings: Settings) -> str:
+def _welcome(service: app.App, token: IssuedToken | None, credentials: Path, settings: ServeSettings) -> str:
     address = service.address
     reach = "this machine only" if settings.listen.is_loopback else "for whoever can connect"
     greeting = f"authsvc serves on {address}: gRPC, plain text, {reach}. Ctrl-C ends it."
@@ -212,7 +212,7 @@ The token below is the admin's, good until {token.expire_time.astimezone():%H:%M
 """
 
 
-def _where_keys_are(service: app.Service) -> str:
+def _where_keys_are(service: app.App) -> str:
     """Return the line about the side port; nothing where it is off."""
     if service.http_address is None:
         return ""

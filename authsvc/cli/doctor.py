@@ -9,7 +9,7 @@ from pathlib import Path
 from cryptography import x509
 
 from authsvc import config
-from authsvc.config import Settings
+from authsvc.config import ServeSettings
 from authsvc.errors import CallersFileError, ConfigError, KeyFileError, OperatorError, StoreUnavailableError
 from authsvc.models import Clock, Finding
 from authsvc.rpc.callers import read_callers
@@ -72,7 +72,7 @@ def _examine_keys(path: Path, clock: Clock) -> Finding:
     return Finding(subject)
 
 
-def _examine_callers(settings: Settings) -> Iterator[Finding]:
+def _examine_callers(settings: ServeSettings) -> Iterator[Finding]:
     path = settings.callers
     if path is None:
         return
@@ -91,7 +91,7 @@ def _examine_callers(settings: Settings) -> Iterator[Finding]:
         yield Finding(subject)
 
 
-def _examine_tls(settings: Settings, clock: Clock) -> Iterator[Finding]:
+def _examine_tls(settings: ServeSettings, clock: Clock) -> Iterator[Finding]:
     if settings.tls_cert is None or settings.tls_key is None:
         return
     subject = f"certificate in {settings.tls_cert}"
@@ -126,7 +126,7 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-async def _examine_store(settings: Settings, clock: Clock) -> AsyncIterator[Finding]:
+async def _examine_store(settings: ServeSettings, clock: Clock) -> AsyncIterator[Finding]:
     subject = f"store {settings.store}"
     if settings.sqlite_path is not None and not settings.sqlite_path.exists():
         yield Finding(subject, "no such file", "authsvc tables create")

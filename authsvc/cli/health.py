@@ -1,28 +1,30 @@
-"""`python -m authsvc.health`: a container's health check, which exits with 0 while the service serves.
+"""`authsvc health`: asks the running service on this machine whether it serves.
 
-Over plain text it asks gRPC's health service. With TLS it only connects, for it has no certificate of a client.
+Over plain text it calls gRPC's health service. With TLS it only connects, for it has no client certificate.
 """
 
-import os
 import socket
-import sys
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from authsvc import config
+from authsvc.config import Address
 
 TIMEOUT_SECONDS = 3.0
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - to be replaced, not bound
+_LOOPBACK_BY_WILDCARD = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - replaced, not bound
 
 
-def is_serving(settings: config.Settings) -> bool:
-    """Tell whether the service with these settings serves."""
-    listen = settings.listen
-    address = config.Address(_EVERYWHERE.get(listen.host, listen.host), listen.port)
+def is_serving(listen: Address, *, has_tls: bool) -> bool:
+    """Tell whether the service at an address serves.
+
+    Args:
+        listen: The address that the service listens on; a wildcard means this machine.
+        has_tls: Whether the port speaks TLS.
+    """
+    address = Address(_LOOPBACK_BY_WILDCARD.get(listen.host, listen.host), listen.port)
     try:
-        if settings.tls_cert is not None:
+        if has_tls:
             socket.create_connection((address.host, address.port), TIMEOUT_SECONDS).close()
             return True
         with grpc.insecure_channel(str(address)) as channel:
@@ -31,8 +33,3 @@ def is_serving(settings: config.Settings) -> bool:
     except (OSError, grpc.RpcError):
         return False
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-if __name__ == "__main__":
-    # `dev` is given none of the settings that `serve` must be given.
-    sys.exit(not is_serving(config.load_store({"AUTHSVC_STORE": "sqlite:-", **os.environ})))

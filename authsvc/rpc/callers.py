@@ -72,7 +72,7 @@ class Callers:
         """Whether one of them shows a certificate."""
         return bool(self._by_identity)
 
-    def of_key(self, api_key: str) -> Caller | None:
+    def find_by_api_key(self, api_key: str) -> Caller | None:
         """Return whose key it is.
 
         The comparison need not take constant time: what is compared is a digest, and nobody can choose a key whose
@@ -80,7 +80,7 @@ class Callers:
         """
         return self._by_digest.get(api_key_digest(api_key))
 
-    def of_tls_identities(self, identities: Iterable[str]) -> Caller | None:
+    def find_by_tls_identities(self, identities: Iterable[str]) -> Caller | None:
         """Return whom a certificate with these URIs and DNS names stands for; nobody, if for more than one."""
         found = {self._by_identity[identity] for identity in identities if identity in self._by_identity}
         return found.pop() if len(found) == 1 else None

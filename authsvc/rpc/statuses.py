@@ -1,12 +1,20 @@
-"""What a client is told of each error: one table."""
+"""What a client gets for an error: one table of codes and reasons, and the details after google.rpc."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 
 import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
 
 from authsvc import errors
 from authsvc.v1.errors_pb2 import ErrorReason
+
+DOMAIN = "authsvc"
+"""Domain of every ErrorInfo."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +84,43 @@ STATUS_BY_ERROR: Mapping[type[BaseException], Status] = {
 def status_for(error: Exception) -> Status:
     """Return what a client is told of an error."""
     return next(STATUS_BY_ERROR[c] for c in type(error).__mro__ if c in STATUS_BY_ERROR)
+
+
+def error_metadata(status: Status, error: Exception, trace_id: str) -> tuple[tuple[str, str | bytes], ...]:
+    """Return the trailing metadata of an error: google.rpc.Status with its details.
+
+    Args:
+        status: As status_for returns it.
+        error: Carries the field or the retry delay, where it has one.
+        trace_id: Of the request, 32 hexadecimal digits.
+    """
+    rich = status_pb2.Status(
+        code=status.code.value[0],
+        message=status.text,
+        details=[_pack(detail) for detail in _details(status, error, trace_id)],
+    )
+    return rpc_status.to_status(rich).trailing_metadata or ()
+
+
+def _details(status: Status, error: Exception, trace_id: str) -> list[Message]:
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=status.reason, domain=DOMAIN, metadata={"trace_id": trace_id})
+    ]
+    if isinstance(error, errors.InvalidFieldError):
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.problem)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if isinstance(error, errors.RetryLaterError):
+        details.append(_retry_info(error.retry_delay))
+    return details
+
+
+def _retry_info(delay: timedelta) -> error_details_pb2.RetryInfo:
+    info = error_details_pb2.RetryInfo()
+    info.retry_delay.FromTimedelta(delay)
+    return info
+
+
+def _pack(detail: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    return packed

@@ -10,7 +10,7 @@ import structlog
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from authsvc.config import DEFAULT_HTTP_LISTEN, Address, Settings
+from authsvc.config import DEFAULT_HTTP_LISTEN, Address, ServeSettings
 from authsvc.errors import ConfigError
 from authsvc.telemetry import metrics
 from authsvc.tokens.keys import ALGORITHMS
@@ -27,7 +27,7 @@ MAX_AGE_SECONDS = 300
 
 @asynccontextmanager
 async def listening(
-    settings: Settings, jwks: Callable[[], str], registry: CollectorRegistry
+    settings: ServeSettings, jwks: Callable[[], str], registry: CollectorRegistry
 ) -> AsyncIterator[Address | None]:
     """Serve while the body runs; nothing where the port is off.
 
@@ -53,7 +53,7 @@ async def listening(
 async def _bind_or_go_without(runner: web.AppRunner, listen: Address) -> Address | None:
     """Bind the port; where it is the default one and taken, a second service on a host goes without."""
     try:
-        return await _bind(runner, listen)
+        return await bind(runner, listen)
     except ConfigError as error:
         if str(listen) != DEFAULT_HTTP_LISTEN:
             raise
@@ -61,7 +61,7 @@ async def _bind_or_go_without(runner: web.AppRunner, listen: Address) -> Address
         return None
 
 
-async def _bind(runner: web.AppRunner, listen: Address) -> Address:
+async def bind(runner: web.AppRunner, listen: Address) -> Address:
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     try:
         listener = socket.create_server((listen.host, listen.port), family=family)
@@ -73,7 +73,7 @@ async def _bind(runner: web.AppRunner, listen: Address) -> Address:
     return Address(listen.host, runner.addresses[0][1])
 
 
-def _app(settings: Settings, jwks: Callable[[], str], registry: CollectorRegistry) -> web.Application:
+def _app(settings: ServeSettings, jwks: Callable[[], str], registry: CollectorRegistry) -> web.Application:
     discovery = json.dumps(
         {
             "issuer": settings.issuer,

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import structlog
 
-from authsvc.config import Address, Settings
+from authsvc.config import Address, ServeSettings
 from authsvc.errors import ConfigError, OperatorError
 from authsvc.models import utc_now
 from authsvc.server import http_server
@@ -38,7 +38,7 @@ KILL_SECONDS = 20.0
 _log = structlog.get_logger(__name__)
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: ServeSettings) -> None:
     """Run the workers until SIGTERM or SIGINT, then end them in order.
 
     Raises:
@@ -46,7 +46,7 @@ async def serve(settings: Settings) -> None:
         KeyFileError: The signing keys cannot be used.
         OperatorError: The first worker cannot serve; it has said why.
     """
-    supervision = asyncio.create_task(_supervise(settings))
+    supervision = asyncio.create_task(_run_workers(settings))
 
     def stop() -> None:
         if not supervision.cancelling():  # a second signal would cut the orderly end short
@@ -60,7 +60,7 @@ async def serve(settings: Settings) -> None:
     _log.info("stopped")
 
 
-async def _supervise(settings: Settings) -> None:
+async def _run_workers(settings: ServeSettings) -> None:
     key_file = watch_key_file(settings.signing_keys, utc_now)
 
     def jwks() -> str:
@@ -76,10 +76,10 @@ async def _supervise(settings: Settings) -> None:
                     raise OperatorError("a worker ended before it listened")
                 _log.info("listening", address=str(address), http_address=http_address and str(http_address))
                 async with asyncio.TaskGroup() as group:
-                    for work in (first.keep(), *(worker.run() for worker in others)):
+                    for work in (first.supervise(), *(worker.run() for worker in others)):
                         group.create_task(work)
             finally:
-                await asyncio.gather(*(worker.end() for worker in (first, *others)))
+                await asyncio.gather(*(worker.stop() for worker in (first, *others)))
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def _metrics_folder() -> Iterator[Path]:
         yield Path(path)
 
 
-def _environ(settings: Settings, address: Address, folder: Path) -> Mapping[str, str]:
+def _environ(settings: ServeSettings, address: Address, folder: Path) -> Mapping[str, str]:
     """Return the environment of workers: the parent's, with the port that it got, and without the side port."""
     return {
         **os.environ,
@@ -140,9 +140,9 @@ class _Worker:
     async def run(self) -> None:
         """Start a process, and keep one running."""
         await self.start()
-        await self.keep()
+        await self.supervise()
 
-    async def keep(self) -> None:
+    async def supervise(self) -> None:
         """Let another process follow the one that ends, time and again."""
         now = asyncio.get_running_loop().time
         pause = 0.0
@@ -155,7 +155,7 @@ class _Worker:
             pause = min(max(2 * pause, MIN_PAUSE_SECONDS), MAX_PAUSE_SECONDS)
             await self.start()
 
-    async def end(self) -> None:
+    async def stop(self) -> None:
         """End the process in order, by force where it takes too long."""
         if self._process is None:
             return
@@ -204,15 +204,15 @@ def _reserved(listen: Address) -> Iterator[Address]:
         yield Address(listen.host, port)
 
 
-def end_with_parent() -> None:
+def stop_with_parent() -> None:
     """Let this worker end in order when its parent is gone, and with it the other end of standard input."""
     loop = asyncio.get_running_loop()
 
-    def end() -> None:
+    def stop() -> None:
         loop.remove_reader(sys.stdin)
         signal.raise_signal(signal.SIGTERM)
 
-    loop.add_reader(sys.stdin, end)
+    loop.add_reader(sys.stdin, stop)
 
 
 async def report_to_parent(_: object) -> None:

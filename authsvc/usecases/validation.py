@@ -1,6 +1,7 @@
 """Use case: telling whether access tokens are good now, by themselves and by what the store says of their users."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -51,30 +52,32 @@ class Validation(NamedTuple):
     degraded: bool = False
 
 
-class Validations:
-    """The use case, on one store with one ring of keys.
+@dataclass(frozen=True, slots=True)
+class StalenessLimits:
+    """How old a read may be that a check rests on.
 
     Args:
-        max_staleness: The most that a check is granted.
-        max_stale_if_error: The same.
+        max_staleness: Upper limit of a check's max_staleness.
+        max_stale_if_error: Upper limit of a check's stale_if_error.
+        fallback_timeout: How long the store is waited for where an older read may answer instead.
     """
 
-    def __init__(  # noqa: PLR0913 - what decides a validation is all here
-        self,
-        store: Store,
-        tokens: AccessTokens,
-        cache: UserStateCache,
-        clock: Clock,
-        *,
-        max_staleness: timedelta,
-        max_stale_if_error: timedelta,
+    max_staleness: timedelta
+    max_stale_if_error: timedelta
+    fallback_timeout: timedelta = timedelta(seconds=STALE_FALLBACK_TIMEOUT_SECONDS)
+
+
+class Validations:
+    """The use case, on one store with one key ring."""
+
+    def __init__(
+        self, store: Store, tokens: AccessTokens, cache: UserStateCache, clock: Clock, limits: StalenessLimits
     ) -> None:
         self._store = store
         self.tokens = tokens
         self._cache = cache
         self._clock = clock
-        self._max_staleness = max_staleness
-        self._max_stale_if_error = max_stale_if_error
+        self._limits = limits
 
     async def validate(self, check: Check) -> Validation:
         """Decide whether an access token is good now.
@@ -130,7 +133,9 @@ class Validations:
         if use_full_timeout:
             standings = await self._store.get_user_states(user_ids)
         else:
-            with request_context.time_limit(min(STALE_FALLBACK_TIMEOUT_SECONDS, request_context.remaining_seconds())):
+            with request_context.time_limit(
+                min(self._limits.fallback_timeout.total_seconds(), request_context.remaining_seconds())
+            ):
                 standings = await self._store.get_user_states(user_ids)
         readings: dict[str, CachedRead | Exception] = {}
         for user_id, standing in standings.items():
@@ -145,7 +150,7 @@ class Validations:
         """Return what the check may rest on without a look at the store."""
         if not check.max_staleness:
             return None
-        return self._cache.get(user_id, min(check.max_staleness, self._max_staleness))
+        return self._cache.get(user_id, min(check.max_staleness, self._limits.max_staleness))
 
     def _or_stale(self, reading: CachedRead | Exception, user_id: str, check: Check) -> CachedRead | Exception:
         """Return what was read before, where the store cannot answer and the check allows that."""
@@ -157,7 +162,7 @@ class Validations:
     def _get_stale(self, user_id: str, check: Check) -> CachedRead | None:
         if not check.stale_if_error:
             return None
-        return self._cache.get(user_id, min(check.stale_if_error, self._max_stale_if_error))
+        return self._cache.get(user_id, min(check.stale_if_error, self._limits.max_stale_if_error))
 
 
 def _to_validation(token: AccessToken, reading: CachedRead | Exception) -> Validation | Exception:

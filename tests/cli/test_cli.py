@@ -569,7 +569,7 @@ def test_keys_are_rotated(key_file: Path, ttl: str, told: str) -> None:
     assert (retired[:3], signing) == ([old, "ES256", "retired"], [following, "ES256", "signing"])
     assert (added[1:], added[0] in {old, following}) == (["ES256", "next"], False)
     until = datetime.strptime(retired[3], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
-    seconds = config.load_access_token_ttl({"AUTHSVC_ACCESS_TOKEN_TTL": ttl}).total_seconds() + 90
+    seconds = config.load_setting({"AUTHSVC_ACCESS_TOKEN_TTL": ttl}, "access_token_ttl").total_seconds() + 90
     assert begin + seconds <= until <= time.time() + seconds
     assert invoke("keys", "list", str(key_file)).stdout == rotated.stdout
 
@@ -642,7 +642,7 @@ def test_a_new_api_key_is_what_the_callers_file_takes(tmp_path: Path) -> None:
         line = result.stderr.removeprefix("in the callers file: ")
         file = tmp_path / "callers.toml"
         file.write_text(f'[callers.a]\n{line}permissions = ["login"]\n')
-        caller = read_callers(file).of_key(key)
+        caller = read_callers(file).find_by_api_key(key)
         assert caller is not None
         assert caller.name == "a"
 

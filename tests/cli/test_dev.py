@@ -182,7 +182,7 @@ def test_a_password_that_cannot_be_written_down_makes_no_admin(used: Path, taken
 # What it prints
 
 
-async def screen(settings: config.Settings, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+async def screen(settings: config.ServeSettings, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """Start dev on this loop, and end it once it has printed what it has to say."""
     serving = asyncio.create_task(dev.run(folder, settings))
     shown = ""

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from authsvc.server import app
+from authsvc.server.grpc_server import ConnectionLimits
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from tests.e2e.conftest import Start
@@ -105,7 +105,7 @@ def test_ten_thousand_connections_leave_others_served_and_no_memory_behind(
     try:
         for _ in range(ROUNDS):
             with many_connections(address, number) as taken:
-                assert 0 < taken <= app.MAX_CONNECTIONS
+                assert 0 < taken <= ConnectionLimits().max_connections
                 held_kib.append(resident_kib(serve.pid) - quiet_kib)
             assert is_served(channel)
             poll(lambda: open_files(serve.pid) <= quiet + 1, "closed what its clients had closed")

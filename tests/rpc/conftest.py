@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from authsvc.config import Settings
+from authsvc.config import ServeSettings
 from authsvc.server import app
+from authsvc.server.app import Limits
 from tests.dynamodb import Tables, tables_of
 from tests.engines import CONCURRENT_ENGINES, ENGINES, Engine
 from tests.faults import FaultyProxy
@@ -21,11 +22,12 @@ async def anywhere(
     signing_keys: Path,
     table_prefix: str,
     clock: FakeClock,
+    limits: Limits,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Client]:
     """A client of a service on every store in turn."""
     settings = _settings_on(request, tmp_path, signing_keys, table_prefix, monkeypatch)
-    async with served(settings, clock) as client:
+    async with served(settings, clock, limits) as client:
         yield client
 
 
@@ -36,17 +38,18 @@ async def concurrently(
     signing_keys: Path,
     table_prefix: str,
     clock: FakeClock,
+    limits: Limits,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Client]:
     """The same, on every store that answers many requests at once."""
     settings = _settings_on(request, tmp_path, signing_keys, table_prefix, monkeypatch)
-    async with served(settings, clock) as client:
+    async with served(settings, clock, limits) as client:
         yield client
 
 
 def _settings_on(
     request: pytest.FixtureRequest, folder: Path, signing_keys: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> Settings:
+) -> ServeSettings:
     if request.param == "sqlite":
         return make_settings(signing_keys, f"sqlite:{folder / 'authsvc.db'}")
     use_engine(request.getfixturevalue(request.param), monkeypatch)
@@ -68,13 +71,14 @@ async def pair(
     signing_keys: Path,
     table_prefix: str,
     clock: FakeClock,
+    limits: Limits,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Pair]:
     """Two services on every store in turn."""
     settings = _settings_on(request, tmp_path, signing_keys, table_prefix, monkeypatch)
     async with (
-        served(settings, clock) as first,
-        app.running(settings, clock) as service,
+        served(settings, clock, limits) as first,
+        app.run_app(settings, clock, limits=limits) as service,
         connected(service) as second,
     ):
         yield Pair(first, replace(second, admin=first.admin))
@@ -90,13 +94,18 @@ class Shared:
 
 @pytest.fixture
 async def shared(
-    engine: Engine, signing_keys: Path, table_prefix: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    engine: Engine,
+    signing_keys: Path,
+    table_prefix: str,
+    clock: FakeClock,
+    limits: Limits,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Shared]:
     """A service on a users table that another program made, on every DynamoDB engine in turn."""
     tables = tables_of(engine, table_prefix)
     tables.create_users_table()
     use_engine(engine, monkeypatch)
-    async with served(make_settings(signing_keys, "dynamodb", table_prefix=table_prefix), clock) as client:
+    async with served(make_settings(signing_keys, "dynamodb", table_prefix=table_prefix), clock, limits) as client:
         yield Shared(client, tables)
 
 
@@ -115,11 +124,12 @@ async def proxied(
     signing_keys: Path,
     table_prefix: str,
     clock: FakeClock,
+    limits: Limits,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Proxied]:
     """A service whose store a test can make fail."""
     async with FaultyProxy(dynoxide.endpoint_url) as proxy:
         use_engine(dynoxide, monkeypatch, proxy.endpoint_url)
-        async with served(make_settings(signing_keys, "dynamodb", table_prefix=table_prefix), clock) as client:
+        async with served(make_settings(signing_keys, "dynamodb", table_prefix=table_prefix), clock, limits) as client:
             proxy.forget()
             yield Proxied(client, proxy, tables_of(dynoxide, table_prefix))

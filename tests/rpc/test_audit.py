@@ -14,18 +14,18 @@ from typing import Any
 import grpc
 import pytest
 
-from authsvc.config import Settings
+from authsvc.config import ServeSettings
 from authsvc.errors import OverloadedError, StoreUnavailableError
 from authsvc.rpc.callers import api_key_digest, new_api_key
 from authsvc.server import app
-from authsvc.stores import opening
+from authsvc.stores.opening import open_store
 from authsvc.telemetry import logs
 from authsvc.telemetry.audit import Event
 from authsvc.tokens.key_file import generate_key_file, rotate_keys
 from authsvc.tokens.refresh_tokens import new_refresh_token
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
-from tests.support import WITNESS, Client, FakeClock, connected, failure
+from tests.support import PATIENT_LIMITS, WITNESS, Client, FakeClock, connected, failure
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
 ROW = re.compile(r"\| `(\w+)` \| (\w+) \| (.*?) \| .* \|")
@@ -67,7 +67,7 @@ class Stage:
 
 @pytest.fixture
 async def stage(
-    settings: Settings, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: ServeSettings, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Stage]:
     monkeypatch.setattr(app, "FILES_POLL_SECONDS", 0.01)
     api_key, keys, callers = new_api_key(), tmp_path / "keys.json", tmp_path / "callers.toml"
@@ -78,9 +78,12 @@ async def stage(
         'permissions = ["validate", "login", "sessions", "users"]\n'
     )
     known = replace(settings, signing_keys=keys, callers=callers)
-    async with opening.open_store(known) as store:
+    async with open_store(known) as store:
         await store.create_tables()
-    async with app.running(known, clock) as service, connected(service, api_key=api_key) as client:
+    async with (
+        app.run_app(known, clock, limits=PATIENT_LIMITS) as service,
+        connected(service, api_key=api_key) as client,
+    ):
         await client.create_user(EMAIL)
         yield Stage(client, clock, keys, callers, api_key)
 

@@ -70,28 +70,28 @@ def problems_of(path: Path, text: str) -> list[str]:
 def test_a_caller_is_found_by_its_key(path: Path) -> None:
     callers = read_callers(path)
     assert callers.names == ["checkout", "admin.tool"]
-    assert callers.of_key(KEY) == CHECKOUT
+    assert callers.find_by_api_key(KEY) == CHECKOUT
     for key in (OTHER_KEY, KEY[:-1], KEY + "x", KEY.upper(), api_key_digest(KEY), "ask_", "", "ask_\udcff"):
-        assert callers.of_key(key) is None
+        assert callers.find_by_api_key(key) is None
 
 
 def test_a_caller_has_two_keys_while_one_is_replaced(path: Path) -> None:
     path.write_text(GOOD.replace(f'"{api_key_digest(KEY)}"', f'"{api_key_digest(KEY)}", "{api_key_digest(OTHER_KEY)}"'))
     callers = read_callers(path)
-    assert callers.of_key(KEY) == callers.of_key(OTHER_KEY) is not None
+    assert callers.find_by_api_key(KEY) == callers.find_by_api_key(OTHER_KEY) is not None
 
 
 def test_a_caller_is_found_by_its_certificate(path: Path) -> None:
     callers = read_callers(path)
     for identities in (["admin.example.com"], ["a", "spiffe://example.com/ns/Admin"], list(ADMIN_TOOL.tls_identities)):
-        assert callers.of_tls_identities(identities) == ADMIN_TOOL
+        assert callers.find_by_tls_identities(identities) == ADMIN_TOOL
     for identities in ([], ["example.com"], ["x.admin.example.com"], ["spiffe://example.com/ns/admin"]):
-        assert callers.of_tls_identities(identities) is None
+        assert callers.find_by_tls_identities(identities) is None
 
 
 def test_a_certificate_of_two_callers_is_nobodys() -> None:
     callers = Callers([Caller(name, frozenset(), tls_identities=frozenset({name})) for name in ("a", "b")])
-    assert callers.of_tls_identities(["a", "b"]) is None
+    assert callers.find_by_tls_identities(["a", "b"]) is None
 
 
 def test_a_new_key_has_256_bits_and_is_kept_as_its_digest() -> None:
@@ -249,7 +249,7 @@ class Followed:
 
     def allows(self, key: str) -> bool:
         """Tell whether a key is somebody's after a look at the file."""
-        return self.file.refresh().of_key(key) is not None
+        return self.file.refresh().find_by_api_key(key) is not None
 
     def events(self) -> list[dict[str, object]]:
         """What was logged since the last look here."""

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from authsvc.config import Settings
+from authsvc.config import ServeSettings
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.rpc.conftest import Shared
 from tests.rpc.test_foreign_rows import hash_of
@@ -21,7 +21,7 @@ async def test_two_logins_are_two_sessions(client: Client) -> None:
     assert answers[0].token_id != answers[1].token_id
 
 
-async def test_tokens_say_when_they_expire(client: Client, clock: FakeClock, settings: Settings) -> None:
+async def test_tokens_say_when_they_expire(client: Client, clock: FakeClock, settings: ServeSettings) -> None:
     await client.create_user()
     clock.advance(seconds=0.75)
     tokens = (await client.log_in()).tokens

@@ -18,16 +18,16 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from authsvc import request_context
-from authsvc.config import Address, Settings
+from authsvc.config import Address, ServeSettings
 from authsvc.server import app
-from authsvc.stores import opening
+from authsvc.stores.opening import open_store
 from authsvc.telemetry import logs, metrics
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from tests.engines import Engine
 from tests.faults import GARBAGE, Fault, FaultyProxy, Hang, Reset, Throttle
 from tests.rpc.conftest import Proxied
-from tests.support import Client, FakeClock, failure, make_settings, served, use_engine
+from tests.support import PATIENT_LIMITS, Client, FakeClock, failure, make_settings, served, use_engine
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
 AUTH = "authsvc.v1.AuthService."
@@ -203,7 +203,7 @@ async def test_a_blocked_event_loop_is_noticed(client: Client) -> None:
 
 
 @pytest.fixture
-def settings(settings: Settings) -> Settings:
+def settings(settings: ServeSettings) -> ServeSettings:
     return replace(settings, http_listen=Address("127.0.0.1", 0))
 
 
@@ -248,11 +248,11 @@ async def test_healthz_waits_for_the_stores_first_answer_and_outlives_its_last(
         settings = make_settings(signing_keys, "dynamodb", table_prefix=table_prefix)
         settings = replace(settings, http_listen=Address("127.0.0.1", 0))
         async with (
-            app.running(settings, clock) as service,
+            app.run_app(settings, clock, limits=PATIENT_LIMITS) as service,
             aiohttp.ClientSession(f"http://{service.http_address}") as http,
         ):
             assert await status(http) == (503, "not serving\n")
-            async with opening.open_store(settings) as store:
+            async with open_store(settings) as store:
                 await store.create_tables()
             while await status(http) != (200, "serving\n"):
                 pass
@@ -261,7 +261,7 @@ async def test_healthz_waits_for_the_stores_first_answer_and_outlives_its_last(
     assert value("authsvc_serving") == 0
 
 
-async def test_a_service_that_listens_counts_as_started(settings: Settings, clock: FakeClock) -> None:
+async def test_a_service_that_listens_counts_as_started(settings: ServeSettings, clock: FakeClock) -> None:
     starts = Since("authsvc_starts_total")
     async with served(settings, clock):
         assert starts.growth == 1

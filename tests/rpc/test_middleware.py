@@ -13,6 +13,7 @@ import pytest
 from authsvc import errors, request_context
 from authsvc.errors import AuthsvcError, OperatorError
 from authsvc.models import User, utc_now
+from authsvc.rpc.authorization import Authorization
 from authsvc.rpc.callers import Callers
 from authsvc.rpc.middleware import Middleware
 from authsvc.rpc.statuses import STATUS_BY_ERROR
@@ -152,13 +153,13 @@ async def served(
     log = io.StringIO()
     logs.configure("json", "debug", stream=log)
     validations, servicer = FakeValidations(outcome), Servicer(handler)
-    guard = Middleware(validations, callers)  # type: ignore[arg-type]
+    middleware = Middleware(Authorization(validations, callers))  # type: ignore[arg-type]
     server = grpc.aio.server()
     services = (
         auth_pb2.DESCRIPTOR.services_by_name["AuthService"],
         user_pb2.DESCRIPTOR.services_by_name["UserService"],
     )
-    server.add_generic_rpc_handlers(tuple(guard.methods(descriptor, servicer) for descriptor in services))
+    server.add_generic_rpc_handlers(tuple(middleware.wrap_service(descriptor, servicer) for descriptor in services))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
@@ -433,8 +434,8 @@ class FakeContext:
 async def test_a_stranger_is_not_believed_where_the_user_is(method: str, peer: str, believed: str) -> None:
     """Nobody spreads guesses over sources of their choice."""
     servicer = Servicer(answering(auth_pb2.AuthenticateResponse()))
-    guard = Middleware(FakeValidations(), None)  # type: ignore[arg-type]
-    methods: Any = guard.methods(auth_pb2.DESCRIPTOR.services_by_name["AuthService"], servicer)
+    middleware = Middleware(Authorization(FakeValidations(), None))  # type: ignore[arg-type]
+    methods: Any = middleware.wrap_service(auth_pb2.DESCRIPTOR.services_by_name["AuthService"], servicer)
     handler = methods.service(CallDetails(f"/authsvc.v1.AuthService/{method}"))
     request = getattr(auth_pb2, f"{method}Request")(client_address="192.0.2.1")
     await handler.unary_unary(request.SerializeToString(), FakeContext(peer))

@@ -7,14 +7,15 @@ from typing import Any
 import grpc
 import pytest
 
-from authsvc.stores.dynamodb.client import MAX_ATTEMPTS
+from authsvc.server.app import PRODUCTION_LIMITS
+from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.faults import GARBAGE, WRONG_TYPES, Conflict, Delay, ExpiredToken, Fault, Hang, Reset, ServerError, Throttle
 from tests.rpc.conftest import Proxied
 from tests.rpc.test_foreign_rows import hash_of
 from tests.support import PASSWORD, Client, failure, failure_of
 
-pytestmark = pytest.mark.usefixtures("production_timeouts")
+pytestmark = pytest.mark.limits(PRODUCTION_LIMITS)
 LIMIT_SECONDS = 10.0
 """Every RPC ends by then, whatever the store does, on a busy machine too."""
 UNREADABLE = [fault for fault in GARBAGE if fault != WRONG_TYPES]
@@ -125,10 +126,10 @@ async def test_a_call_is_tried_at_most_six_times(proxied: Proxied) -> None:
     proxied.proxy.forget()
     with proxied.proxy.fault(Throttle()):
         await failure(proxied.client.validate(token))
-        assert proxied.proxy.requests == {"BatchGetItem": MAX_ATTEMPTS}
+        assert proxied.proxy.requests == {"BatchGetItem": DynamoDBTimeouts().max_attempts}
         proxied.proxy.forget()
         await failure(proxied.client.log_in())
-    assert proxied.proxy.requests == {"BatchGetItem": MAX_ATTEMPTS}
+    assert proxied.proxy.requests == {"BatchGetItem": DynamoDBTimeouts().max_attempts}
 
 
 LOST = [Reset(applied=True), Hang(applied=True), *UNREADABLE]

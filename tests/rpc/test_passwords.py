@@ -213,7 +213,7 @@ def overtake_the_next_change(client: Client, monkeypatch: pytest.MonkeyPatch, ov
 
     async def overtaken(expected: User, new: User) -> None:
         monkeypatch.setattr(store, "update_user", update_user)
-        await overtaking(client.service.accounts, expected.user_id)
+        await overtaking(client.service.users, expected.user_id)
         await update_user(expected, new)
 
     monkeypatch.setattr(store, "update_user", overtaken)

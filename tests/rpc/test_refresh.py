@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from authsvc.config import Settings
+from authsvc.config import ServeSettings
 from authsvc.usecases.sessions import HOST_SKEW, REUSE_GRACE
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.faults import Reset, Throttle
@@ -345,7 +345,7 @@ async def test_a_session_that_never_stops_changing_is_an_outage(
 
 
 async def test_a_clock_that_jumps_makes_no_token_that_lasts_too_long(
-    client: Client, clock: FakeClock, settings: Settings
+    client: Client, clock: FakeClock, settings: ServeSettings
 ) -> None:
     """F11: an hour ahead, and back again."""
     tokens = (await logged_in(client)).tokens

@@ -142,7 +142,7 @@ async def test_a_session_that_cannot_be_ended_now_is_not_said_to_be(proxied: Pro
 
 async def begun(client: Client, user_id: str, number: int) -> list[Tokens]:
     """Begin sessions without the cost of logging in."""
-    user = await client.service.accounts.get_user(user_id)
+    user = await client.service.users.get_user(user_id)
     tokens = [*await asyncio.gather(*(client.service.sessions.begin(user, "", "") for _ in range(number)))]
     for each in tokens:
         WITNESS.hide(each.access_token.text, each.refresh_token.text)
@@ -165,7 +165,7 @@ async def test_a_thousand_sessions_ended_one_by_one_stay_ended(proxied: Proxied,
     user_id = (await client.create_user(LONGEST_EMAIL, LONG_PASSWORD, role="r" * 63)).user_id
     ended: list[Tokens] = []
     generations, most = [], []
-    user = await client.service.accounts.get_user(user_id)
+    user = await client.service.users.get_user(user_id)
     for hundred in range(10):
         # Slowly, so that entries pass; then quickly, so that there are too many.
         seconds = 1 if hundred % 2 else 12
@@ -176,7 +176,7 @@ async def test_a_thousand_sessions_ended_one_by_one_stay_ended(proxied: Proxied,
                 await client.revoke(each.refresh_token.text if number % 2 else each.access_token.text)
                 clock.advance(seconds=seconds)
             ended += tokens
-            user = await client.service.accounts.get_user(user_id)
+            user = await client.service.users.get_user(user_id)
             sizes.append(len(user.revoked_sessions))
             assert read_units(proxied.tables, user_id) == 1.0
         generations.append(user.token_generation)

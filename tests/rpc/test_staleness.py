@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from authsvc.server.app import PRODUCTION_LIMITS
 from authsvc.usecases import validation
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.engines import Engine
@@ -285,7 +286,7 @@ async def test_the_setting_caps_how_long_an_outage_is_bridged(proxied: Proxied, 
 
 
 @pytest.mark.parametrize("fault", [Hang(), Throttle(), ServerError(), Reset()], ids=repr)
-@pytest.mark.usefixtures("production_timeouts")
+@pytest.mark.limits(PRODUCTION_LIMITS)
 async def test_a_store_in_any_trouble_is_stood_in_for_by_the_deadline(proxied: Proxied, fault: Fault) -> None:
     """F1, F2: gRPC itself would end the call with DEADLINE_EXCEEDED."""
     client, alice = proxied.client, await alice_of(proxied.client)
@@ -296,9 +297,8 @@ async def test_a_store_in_any_trouble_is_stood_in_for_by_the_deadline(proxied: P
             assert (await client.auth.ValidateToken(both, timeout=timeout)).degraded
 
 
-async def test_an_own_write_is_no_stand_in_even_if_it_may_have_failed(
-    proxied: Proxied, production_timeouts: None
-) -> None:
+@pytest.mark.limits(PRODUCTION_LIMITS)
+async def test_an_own_write_is_no_stand_in_even_if_it_may_have_failed(proxied: Proxied) -> None:
     """What was read before it is worth nothing any more, for it may have happened."""
     client, alice = proxied.client, await alice_of(proxied.client)
     await client.validate(alice.token)

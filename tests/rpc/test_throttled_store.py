@@ -7,7 +7,7 @@ from datetime import timedelta
 import grpc
 import pytest
 
-from authsvc.stores.dynamodb.client import MAX_ATTEMPTS
+from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.faults import Exchange, Reply, Throttle, Unprocessed
 from tests.rpc.conftest import Proxied
@@ -61,7 +61,9 @@ class Sparing:
 
     async def answer(self, exchange: Exchange, /) -> Reply:
         keys = keys_of(exchange.attempt.payload)
-        if exchange.random.random() > 1 / 3 or any(self.throttled[key] == MAX_ATTEMPTS - 1 for key in keys):
+        if exchange.random.random() > 1 / 3 or any(
+            self.throttled[key] == DynamoDBTimeouts().max_attempts - 1 for key in keys
+        ):
             return await exchange.forward()
         self.throttled.update(keys)
         return await Throttle().answer(exchange)
@@ -94,4 +96,4 @@ async def test_a_store_that_throttles_everything_is_not_stormed(proxied: Proxied
     # Each on its own would be 2,400 reads. All of a user's together are at most six while nobody else joins.
     assert len(proxied.proxy.attempts) <= USERS
     asked = Counter(key for attempt in proxied.proxy.attempts for key in keys_of(attempt.payload))
-    assert max(asked.values()) <= MAX_ATTEMPTS * CALLS_OF_EACH
+    assert max(asked.values()) <= DynamoDBTimeouts().max_attempts * CALLS_OF_EACH

@@ -18,10 +18,11 @@ import bcrypt
 import grpc
 import pytest
 
-from authsvc.config import Address, Settings
+from authsvc.config import Address, ServeSettings
 from authsvc.models import Budget
 from authsvc.passwords.hash_queue import UNKNOWN_SOURCES_LIMIT
-from authsvc.stores.dynamodb.client import MAX_ATTEMPTS
+from authsvc.server.app import PRODUCTION_LIMITS
+from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
 from authsvc.throttling.budgets import AttemptKeys
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
@@ -253,7 +254,7 @@ async def test_services_share_the_counters(pair: Pair) -> None:
     assert await log_in(pair.second) == "TOO_MANY_ATTEMPTS"
 
 
-async def test_budgets_are_settings(settings: Settings, clock: FakeClock) -> None:
+async def test_budgets_are_settings(settings: ServeSettings, clock: FakeClock) -> None:
     settings = replace(
         settings,
         failures_per_pair=Budget(2, timedelta(minutes=1)),
@@ -297,7 +298,7 @@ async def reached_from_elsewhere(client: Client) -> AsyncIterator[Client]:
         yield replace(elsewhere, admin=client.admin)
 
 
-async def test_a_strangers_client_address_is_ignored(settings: Settings, clock: FakeClock) -> None:
+async def test_a_strangers_client_address_is_ignored(settings: ServeSettings, clock: FakeClock) -> None:
     """Or whoever can connect would be known everywhere, and could fill anybody's counters."""
     open_to_all = replace(settings, listen=Address("0.0.0.0", 0), allow_open=True, allow_plaintext=True)  # noqa: S104
     async with served(open_to_all, clock) as client, reached_from_elsewhere(client) as stranger:
@@ -414,7 +415,7 @@ NO_COUNTERS = [
 ]
 
 
-@pytest.mark.usefixtures("production_timeouts")
+@pytest.mark.limits(PRODUCTION_LIMITS)
 @pytest.mark.parametrize("fault", NO_COUNTERS, ids=lambda fault: fault.name)
 async def test_without_all_counters_nobody_gets_in(proxied: Proxied, fault: Garbage) -> None:
     await proxied.client.create_user()
@@ -423,7 +424,7 @@ async def test_without_all_counters_nobody_gets_in(proxied: Proxied, fault: Garb
     assert proxied.proxy.requests["UpdateItem"] == 0
 
 
-@pytest.mark.usefixtures("production_timeouts")
+@pytest.mark.limits(PRODUCTION_LIMITS)
 async def test_what_the_store_kept_from_being_looked_at_is_given_back(proxied: Proxied) -> None:
     await proxied.client.create_user()
     for _ in range(11):
@@ -434,10 +435,10 @@ async def test_what_the_store_kept_from_being_looked_at_is_given_back(proxied: P
     assert [len(row["attempts"]["SS"]) for row in rows if "attempts" in row] == [1, 1, 1]
 
 
-@pytest.mark.usefixtures("production_timeouts")
+@pytest.mark.limits(PRODUCTION_LIMITS)
 async def test_a_reservation_that_fails_half_way_is_given_back(proxied: Proxied) -> None:
     await proxied.client.create_user()
-    with proxied.proxy.fault(ServerError(), operations={"UpdateItem"}, skip=1, times=MAX_ATTEMPTS):
+    with proxied.proxy.fault(ServerError(), operations={"UpdateItem"}, skip=1, times=DynamoDBTimeouts().max_attempts):
         assert await guess(proxied.client) == "STORE_UNAVAILABLE"
     assert not any("attempts" in row for row in proxied.tables.rows(proxied.tables.login_attempts))
 
@@ -453,7 +454,7 @@ async def test_a_counter_that_cannot_be_read_lets_nobody_in(proxied: Proxied) ->
     assert '"table": "login_attempts", "attribute": "expires_at"' in WITNESS.lines.getvalue()
 
 
-@pytest.mark.usefixtures("production_timeouts")
+@pytest.mark.limits(PRODUCTION_LIMITS)
 async def test_a_login_that_cannot_be_settled_is_a_login(proxied: Proxied) -> None:
     """Its try stays counted until the counters are over."""
     await proxied.client.create_user()

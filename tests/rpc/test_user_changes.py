@@ -213,7 +213,7 @@ async def test_a_user_who_never_stops_changing_is_an_outage(
         tries.append(users)
         raise UserChangedError
 
-    monkeypatch.setattr(client.service.accounts._store, method, lose)  # noqa: SLF001 - every race is lost
+    monkeypatch.setattr(client.service.users._store, method, lose)  # noqa: SLF001 - every race is lost
     call = client.delete_user(alice.user_id) if method == "delete_user" else client.update_user(alice.user_id, role="x")
     assert (await failure(call)).reason == "STORE_UNAVAILABLE"
     assert len(tries) > 1

@@ -7,10 +7,10 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from authsvc.config import Settings
+from authsvc.config import ServeSettings
 from authsvc.server import app
 from authsvc.v1 import auth_service_pb2 as auth_pb2
-from tests.support import Client, FakeClock, connected, failure
+from tests.support import PATIENT_LIMITS, Client, FakeClock, connected, failure
 
 
 def inactive(answer: auth_pb2.ValidateTokenResponse, reason: str) -> None:
@@ -47,15 +47,15 @@ async def test_bad_signature(client: Client) -> None:
     [({"issuer": "https://other.example.com"}, "WRONG_ISSUER"), ({"audience": "others"}, "WRONG_AUDIENCE")],
 )
 async def test_wrong_issuer_and_audience(
-    client: Client, settings: Settings, clock: FakeClock, change: dict[str, str], reason: str
+    client: Client, settings: ServeSettings, clock: FakeClock, change: dict[str, str], reason: str
 ) -> None:
     await client.create_user()
     changed = replace(settings, **change)  # type: ignore[arg-type]
-    async with app.running(changed, clock) as service, connected(service) as other:
+    async with app.run_app(changed, clock, limits=PATIENT_LIMITS) as service, connected(service) as other:
         inactive(await client.validate(await other.access_token()), reason)
 
 
-async def test_expired(client: Client, settings: Settings, clock: FakeClock) -> None:
+async def test_expired(client: Client, settings: ServeSettings, clock: FakeClock) -> None:
     """ASVS-9.2.1."""
     await client.create_user()
     token = await client.access_token()

@@ -13,16 +13,17 @@ import jwt
 import pytest
 from cryptography import x509
 
-from authsvc.config import Settings
+from authsvc.config import ServeSettings
+from authsvc.rpc.authorization import PERMISSIONS, Authorization
 from authsvc.rpc.callers import Permission, api_key_digest, new_api_key
-from authsvc.rpc.middleware import PERMISSIONS, Middleware
+from authsvc.rpc.middleware import Middleware
 from authsvc.server import app
-from authsvc.stores import opening
+from authsvc.stores.opening import open_store
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from authsvc.v1 import user_service_pb2 as user_pb2
 from tests.e2e.certificates import Authority, Pair
-from tests.support import PASSWORD, WITNESS, FakeClock, failure_of
+from tests.support import PASSWORD, PATIENT_LIMITS, WITNESS, FakeClock, failure_of
 
 # `+`: may call. `?`: CALLER_UNAUTHENTICATED. `-`: CALLER_NOT_PERMITTED.
 #
@@ -107,7 +108,7 @@ def authority(tmp_path: Path) -> Authority:
 class Served:
     """A running service, and tokens of its users."""
 
-    service: app.Service
+    service: app.App
     tokens: Mapping[str, str]
 
     @asynccontextmanager
@@ -122,25 +123,25 @@ class Served:
 
 
 @asynccontextmanager
-async def served(settings: Settings, clock: FakeClock) -> AsyncIterator[Served]:
-    async with opening.open_store(settings) as store:
+async def served(settings: ServeSettings, clock: FakeClock) -> AsyncIterator[Served]:
+    async with open_store(settings) as store:
         await store.create_tables()
-    async with app.running(settings, clock) as service:
+    async with app.run_app(settings, clock, limits=PATIENT_LIMITS) as service:
         tokens = {}
         for name, role in (("user", "user"), ("admin", "admin"), ("disabled", "admin")):
             email = f"{name}@example.com"
-            user = await service.accounts.create_user(email=email, role=role, password=PASSWORD)
+            user = await service.users.create_user(email=email, role=role, password=PASSWORD)
             issued, _ = await service.logins.authenticate(
                 email=email, password=PASSWORD, client_address="", client_label=""
             )
             tokens[name] = issued.access_token.text
             if name == "disabled":
-                await service.accounts.update_user(user.user_id, is_active=False)
+                await service.users.update_user(user.user_id, is_active=False)
         WITNESS.hide(*tokens.values())
         yield Served(service, tokens)
 
 
-def with_tls(settings: Settings, pair: Pair, client_ca: Path) -> Settings:
+def with_tls(settings: ServeSettings, pair: Pair, client_ca: Path) -> ServeSettings:
     return replace(settings, tls_cert=pair.certificate, tls_key=pair.key, tls_client_ca=client_ca)
 
 
@@ -181,10 +182,10 @@ def test_a_method_that_no_row_speaks_of_stops_the_start(monkeypatch: pytest.Monk
     sessions: Any = None
     servicer = SimpleNamespace(**dict.fromkeys(METHODS))
     with pytest.raises(KeyError, match="GetJwks"):
-        Middleware(sessions, None).methods(SERVICES[0], servicer)
+        Middleware(Authorization(sessions, None)).wrap_service(SERVICES[0], servicer)
 
 
-async def test_who_may_call_with_a_callers_file(settings: Settings, clock: FakeClock, keys: Keys) -> None:
+async def test_who_may_call_with_a_callers_file(settings: ServeSettings, clock: FakeClock, keys: Keys) -> None:
     """ASVS-8.2.1, ASVS-8.2.2, ASVS-13.2.1, B10."""
     async with served(replace(settings, callers=keys.path), clock) as serving, serving.connected() as channel:
         shown = {
@@ -197,7 +198,7 @@ async def test_who_may_call_with_a_callers_file(settings: Settings, clock: FakeC
 
 
 async def test_who_may_call_over_mutual_tls(
-    settings: Settings, clock: FakeClock, keys: Keys, authority: Authority
+    settings: ServeSettings, clock: FakeClock, keys: Keys, authority: Authority
 ) -> None:
     """ASVS-13.2.1, ASVS-12.3.1, B10: an API key decides alone, before the certificate."""
     secured = with_tls(replace(settings, callers=keys.path), authority.issue("server"), authority.certificate)
@@ -218,7 +219,7 @@ async def test_who_may_call_over_mutual_tls(
         )
 
 
-async def test_who_may_call_without_a_callers_file(settings: Settings, clock: FakeClock) -> None:
+async def test_who_may_call_without_a_callers_file(settings: ServeSettings, clock: FakeClock) -> None:
     async with served(settings, clock) as serving, serving.connected() as channel:
         shown = {
             "nobody": (),
@@ -251,7 +252,7 @@ VALIDATE = METHODS["ValidateToken"]
 async def test_what_a_certificate_proves(
     names: list[x509.GeneralName],
     expected: str,
-    settings: Settings,
+    settings: ServeSettings,
     clock: FakeClock,
     keys: Keys,
     authority: Authority,
@@ -285,7 +286,7 @@ async def test_what_a_certificate_proves(
     ids=str,
 )
 async def test_how_a_key_is_shown(
-    headers: list[str], expected: str, settings: Settings, clock: FakeClock, keys: Keys
+    headers: list[str], expected: str, settings: ServeSettings, clock: FakeClock, keys: Keys
 ) -> None:
     """B6: of two credentials neither counts."""
     metadata = tuple(("authorization", header.format(**keys.by_name)) for header in headers)
@@ -301,7 +302,7 @@ def logged(position: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in WITNESS.lines.getvalue()[position:].splitlines()]
 
 
-async def test_tokens_and_log_name_the_caller(settings: Settings, clock: FakeClock, keys: Keys) -> None:
+async def test_tokens_and_log_name_the_caller(settings: ServeSettings, clock: FakeClock, keys: Keys) -> None:
     keys.write(validate="login")
     async with served(replace(settings, callers=keys.path), clock) as serving, serving.connected() as channel:
         position = len(WITNESS.lines.getvalue())
@@ -326,7 +327,7 @@ async def test_tokens_and_log_name_the_caller(settings: Settings, clock: FakeClo
     ]
 
 
-async def test_the_log_says_who_administers(settings: Settings, clock: FakeClock, keys: Keys) -> None:
+async def test_the_log_says_who_administers(settings: ServeSettings, clock: FakeClock, keys: Keys) -> None:
     async with served(replace(settings, callers=keys.path), clock) as serving, serving.connected() as channel:
         position = len(WITNESS.lines.getvalue())
         call: Any = channel.unary_unary(METHODS["CreateUser"])
@@ -341,7 +342,7 @@ async def test_the_log_says_who_administers(settings: Settings, clock: FakeClock
     assert created == ["users", f"user:{admin}"]
 
 
-async def test_every_refusal_is_logged_with_its_reason(settings: Settings, clock: FakeClock, keys: Keys) -> None:
+async def test_every_refusal_is_logged_with_its_reason(settings: ServeSettings, clock: FakeClock, keys: Keys) -> None:
     async with served(replace(settings, callers=keys.path), clock) as serving, serving.connected() as channel:
         position = len(WITNESS.lines.getvalue())
         for method, metadata in (

@@ -12,10 +12,12 @@ from typing import Any
 import grpc
 import pytest
 
-from authsvc.config import Settings
+from authsvc.config import ServeSettings
 from authsvc.rpc.callers import api_key_digest, new_api_key
-from authsvc.server import app
-from authsvc.stores import opening
+from authsvc.server import app, grpc_server
+from authsvc.server.app import Limits
+from authsvc.server.grpc_server import ConnectionLimits
+from authsvc.stores.opening import open_store
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from tests.e2e.certificates import Authority
@@ -37,12 +39,16 @@ from tests.http2 import (
     request_headers,
     setting,
 )
-from tests.support import WITNESS, Client, FakeClock, connected, served
+from tests.support import PATIENT_LIMITS, WITNESS, Client, FakeClock, connected, served
 
 VALIDATE = "/authsvc.v1.AuthService/ValidateToken"
 GET_JWKS = "/authsvc.v1.AuthService/GetJwks"
 REQUEST = auth_pb2.ValidateTokenRequest(token="garbage").SerializeToString()
 INACTIVE = auth_pb2.TOKEN_STATE_INACTIVE
+
+
+def limits_of(**changes: int) -> Limits:
+    return replace(PATIENT_LIMITS, connections=ConnectionLimits(**changes))
 
 
 @pytest.fixture(autouse=True)
@@ -85,8 +91,8 @@ def grpc_status(frames: list[Frame]) -> str:
 async def test_a_message_has_at_most_4_mib(client: Client) -> None:
     """F19."""
     stub: Any = auth_grpc.AuthServiceStub(client.channel)
-    largest = auth_pb2.ValidateTokenRequest(token="x" * (app.MAX_MESSAGE_BYTES - 5))
-    assert largest.ByteSize() == app.MAX_MESSAGE_BYTES
+    largest = auth_pb2.ValidateTokenRequest(token="x" * (grpc_server.MAX_MESSAGE_BYTES - 5))
+    assert largest.ByteSize() == grpc_server.MAX_MESSAGE_BYTES
     assert (await stub.ValidateToken(largest)).state == INACTIVE
     largest.token += "x"
     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -94,7 +100,7 @@ async def test_a_message_has_at_most_4_mib(client: Client) -> None:
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-@pytest.mark.parametrize("size", [app.MAX_METADATA_BYTES + 1, 100 * 1024, 1024 * 1024])
+@pytest.mark.parametrize("size", [grpc_server.MAX_METADATA_BYTES + 1, 100 * 1024, 1024 * 1024])
 async def test_metadata_has_at_most_16_kib(client: Client, size: int) -> None:
     """B6; refused every time, and 15 KiB never."""
     stub: Any = auth_grpc.AuthServiceStub(client.channel)
@@ -141,16 +147,18 @@ async def test_metadata_of_any_form_ends_in_a_status(client: Client, header: tup
         assert grpc_status(await answer(connection, 1)) == status
 
 
-async def test_a_damaged_key_is_refused_and_not_logged(settings: Settings, clock: FakeClock, tmp_path: Path) -> None:
+async def test_a_damaged_key_is_refused_and_not_logged(
+    settings: ServeSettings, clock: FakeClock, tmp_path: Path
+) -> None:
     """B6, ASVS-16.2.5: gRPC would write it out."""
     key = new_api_key()
     WITNESS.hide(key)
     file = tmp_path / "callers.toml"
     file.write_text(f'[callers.a]\napi_key_sha256 = ["{api_key_digest(key)}"]\npermissions = ["validate"]\n')
     await_ready = replace(settings, store=f"sqlite:{tmp_path / 'other.db'}", callers=file)
-    async with opening.open_store(await_ready) as store:
+    async with open_store(await_ready) as store:
         await store.create_tables()
-    async with app.running(await_ready, clock) as service, raw(service.address) as connection:
+    async with app.run_app(await_ready, clock, limits=PATIENT_LIMITS) as service, raw(service.address) as connection:
         await connection.hello()
         for stream, credential in ((1, key.encode()), (3, key.encode() + b"\xff"), (5, b"ask_\x00"), (7, b"\xff")):
             await connection.send(call(stream, (b"authorization", b"Bearer " + credential)))
@@ -251,11 +259,12 @@ async def test_a_client_that_pings_too_often_is_sent_away(client: Client) -> Non
 
 
 async def test_a_client_that_pings_as_often_as_it_may_stays(
-    settings: Settings, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: ServeSettings, clock: FakeClock, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(app, "MIN_PING_SECONDS", 0)
     async with (
-        served(replace(settings, store=f"sqlite:{tmp_path / 'other.db'}"), clock) as lenient,
+        served(
+            replace(settings, store=f"sqlite:{tmp_path / 'other.db'}"), clock, limits_of(min_ping_seconds=0)
+        ) as lenient,
         raw(lenient.address) as connection,
     ):
         await connection.hello()
@@ -270,12 +279,12 @@ async def test_a_connection_has_at_most_1000_calls_at_once(client: Client) -> No
         await connection.send(
             *(
                 frame(Kind.HEADERS, END_HEADERS, 2 * n + 1, request_headers(VALIDATE))
-                for n in range(app.MAX_CONCURRENT_CALLS + 1)
+                for n in range(ConnectionLimits().max_concurrent_calls + 1)
             )
         )
         refused = await connection.until(Kind.RST_STREAM)
         assert (refused.stream, refused.payload) == (
-            2 * app.MAX_CONCURRENT_CALLS + 1,
+            2 * ConnectionLimits().max_concurrent_calls + 1,
             struct.pack(">I", REFUSED_STREAM),
         )
 
@@ -289,12 +298,11 @@ async def test_a_client_that_takes_no_answers_keeps_them_to_itself(client: Clien
         assert (await client.validate("garbage")).state == INACTIVE
 
 
-async def test_there_are_at_most_so_many_connections(
-    settings: Settings, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_there_are_at_most_so_many_connections(settings: ServeSettings, clock: FakeClock, tmp_path: Path) -> None:
     """F18: those that are there go on, and what is closed makes room."""
-    monkeypatch.setattr(app, "MAX_CONNECTIONS", 20)
-    async with served(replace(settings, store=f"sqlite:{tmp_path / 'other.db'}"), clock) as few:
+    async with served(
+        replace(settings, store=f"sqlite:{tmp_path / 'other.db'}"), clock, limits_of(max_connections=20)
+    ) as few:
         async with AsyncExitStack() as stack:
             for _ in range(19):
                 await (await stack.enter_async_context(raw(few.address))).hello()
@@ -312,18 +320,21 @@ async def test_there_are_at_most_so_many_connections(
 
 @pytest.fixture
 async def impatient(
-    settings: Settings, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, authority: Authority
+    settings: ServeSettings, clock: FakeClock, tmp_path: Path, authority: Authority
 ) -> AsyncIterator[tuple[str, str]]:
     """Addresses of services that wait for a handshake for a moment, in plain text and with TLS."""
-    monkeypatch.setattr(app, "HANDSHAKE_SECONDS", 1)
     pair = authority.issue("server")
     async with AsyncExitStack() as stack:
         addresses = []
         plain = replace(settings, store=f"sqlite:{tmp_path / 'impatient.db'}")
         for changed in (plain, replace(plain, tls_cert=pair.certificate, tls_key=pair.key)):
-            async with opening.open_store(changed) as store:
+            async with open_store(changed) as store:
                 await store.create_tables()
-            addresses.append((await stack.enter_async_context(app.running(changed, clock))).address)
+            addresses.append(
+                (
+                    await stack.enter_async_context(app.run_app(changed, clock, limits=limits_of(handshake_seconds=1)))
+                ).address
+            )
         yield addresses[0], addresses[1]
 
 

@@ -32,7 +32,7 @@ from authsvc.usecases.users import iterate_users
 from authsvc.usecases.validation import ActiveToken, Check
 from tests.faults import WRITES, Conflict, FaultyProxy, Reset
 from tests.stores.contract.use_cases import ACCESS_TTL, IDLE_TTL, MAX_TTL, UseCases, key_ring
-from tests.support import PASSWORD, TEST_COST, WITNESS, FakeClock, use_engine
+from tests.support import PASSWORD, PATIENT_LIMITS, TEST_COST, WITNESS, FakeClock, use_engine
 
 PASSWORDS = (PASSWORD, "another password of words", "a third password of words")
 SPANS = tuple(
@@ -318,7 +318,7 @@ async def opened(name: str, stack: AsyncExitStack, request: pytest.FixtureReques
         engine = request.getfixturevalue("dynoxide")
         proxy = await stack.enter_async_context(FaultyProxy(engine.endpoint_url))
         use_engine(engine, request.getfixturevalue("monkeypatch"), proxy.endpoint_url)
-        store = await stack.enter_async_context(open_dynamodb_store(prefix))
+        store = await stack.enter_async_context(open_dynamodb_store(prefix, timeouts=PATIENT_LIMITS.dynamodb))
         await store.create_tables()
         stack.enter_context(proxy.fault(Reset(applied=True), operations=WRITES, probability=0.05))
         stack.enter_context(proxy.fault(Conflict(), operations={"TransactWriteItems"}, probability=0.05))

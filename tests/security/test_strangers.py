@@ -11,24 +11,24 @@ from typing import Any
 import pytest
 
 import authsvc
-from authsvc.config import Settings
+from authsvc.config import ServeSettings
 from authsvc.server import app
-from authsvc.stores import opening
+from authsvc.stores.opening import open_store
 from authsvc.usecases.users import iterate_users
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
-from tests.support import ADMIN_EMAIL, PASSWORD, Client, FakeClock, connected, failure, served
+from tests.support import ADMIN_EMAIL, PASSWORD, PATIENT_LIMITS, Client, FakeClock, connected, failure, served
 
 ACTIVE, INACTIVE = auth_pb2.TOKEN_STATE_ACTIVE, auth_pb2.TOKEN_STATE_INACTIVE
 HOME = "192.0.2.7"
 GUESSERS = 40
 
 
-async def test_there_is_no_account_until_somebody_makes_one(settings: Settings, clock: FakeClock) -> None:
+async def test_there_is_no_account_until_somebody_makes_one(settings: ServeSettings, clock: FakeClock) -> None:
     """ASVS-6.3.2."""
-    async with opening.open_store(settings) as store:
+    async with open_store(settings) as store:
         await store.create_tables()
-        async with app.running(settings, clock) as service, connected(service) as client:
+        async with app.run_app(settings, clock, limits=PATIENT_LIMITS) as service, connected(service) as client:
             for email in ("admin@example.com", "admin@localhost", "root@example.com", "authsvc@authsvc"):
                 for password in ("admin", "changeit", "authsvc", PASSWORD):
                     assert (await failure(client.log_in(email, password))).reason != "OK"
@@ -85,7 +85,7 @@ def test_nothing_secret_is_made_by_random_or_uuid() -> None:
 
 
 @pytest.fixture
-async def with_costly_hashes(settings: Settings, clock: FakeClock) -> AsyncIterator[Client]:
+async def with_costly_hashes(settings: ServeSettings, clock: FakeClock) -> AsyncIterator[Client]:
     """The cost at which production begins: a queue of hashes fills up."""
     async with served(replace(settings, bcrypt_cost=10), clock) as client:
         yield client

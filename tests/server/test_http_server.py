@@ -10,12 +10,12 @@ import aiohttp
 import jwt
 import pytest
 
-from authsvc.config import Address, Settings
+from authsvc.config import Address, ServeSettings
 from authsvc.errors import ConfigError
 from authsvc.server import app
 from authsvc.tokens.key_file import generate_key_file, rotate_keys
 from authsvc.v1 import auth_service_pb2 as auth_pb2
-from tests.support import WITNESS, Client, FakeClock, make_settings, served
+from tests.support import PATIENT_LIMITS, WITNESS, Client, FakeClock, make_settings, served
 
 JWKS_PATH = "/.well-known/jwks.json"
 DISCOVERY_PATH = "/.well-known/openid-configuration"
@@ -31,7 +31,7 @@ def signing_keys(tmp_path: Path, clock: FakeClock) -> Path:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, signing_keys: Path) -> Settings:
+def settings(tmp_path: Path, signing_keys: Path) -> ServeSettings:
     store = f"sqlite:{tmp_path / 'authsvc.db'}"
     return make_settings(signing_keys, store, http_listen=Address("127.0.0.1", 0))
 
@@ -131,12 +131,12 @@ async def test_a_retired_key_is_gone_at_its_time_though_the_file_stays(
     assert rotation.retired.kid not in jwks
 
 
-async def test_it_can_be_turned_off(settings: Settings, clock: FakeClock) -> None:
+async def test_it_can_be_turned_off(settings: ServeSettings, clock: FakeClock) -> None:
     async with served(replace(settings, http_listen=None), clock) as client:
         assert client.service.http_address is None
 
 
-async def test_it_listens_on_ipv6(settings: Settings, clock: FakeClock) -> None:
+async def test_it_listens_on_ipv6(settings: ServeSettings, clock: FakeClock) -> None:
     there = replace(settings, http_listen=Address("::1", 0))
     async with (
         served(there, clock) as client,
@@ -149,12 +149,12 @@ async def test_it_listens_on_ipv6(settings: Settings, clock: FakeClock) -> None:
     ("host", "reason"), [("127.0.0.1", "Address already in use"), ("nowhere.invalid", "")], ids=["taken", "unknown"]
 )
 async def test_an_address_that_cannot_be_had_is_told_with_its_setting(
-    client: Client, settings: Settings, clock: FakeClock, host: str, reason: str
+    client: Client, settings: ServeSettings, clock: FakeClock, host: str, reason: str
 ) -> None:
     assert client.service.http_address is not None
     taken = Address(host, client.service.http_address.port)
     with pytest.raises(ConfigError) as refused:
-        async with app.running(replace(settings, http_listen=taken), clock):
+        async with app.run_app(replace(settings, http_listen=taken), clock, limits=PATIENT_LIMITS):
             pass
     told = f"AUTHSVC_HTTP_LISTEN: cannot listen on {taken}: {reason}"
     assert str(refused.value).startswith(told)
@@ -164,13 +164,13 @@ async def test_an_address_that_cannot_be_had_is_told_with_its_setting(
 
 
 async def test_a_service_goes_without_the_default_port_where_it_is_taken(
-    settings: Settings, clock: FakeClock, client: Client, monkeypatch: pytest.MonkeyPatch
+    settings: ServeSettings, clock: FakeClock, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second service on a host, which nobody told of another port, must serve all the same."""
     taken = client.service.http_address
     assert taken is not None
     monkeypatch.setattr("authsvc.server.http_server.DEFAULT_HTTP_LISTEN", str(taken))
     position = len(WITNESS.lines.getvalue())
-    async with app.running(replace(settings, http_listen=taken), clock) as service:
+    async with app.run_app(replace(settings, http_listen=taken), clock, limits=PATIENT_LIMITS) as service:
         assert service.http_address is None
     assert '"event": "http_port_off"' in WITNESS.lines.getvalue()[position:]

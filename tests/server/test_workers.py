@@ -21,7 +21,7 @@ from tests.support import WITNESS
 
 
 @pytest.fixture
-def settings(tmp_path: Path, signing_keys: Path, monkeypatch: pytest.MonkeyPatch) -> config.Settings:
+def settings(tmp_path: Path, signing_keys: Path, monkeypatch: pytest.MonkeyPatch) -> config.ServeSettings:
     """Two workers on SQLite; they read the same from the environment."""
     own = {
         "AUTHSVC_STORE": f"sqlite:{tmp_path / 'authsvc.db'}",
@@ -53,7 +53,7 @@ async def until(look: Callable[[], object]) -> None:
 
 
 @asynccontextmanager
-async def two_workers(settings: config.Settings) -> AsyncIterator[Log]:
+async def two_workers(settings: config.ServeSettings) -> AsyncIterator[Log]:
     """The parent on this loop, with its workers; it is ended by a signal."""
     log = Log()
     serving = asyncio.create_task(workers.serve(settings))
@@ -64,7 +64,7 @@ async def two_workers(settings: config.Settings) -> AsyncIterator[Log]:
 
 
 async def test_a_worker_that_lived_long_is_replaced_at_once(
-    settings: config.Settings, monkeypatch: pytest.MonkeyPatch
+    settings: config.ServeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "BACKOFF_RESET_SECONDS", 0.0)
     async with two_workers(settings) as log:
@@ -74,7 +74,9 @@ async def test_a_worker_that_lived_long_is_replaced_at_once(
     assert [line["restart_seconds"] for line in log.events("worker_ended")] == [0.0, 0.0, 0.0]
 
 
-async def test_a_worker_that_does_not_end_is_killed(settings: config.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_does_not_end_is_killed(
+    settings: config.ServeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(workers, "KILL_SECONDS", 0.2)
     async with two_workers(settings) as log:
         stopped = log.events("worker_started")[0]["pid"]
@@ -85,7 +87,7 @@ async def test_a_worker_that_does_not_end_is_killed(settings: config.Settings, m
 
 
 async def test_a_worker_that_cannot_be_started_ends_it(
-    settings: config.Settings, monkeypatch: pytest.MonkeyPatch
+    settings: config.ServeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = Log()
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
@@ -95,7 +97,7 @@ async def test_a_worker_that_cannot_be_started_ends_it(
 
 
 async def test_a_worker_that_cannot_be_started_again_is_tried_again(
-    settings: config.Settings, monkeypatch: pytest.MonkeyPatch
+    settings: config.ServeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with two_workers(settings) as log:
         with monkeypatch.context() as broken:
@@ -105,7 +107,9 @@ async def test_a_worker_that_cannot_be_started_again_is_tried_again(
         await until(lambda: len(log.events("worker_started")) == 3)
 
 
-async def test_an_address_that_is_not_here_is_said(settings: config.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_address_that_is_not_here_is_said(
+    settings: config.ServeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     there = config.load(
         {**os.environ, "AUTHSVC_LISTEN": "nowhere.invalid:0"},
         {"AUTHSVC_ALLOW_OPEN": "true", "AUTHSVC_ALLOW_PLAINTEXT": "true"},
@@ -114,13 +118,13 @@ async def test_an_address_that_is_not_here_is_said(settings: config.Settings, mo
         await workers.serve(there)
 
 
-async def test_a_folder_for_metrics_is_needed(settings: config.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_folder_for_metrics_is_needed(settings: config.ServeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     with pytest.raises(OperatorError, match=r"no folder for metrics: No such file or directory; .*TMPDIR"):
         await workers.serve(settings)
 
 
-async def test_it_listens_on_ipv6(settings: config.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_listens_on_ipv6(settings: config.ServeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     async with two_workers(config.load({**os.environ, "AUTHSVC_LISTEN": "[::1]:0"})) as log:
         (listening,) = log.events("listening")
     assert listening["address"].startswith("[::1]:")

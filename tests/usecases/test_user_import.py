@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from authsvc.config import Settings
+from authsvc.config import ServeSettings
 from authsvc.errors import OperatorError, StoreUnavailableError
 from authsvc.models import User, utc_now
 from authsvc.passwords.hash_queue import HashQueue
-from authsvc.stores import opening
 from authsvc.stores.interface import Store
+from authsvc.stores.opening import open_store
 from authsvc.usecases import user_import
 from authsvc.usecases.user_import import import_users
 from authsvc.usecases.users import Users, iterate_users
@@ -21,8 +21,8 @@ HASH = "$2y$10$" + "." * 53
 
 
 @pytest.fixture
-async def store(settings: Settings) -> AsyncIterator[Store]:
-    async with opening.open_store(settings) as store:
+async def store(settings: ServeSettings) -> AsyncIterator[Store]:
+    async with open_store(settings) as store:
         await store.create_tables()
         yield store
 

@@ -2,15 +2,15 @@
 
 import pytest
 
-from authsvc.config import Settings
-from authsvc.stores import opening
+from authsvc.config import ServeSettings
+from authsvc.stores.opening import open_store
 from authsvc.usecases import users
 from tests.stores.contract.test_store import NOW, new_user
 
 
-async def test_every_user_is_met_over_many_pages(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_user_is_met_over_many_pages(settings: ServeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(users, "PAGE_SIZE", 2)
-    async with opening.open_store(settings) as store:
+    async with open_store(settings) as store:
         await store.create_tables()
         made = [await store.create_user(new_user(f"user{n}@example.com"), NOW) for n in range(5)]
         met = [user async for user in users.iterate_users(store)]

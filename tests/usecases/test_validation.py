@@ -11,12 +11,20 @@ import pytest
 from authsvc import request_context
 from authsvc.errors import CorruptItemError, StoreUnavailableError
 from authsvc.models import UserState
+from authsvc.server.app import PRODUCTION_LIMITS
 from authsvc.tokens.access_tokens import AccessTokens
 from authsvc.tokens.key_file import read_keys
 from authsvc.tokens.keys import KeyRing
 from authsvc.tokens.verification import InactiveReason
 from authsvc.usecases.user_state_cache import UserStateCache
-from authsvc.usecases.validation import STALE_FALLBACK_TIMEOUT_SECONDS, ActiveToken, Check, Validation, Validations
+from authsvc.usecases.validation import (
+    STALE_FALLBACK_TIMEOUT_SECONDS,
+    ActiveToken,
+    Check,
+    StalenessLimits,
+    Validation,
+    Validations,
+)
 from tests.support import WITNESS, FakeClock
 
 MINUTE = timedelta(minutes=1)
@@ -98,8 +106,7 @@ def stage(signing_keys: Path, clock: FakeClock) -> Stage:
         tokens,
         cache,
         clock,
-        max_staleness=MINUTE,
-        max_stale_if_error=15 * MINUTE,
+        StalenessLimits(MINUTE, 15 * MINUTE),
     )
     return Stage(reads, cache, validations, clock)
 
@@ -158,7 +165,7 @@ async def test_what_is_wrong_with_one_user_is_told_of_that_one(stage: Stage) -> 
     assert role_of(alice) == "user"
 
 
-@pytest.mark.usefixtures("production_timeouts")
+@pytest.mark.limits(PRODUCTION_LIMITS)
 async def test_the_store_is_waited_for_less_where_all_can_do_without(stage: Stage) -> None:
     task = await stage.begin(Check(stage.token()))
     stage.end(alice=standing())
@@ -180,7 +187,7 @@ async def test_the_store_is_waited_for_less_where_all_can_do_without(stage: Stag
         assert others == [down] * (len(checks) - 1)
 
 
-@pytest.mark.usefixtures("production_timeouts")
+@pytest.mark.limits(PRODUCTION_LIMITS)
 async def test_nobody_waits_longer_than_the_callers_deadline(stage: Stage) -> None:
     task = await stage.begin(Check(stage.token()))
     stage.end(alice=standing())

@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 
+from authsvc.coalescer import Coalescer
 from authsvc.errors import RetryableStoreError
 from authsvc.stores.dynamodb.client import DynamoDBClient, count_consumed
 from authsvc.stores.dynamodb.items import Item
@@ -60,3 +61,12 @@ class BatchGet:
         if not found.keys() | left_out <= set(keys):
             raise ValueError("somebody else's rows")
         return {key: found.get(key) for key in keys if key not in left_out}
+
+
+def coalesced_reads(
+    client: DynamoDBClient, table: str, key_name: str, attributes: Sequence[str] = ()
+) -> Coalescer[Item | None]:
+    """Return what joins concurrent reads of a table into batches. The arguments are those of BatchGet."""
+    timeouts = client.timeouts
+    reads = BatchGet(client, table, key_name, attributes)
+    return Coalescer(reads, timeouts.max_attempts, client.pause_seconds, timeouts.batch_seconds)

@@ -24,12 +24,9 @@ from botocore.session import Session as BotocoreSession
 from authsvc import request_context
 from authsvc.errors import ConfigError, RetryableStoreError, StoreSetupError, StoreUnavailableError
 from authsvc.stores.dynamodb.signing import Signer
+from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
 from authsvc.telemetry import metrics
 
-MAX_ATTEMPTS = 6
-BACKOFF_BASE_SECONDS = 0.025  # doubled at each attempt, with full jitter
-CONNECT_TIMEOUT_SECONDS = 0.3
-READ_TIMEOUT_SECONDS = 0.5
 POOL_CONNECTIONS = 100
 
 BACKUPS_NOT_READY = "ContinuousBackupsUnavailableException"
@@ -106,9 +103,11 @@ class DynamoDBClient:
     Args:
         client: An entered aiobotocore client.
         credentials: Those of its session; None where there are none.
+        timeouts: Of each attempt, and how many there are.
     """
 
-    def __init__(self, client: Any, credentials: Any) -> None:  # noqa: ANN401 - their methods are made at run time
+    def __init__(self, client: Any, credentials: Any, timeouts: DynamoDBTimeouts) -> None:  # noqa: ANN401 - made at run time
+        self.timeouts = timeouts
         self._client = client
         self._credentials = credentials
         self._signer = Signer(client.meta.endpoint_url, client.meta.region_name)
@@ -144,13 +143,17 @@ class DynamoDBClient:
         cause = f"{operation}: no answer in time"
         with suppress(TimeoutError):
             async with asyncio.timeout_at(request_context.deadline()):
-                for attempt in range(MAX_ATTEMPTS):
+                for attempt in range(self.timeouts.max_attempts):
                     try:
                         return await self.send(operation, body)
                     except RetryableStoreError as error:
                         cause = error.cause
-                    await asyncio.sleep(pause_seconds(attempt + 1))
+                    await asyncio.sleep(self.pause_seconds(attempt + 1))
         raise StoreUnavailableError(cause)
+
+    def pause_seconds(self, attempts: int) -> float:
+        """Return how long to wait after so many attempts: full jitter, with a ceiling that doubles."""
+        return _jitter.uniform(0, self.timeouts.backoff_seconds * 2 ** (attempts - 1))
 
     async def get(self, table: str, **key: str) -> Mapping[str, Mapping[str, Any]] | None:
         """Read an item strongly, by its key; None where there is none."""
@@ -194,11 +197,6 @@ class DynamoDBClient:
             cause = _cause_to_retry(error)
             metrics.STORE_FAILED_ATTEMPTS.labels(xform_name(operation), cause).inc()
             raise RetryableStoreError(f"{operation}: {cause}") from None
-
-
-def pause_seconds(attempts: int) -> float:
-    """Return how long to wait after so many attempts: full jitter, with a ceiling that doubles."""
-    return _jitter.uniform(0, BACKOFF_BASE_SECONDS * 2 ** (attempts - 1))
 
 
 def _answer(operation: str, response: AWSResponse, content: bytes) -> dict[str, Any]:
@@ -291,15 +289,15 @@ def _cause_of_cancellation(response: Mapping[str, Any]) -> str:
 
 
 @asynccontextmanager
-async def open_client() -> AsyncIterator[DynamoDBClient]:
+async def open_client(timeouts: DynamoDBTimeouts) -> AsyncIterator[DynamoDBClient]:
     """Open the process's one client, configured by AWS's own variables and files.
 
     Raises:
         ConfigError: No region is configured, or AWS's settings are not what they must be.
     """
     config = AioConfig(
-        connect_timeout=CONNECT_TIMEOUT_SECONDS,
-        read_timeout=READ_TIMEOUT_SECONDS,
+        connect_timeout=timeouts.connect_seconds,
+        read_timeout=timeouts.read_seconds,
         max_pool_connections=POOL_CONNECTIONS,
     )
     async with AsyncExitStack() as stack:
@@ -309,7 +307,7 @@ async def open_client() -> AsyncIterator[DynamoDBClient]:
         except (BotoCoreError, ValueError) as error:
             raise ConfigError([f"AWS's settings: {error}"]) from None
         credentials: Any = session.get_credentials()  # a coroutine here, whatever its type says
-        yield DynamoDBClient(client, await credentials)
+        yield DynamoDBClient(client, await credentials, timeouts)
 
 
 def _region() -> str:

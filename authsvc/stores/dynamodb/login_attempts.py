@@ -10,10 +10,9 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from authsvc.coalescer import Coalescer
 from authsvc.models import AttemptCount, Counter, CounterUpdate
-from authsvc.stores.dynamodb.batch_get import BatchGet
-from authsvc.stores.dynamodb.client import MAX_ATTEMPTS, ConditionFailedError, DynamoDBClient, pause_seconds
+from authsvc.stores.dynamodb.batch_get import coalesced_reads
+from authsvc.stores.dynamodb.client import ConditionFailedError, DynamoDBClient
 from authsvc.stores.dynamodb.items import attempt_count_from_item, item_of
 
 _ROUNDS = 2
@@ -26,7 +25,7 @@ class LoginAttempts:
     def __init__(self, calls: DynamoDBClient, table: str) -> None:
         self._calls = calls
         self._table = table
-        self._reads = Coalescer(BatchGet(calls, table, "attempt_key"), MAX_ATTEMPTS, pause_seconds)
+        self._reads = coalesced_reads(calls, table, "attempt_key")
 
     async def get(self, keys: Sequence[str], now: datetime) -> dict[str, AttemptCount]:
         """See Store.get_attempt_counts."""

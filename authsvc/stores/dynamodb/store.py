@@ -11,7 +11,6 @@ from typing import Any
 import structlog
 
 from authsvc import fields
-from authsvc.coalescer import Coalescer
 from authsvc.errors import (
     CorruptItemError,
     EmailAlreadyExistsError,
@@ -21,13 +20,11 @@ from authsvc.errors import (
     UserNotFoundError,
 )
 from authsvc.models import AttemptCount, Counter, CounterUpdate, Finding, Session, User, UserState, revocation_entry
-from authsvc.stores.dynamodb.batch_get import USER_STATE_ATTRIBUTES, BatchGet
+from authsvc.stores.dynamodb.batch_get import USER_STATE_ATTRIBUTES, coalesced_reads
 from authsvc.stores.dynamodb.client import (
-    MAX_ATTEMPTS,
     ConditionFailedError,
     DynamoDBClient,
     open_client,
-    pause_seconds,
 )
 from authsvc.stores.dynamodb.email_claims import EmailClaims
 from authsvc.stores.dynamodb.items import (
@@ -42,6 +39,7 @@ from authsvc.stores.dynamodb.items import (
 )
 from authsvc.stores.dynamodb.login_attempts import LoginAttempts
 from authsvc.stores.dynamodb.tables import Tables, check_tables, create_tables
+from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
 from authsvc.stores.interface import (
     MAX_REVOKED_SESSIONS,
     REQUEST_ID_TTL,
@@ -65,8 +63,7 @@ class DynamoDBStore:
         self._calls = calls
         self._tables = tables
         self._on_user_changed = on_user_changed
-        standings = BatchGet(calls, tables.users, "user_id", USER_STATE_ATTRIBUTES)
-        self._standings = Coalescer(standings, MAX_ATTEMPTS, pause_seconds)
+        self._user_states = coalesced_reads(calls, tables.users, "user_id", USER_STATE_ATTRIBUTES)
         self._addresses = EmailClaims(calls, tables)
         self._counters = LoginAttempts(calls, tables.login_attempts)
 
@@ -149,7 +146,7 @@ class DynamoDBStore:
 
     async def get_user_states(self, user_ids: Collection[str]) -> Mapping[str, UserState | Exception | None]:
         """See Store."""
-        return {user_id: _standing(row) for user_id, row in (await self._standings.get(user_ids)).items()}
+        return {user_id: _standing(row) for user_id, row in (await self._user_states.get(user_ids)).items()}
 
     async def get_user_by_email(self, email: str, typed: str) -> EmailOwner:
         """See Store."""
@@ -411,16 +408,17 @@ def _read_users(rows: Iterable[Item]) -> tuple[list[User], list[CorruptItemError
 
 @asynccontextmanager
 async def open_dynamodb_store(
-    table_prefix: str, on_user_changed: OnUserChanged = ignore
+    table_prefix: str, on_user_changed: OnUserChanged = ignore, timeouts: DynamoDBTimeouts | None = None
 ) -> AsyncIterator[DynamoDBStore]:
     """Open the store on the tables whose names begin with `table_prefix`.
 
     Args:
         table_prefix: Of the tables.
         on_user_changed: See Store.
+        timeouts: None: those of production.
 
     Raises:
         ConfigError: No region is configured.
     """
-    async with open_client() as calls:
+    async with open_client(timeouts or DynamoDBTimeouts()) as calls:
         yield DynamoDBStore(calls, Tables(table_prefix), on_user_changed)

@@ -14,7 +14,7 @@ from tests.dynamodb import Tables, tables_of
 from tests.engines import CONCURRENT_ENGINES, ENGINES, Engine
 from tests.faults import WRITES, Conflict, FaultyProxy, Reset, Throttle
 from tests.stores.contract.use_cases import UseCases, key_ring
-from tests.support import TEST_COST, FakeClock, use_engine
+from tests.support import PATIENT_LIMITS, TEST_COST, FakeClock, use_engine
 
 FAILING = "failing"
 """Dynoxide, whose answers get lost, whose transactions conflict, and which throttles."""
@@ -73,7 +73,7 @@ async def _opened(
         engine = _engine(request, request.param)
         endpoint_url = await stack.enter_async_context(_failing(engine)) if request.param == FAILING else ""
         use_engine(engine, monkeypatch, endpoint_url)
-        dynamodb = await stack.enter_async_context(open_dynamodb_store(prefix))
+        dynamodb = await stack.enter_async_context(open_dynamodb_store(prefix, timeouts=PATIENT_LIMITS.dynamodb))
         await dynamodb.create_tables()
         yield dynamodb
 
@@ -106,6 +106,6 @@ async def dynamodb_store(
     """A store on a users table that another program made."""
     tables.create_users_table()
     use_engine(engine, monkeypatch)
-    async with open_dynamodb_store(tables.prefix) as store:
+    async with open_dynamodb_store(tables.prefix, timeouts=PATIENT_LIMITS.dynamodb) as store:
         await store.create_tables()
         yield store

@@ -17,7 +17,9 @@ from authsvc.errors import (
 )
 from authsvc.models import CounterUpdate, User, revocation_entry
 from authsvc.passwords.hash_queue import HashQueue
+from authsvc.server.app import Limits
 from authsvc.stores.dynamodb.store import DynamoDBStore, open_dynamodb_store
+from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
 from authsvc.stores.interface import MAX_REVOKED_SESSIONS, EmailOwner
 from tests.dynamodb import Tables, tables_of
 from tests.engines import Engine
@@ -37,7 +39,7 @@ from tests.faults import (
 from tests.stores.contract.test_attempts import counter
 from tests.stores.contract.test_store import DIGEST, NOW, SECOND, new_session, new_user, rotated
 from tests.stores.contract.use_cases import EMAIL, HASH, NEW_PASSWORD, UseCases, key_ring
-from tests.support import PASSWORD, FakeClock, use_engine
+from tests.support import PASSWORD, PATIENT_LIMITS, SHORT_READS, FakeClock, use_engine
 
 LOST = Reset(applied=True)
 FAULTS: Sequence[Fault] = (
@@ -49,6 +51,8 @@ FAULTS: Sequence[Fault] = (
     ServerError(),
     ServerError(503, html=True),
 )
+
+pytestmark = pytest.mark.limits(SHORT_READS)
 
 
 @dataclass(frozen=True)
@@ -101,14 +105,14 @@ async def stage(
     signing_keys: Path,
     clock: FakeClock,
     hashing: HashQueue,
-    production_read_timeout: None,
+    limits: Limits,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Stage]:
     engine: Engine = request.getfixturevalue(getattr(request, "param", "dynoxide"))
     tables = tables_of(engine, table_prefix)
     async with FaultyProxy(engine.endpoint_url) as proxy:
         use_engine(engine, monkeypatch, proxy.endpoint_url)
-        async with open_dynamodb_store(table_prefix) as store:
+        async with open_dynamodb_store(table_prefix, timeouts=limits.dynamodb) as store:
             await store.create_tables()
             use_cases = UseCases(store, key_ring(signing_keys, clock), clock, hashing, tables)
             yield Stage(store, proxy, use_cases, tables)
@@ -308,9 +312,8 @@ async def clear(stage: Stage) -> None:
         stage.tables.dynamodb.delete_item(TableName=stage.tables.unique, Key={"unique_key": row["unique_key"]})
 
 
-async def test_while_three_of_ten_calls_are_throttled(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("authsvc.stores.dynamodb.client.MAX_ATTEMPTS", 30)
-    monkeypatch.setattr("authsvc.stores.dynamodb.client.BACKOFF_BASE_SECONDS", 0.0)
+@pytest.mark.limits(replace(PATIENT_LIMITS, dynamodb=DynamoDBTimeouts(max_attempts=30, backoff_seconds=0.0)))
+async def test_while_three_of_ten_calls_are_throttled(stage: Stage) -> None:
     for scenario in SCENARIOS:
         await scenario(stage, lambda: stage.proxy.fault(Throttle(), probability=0.3))
         await stage.use_cases.check_rows()

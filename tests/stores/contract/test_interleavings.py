@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from authsvc import coalescer
 from authsvc.errors import AuthsvcError, RetryableStoreError, UserNotFoundError
 from authsvc.models import User
 from authsvc.passwords.hash_queue import HashQueue
 from authsvc.stores.dynamodb.client import ConditionFailedError, DynamoDBClient, open_client
 from authsvc.stores.dynamodb.store import DynamoDBStore, open_dynamodb_store
 from authsvc.stores.dynamodb.tables import Tables as TableNames
+from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
 from authsvc.stores.interface import ignore
 from authsvc.usecases.sessions import Tokens
 from tests.dynamodb import tables_of
@@ -160,10 +160,10 @@ async def on_stage(
     engine: Engine, prefix: str, signing_keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Scene]:
     use_engine(engine, monkeypatch)
-    monkeypatch.setattr(coalescer, "MAX_READ_SECONDS", 60.0)  # what happens meanwhile takes its time
+    timeouts = DynamoDBTimeouts(read_seconds=30.0, batch_seconds=60.0)  # the interruption takes its time
     hashing, stronger = HashQueue(TEST_COST), HashQueue(TEST_COST + 1)
     clock = FakeClock()
-    async with open_dynamodb_store(prefix) as store, open_client() as calls:
+    async with open_dynamodb_store(prefix, timeouts=timeouts) as store, open_client(timeouts) as calls:
         await store.create_tables()
         interrupted = Interrupted(calls)
         ring = key_ring(signing_keys, clock)

@@ -10,6 +10,7 @@ import pytest
 
 from authsvc.errors import CorruptItemError, EmailAlreadyExistsError, StoreUnavailableError, UserChangedError
 from authsvc.models import User, UserState, revocation_entry
+from authsvc.server.app import PRODUCTION_LIMITS, Limits
 from authsvc.stores.dynamodb.store import DynamoDBStore, open_dynamodb_store
 from authsvc.stores.interface import MAX_REVOKED_SESSIONS, Store
 from authsvc.stores.sqlite import open_sqlite_store
@@ -190,16 +191,17 @@ class Failing(Told):
 
 @pytest.fixture
 async def failing(
-    dynoxide: Engine, table_prefix: str, production_timeouts: None, monkeypatch: pytest.MonkeyPatch
+    dynoxide: Engine, table_prefix: str, limits: Limits, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Failing]:
     users: list[str] = []
     async with FaultyProxy(dynoxide.endpoint_url) as proxy:
         use_engine(dynoxide, monkeypatch, proxy.endpoint_url)
-        async with open_dynamodb_store(table_prefix, users.append) as store:
+        async with open_dynamodb_store(table_prefix, users.append, timeouts=limits.dynamodb) as store:
             await store.create_tables()
             yield Failing(store, users, proxy)
 
 
+@pytest.mark.limits(PRODUCTION_LIMITS)
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
 @pytest.mark.parametrize("fault", [Reset(applied=True), Hang(applied=True), Conflict()], ids=repr)
 async def test_a_write_whose_response_was_lost_is_told(failing: Failing, write: Write, fault: Fault) -> None:
@@ -210,6 +212,7 @@ async def test_a_write_whose_response_was_lost_is_told(failing: Failing, write: 
     assert set(failing.users) == {alice.user_id}
 
 
+@pytest.mark.limits(PRODUCTION_LIMITS)
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
 @pytest.mark.parametrize("fault", [Reset(applied=True), ServerError()], ids=repr)
 async def test_a_write_that_failed_is_told_for_it_may_have_happened(

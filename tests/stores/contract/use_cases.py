@@ -18,7 +18,7 @@ from authsvc.usecases.login import Logins
 from authsvc.usecases.sessions import SessionLifetimes, Sessions, Tokens
 from authsvc.usecases.user_state_cache import UserStateCache
 from authsvc.usecases.users import Users
-from authsvc.usecases.validation import ActiveToken, Check, Validations
+from authsvc.usecases.validation import ActiveToken, Check, StalenessLimits, Validations
 from tests.dynamodb import Tables
 from tests.support import PASSWORD, TEST_COST, WITNESS, FakeClock
 
@@ -65,8 +65,7 @@ class UseCases:
             tokens,
             UserStateCache(clock.monotonic),
             clock,
-            max_staleness=timedelta(seconds=60),
-            max_stale_if_error=timedelta(minutes=15),
+            StalenessLimits(timedelta(seconds=60), timedelta(minutes=15)),
         )
         self.attempts = LoginThrottle(store, hashing, budgets, clock)
         self.logins = Logins(store, self.attempts, hashing, self.sessions, clock, 15)

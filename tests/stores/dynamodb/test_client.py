@@ -12,7 +12,8 @@ import pytest
 from aiohttp import web
 
 from authsvc.errors import ConfigError, RetryableStoreError, StoreSetupError, StoreUnavailableError
-from authsvc.stores.dynamodb.client import MAX_ATTEMPTS, ConditionFailedError, DynamoDBClient, open_client
+from authsvc.stores.dynamodb.client import ConditionFailedError, DynamoDBClient, open_client
+from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
 from tests.engines import Engine
 from tests.support import use_engine
 
@@ -41,7 +42,7 @@ async def test_without_credentials_the_store_is_unavailable(
 ) -> None:
     use_engine(moto, monkeypatch)
     forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    async with open_client() as calls:
+    async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as calls:
         with pytest.raises(StoreUnavailableError, match="no AWS credentials"):
             await calls("ListTables")
 
@@ -49,7 +50,7 @@ async def test_without_credentials_the_store_is_unavailable(
 async def test_a_region_is_needed(forget: Callable[..., None]) -> None:
     forget("AWS_REGION", "AWS_DEFAULT_REGION")
     with pytest.raises(ConfigError, match="AWS_REGION"):
-        async with open_client():
+        async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)):
             pass
 
 
@@ -58,7 +59,7 @@ async def test_the_region_may_be_the_default_one(
 ) -> None:
     use_engine(moto, monkeypatch)
     forget("AWS_REGION")
-    async with open_client() as calls:
+    async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as calls:
         await calls("ListTables")
 
 
@@ -88,7 +89,7 @@ async def answer(moto: Engine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
 @pytest.fixture
 async def calls(answer: Answer) -> AsyncIterator[DynamoDBClient]:
-    async with open_client() as calls:
+    async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as calls:
         yield calls
 
 
@@ -169,7 +170,7 @@ async def test_each_failure_is_tried_again_or_means_something(
     assert len(answer.asked) == 1
     with pytest.raises(StoreUnavailableError if expected is RetryableStoreError else expected) as many:
         await calls("TransactWriteItems")
-    assert len(answer.asked) - 1 == (MAX_ATTEMPTS if expected is RetryableStoreError else 1)
+    assert len(answer.asked) - 1 == (DynamoDBTimeouts().max_attempts if expected is RetryableStoreError else 1)
     for caught in (one_attempt, many):
         assert "secret" not in str(caught.value)
         assert caught.value.__cause__ is None
@@ -194,7 +195,7 @@ async def test_a_server_that_is_not_there_is_no_answer(moto: Engine, monkeypatch
     with socket.socket() as nobody:  # has the port, and does not listen
         nobody.bind(("127.0.0.1", 0))
         use_engine(moto, monkeypatch, f"http://127.0.0.1:{nobody.getsockname()[1]}")
-        async with open_client() as calls:
+        async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as calls:
             with pytest.raises(RetryableStoreError, match="EndpointConnectionError"):
                 await calls.send("BatchGetItem", b"{}")
 
@@ -203,7 +204,7 @@ async def test_without_credentials_nothing_is_sent(
     answer: Answer, monkeypatch: pytest.MonkeyPatch, forget: Callable[..., None]
 ) -> None:
     forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    async with open_client() as calls:
+    async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as calls:
         with pytest.raises(StoreUnavailableError, match="no AWS credentials"):
             await calls.send("BatchGetItem", b"{}")
     assert answer.asked == []

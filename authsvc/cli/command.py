@@ -1,0 +1,104 @@
+"""What every command shares: error lines, exit codes, and the store that it works on."""
+
+import asyncio
+import functools
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager, closing
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import click
+
+from authsvc import config
+from authsvc.config import StoreSettings
+from authsvc.errors import AuthsvcError, OperatorError, StoreUnavailableError
+from authsvc.models import Finding, utc_now
+
+if TYPE_CHECKING:
+    from authsvc.usecases.users import Users
+
+P = ParamSpec("P")
+
+
+def run_on_uvloop(main: Coroutine[Any, Any, None]) -> None:
+    """Run a service on uvloop, whose overhead per call is a fraction of asyncio's own loop."""
+    import uvloop
+
+    uvloop.run(main)
+
+
+def command(
+    function: Callable[P, Coroutine[Any, Any, None]],
+    run_loop: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run,
+) -> Callable[P, None]:
+    """Make a command of a coroutine function: an error becomes lines on stderr and exit code 1."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            run_loop(function(*args, **kwargs))
+        except AuthsvcError as error:
+            for line in _message(error).splitlines():
+                click.echo(f"error: {line}", err=True)
+            sys.exit(1)
+
+    return run
+
+
+serving_command = functools.partial(command, run_loop=run_on_uvloop)
+"""The same for a command that runs the service."""
+
+
+def _message(error: AuthsvcError) -> str:
+    """Return an error's text, with the remedy where one is known; else its class's description."""
+    if isinstance(error, StoreUnavailableError):
+        from authsvc.cli.doctor import remedy_for
+
+        return f"{error}. Remedy: {remedy_for(error)}"
+    return str(error) or (type(error).__doc__ or "").partition("\n")[0]
+
+
+def load_store_settings(log_level: str = "warning") -> StoreSettings:
+    """Return the settings of the store, and configure the log."""
+    from authsvc.telemetry import logs
+
+    settings = config.load_store(os.environ)
+    logs.configure(settings.log_format, log_level)
+    return settings
+
+
+def load_existing_store_settings(log_level: str = "warning") -> StoreSettings:
+    """Return the settings of a store that must exist: a command that reads must not create a SQLite file.
+
+    Raises:
+        OperatorError: The SQLite file does not exist.
+    """
+    settings = load_store_settings(log_level)
+    if settings.sqlite_path is not None and not settings.sqlite_path.exists():
+        raise OperatorError(f"{settings.sqlite_path}: no such file; create it: authsvc tables create")
+    return settings
+
+
+@asynccontextmanager
+async def open_users(settings: StoreSettings) -> "AsyncIterator[Users]":
+    """Open the store for the use cases on users, with a command's deadline for all of them together."""
+    from authsvc import request_context
+    from authsvc.passwords.hash_queue import HashQueue
+    from authsvc.stores.opening import open_store
+    from authsvc.usecases.users import Users
+
+    with closing(HashQueue(settings.bcrypt_cost)) as hash_queue:
+        async with open_store(settings) as store:
+            with request_context.time_limit(request_context.COMMAND_DEADLINE_SECONDS):
+                yield Users(store, hash_queue, utc_now, settings.password_min_length)
+
+
+def report(findings: Iterable[Finding]) -> None:
+    """Print each finding; exit with code 1 where one is a problem."""
+    has_problem = False
+    for finding in findings:
+        click.echo(str(finding))
+        has_problem = has_problem or bool(finding.problem)
+    if has_problem:
+        sys.exit(1)

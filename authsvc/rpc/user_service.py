@@ -1,0 +1,91 @@
+"""Handlers of authsvc.v1.UserService: proto to use case and back."""
+
+from authsvc.errors import InvalidFieldError
+from authsvc.rpc import messages
+from authsvc.rpc.authorization import Context
+from authsvc.usecases.sessions import Sessions
+from authsvc.usecases.users import Users
+from authsvc.v1 import user_service_pb2 as user_pb2
+from authsvc.v1 import user_service_pb2_grpc as user_grpc
+
+UPDATABLE = {"email", "role", "is_active"}
+"""Fields of a user that UpdateUser changes."""
+
+
+class UserService(user_grpc.UserServiceServicer):
+    """Handlers of authsvc.v1.UserService."""
+
+    def __init__(self, users: Users, sessions: Sessions) -> None:
+        self._users = users
+        self._sessions = sessions
+
+    async def CreateUser(self, request: user_pb2.CreateUserRequest, context: Context) -> user_pb2.CreateUserResponse:
+        """Create a user, with the credential that is given or with a temporary password."""
+        names = {"email": request.email, "role": request.role, "request_id": request.request_id}
+        match request.WhichOneof("credential"):
+            case "password":
+                user = await self._users.create_user(password=request.password, **names)
+            case "password_hash":
+                user = await self._users.import_user(password_hash=request.password_hash, **names)
+            case _:
+                user, temporary = await self._users.create_user_with_temporary_password(**names)
+                return messages.created_message(user, temporary)
+        return messages.created_message(user)
+
+    async def GetUser(self, request: user_pb2.GetUserRequest, context: Context) -> user_pb2.GetUserResponse:
+        """Return one user."""
+        key = request.WhichOneof("key")
+        if key is None:
+            raise InvalidFieldError("key", "must be given")
+        user = await (
+            self._users.get_user(request.user_id) if key == "user_id" else self._users.get_user_by_email(request.email)
+        )
+        return user_pb2.GetUserResponse(user=messages.user_message(user))
+
+    async def ListUsers(self, request: user_pb2.ListUsersRequest, context: Context) -> user_pb2.ListUsersResponse:
+        """Return a page of users."""
+        users, next_page_token = await self._users.list_users(request.page_size, request.page_token)
+        return user_pb2.ListUsersResponse(users=map(messages.user_message, users), next_page_token=next_page_token)
+
+    async def UpdateUser(self, request: user_pb2.UpdateUserRequest, context: Context) -> user_pb2.UpdateUserResponse:
+        """Change what the mask names of a user."""
+        paths = set(request.update_mask.paths)
+        if not paths or not paths <= UPDATABLE:
+            raise InvalidFieldError("update_mask", f"must name some of {', '.join(sorted(UPDATABLE))}")
+        user = await self._users.update_user(request.user_id, **{path: getattr(request.user, path) for path in paths})
+        return user_pb2.UpdateUserResponse(user=messages.user_message(user))
+
+    async def DeleteUser(self, request: user_pb2.DeleteUserRequest, context: Context) -> user_pb2.DeleteUserResponse:
+        """Delete a user."""
+        await self._users.delete_user(request.user_id)
+        return user_pb2.DeleteUserResponse()
+
+    async def ResetPassword(
+        self, request: user_pb2.ResetPasswordRequest, context: Context
+    ) -> user_pb2.ResetPasswordResponse:
+        """Give a user a temporary password."""
+        temporary = await self._users.reset_password(request.user_id)
+        return user_pb2.ResetPasswordResponse(
+            temporary_password=temporary.text, temporary_password_expire_time=messages.timestamp(temporary.expire_time)
+        )
+
+    async def ListUserSessions(
+        self, request: user_pb2.ListUserSessionsRequest, context: Context
+    ) -> user_pb2.ListUserSessionsResponse:
+        """Return a page of a user's live sessions."""
+        sessions, next_page_token = await self._sessions.list_sessions(
+            request.user_id, request.page_size, request.page_token
+        )
+        return user_pb2.ListUserSessionsResponse(
+            sessions=map(messages.session_message, sessions), next_page_token=next_page_token
+        )
+
+    async def RevokeUserSessions(
+        self, request: user_pb2.RevokeUserSessionsRequest, context: Context
+    ) -> user_pb2.RevokeUserSessionsResponse:
+        """End some or all sessions of a user."""
+        if request.session_ids:
+            await self._sessions.revoke_sessions(request.user_id, request.session_ids)
+        else:
+            await self._users.end_all_sessions(request.user_id)
+        return user_pb2.RevokeUserSessionsResponse()
