@@ -1,32 +1,33 @@
-"""Everything that can go wrong, as exceptions.
+"""Every error that the service raises on purpose.
 
 AuthsvcError
 ├── InvalidFieldError            a request field is empty, too long or malformed
-│   └── PasswordRejectedError    a new password is against the policy
+│   └── PasswordRejectedError    a new password violates the policy
 ├── MalformedRequestError        request bytes that do not decode
-├── LoginRefusedError            an address and a password begin no session
-│   ├── InvalidCredentialsError  they do not let anybody in
-│   └── PasswordChangeRequiredError  the temporary password is right and must be changed first
-├── InvalidRefreshTokenError     the refresh token is unknown, expired, reused, revoked, or of a disabled user
-├── CallerRefusedError           whoever calls may not
-│   ├── CallerUnauthenticatedError  the caller gave no or wrong credentials
-│   └── CallerNotPermittedError  the caller lacks the permission
-├── EmailAlreadyExistsError      a user has that address
-├── UserNotFoundError            there is no such user
-├── UserChangedError             a user changed between a read and the write that rested on it
-├── CorruptItemError               a stored row that cannot be read
-├── RetryLaterError              nothing is wrong with the request, only with the moment
-│   ├── OverloadedError          too many passwords wait to be hashed
-│   ├── TooManyAttemptsError     too many passwords were wrong
+├── LoginRefusedError            a login that begins no session
+│   ├── InvalidCredentialsError  wrong address or password, or a user who may not log in
+│   └── PasswordChangeRequiredError  the right temporary password, which must be changed first
+├── InvalidRefreshTokenError     a refresh token that is unknown, expired, revoked, or of a disabled user
+│   └── RefreshTokenReusedError  a refresh token that was replaced before: theft
+├── CallerRefusedError           a caller that may not make this call
+│   ├── CallerUnauthenticatedError  missing or wrong credentials
+│   └── CallerNotPermittedError  a missing permission
+├── EmailAlreadyExistsError      another user has the address
+├── UserNotFoundError            no such user
+├── UserChangedError             an optimistic lock failed: the user changed between read and write
+├── CorruptItemError             a stored row that cannot be read
+├── RetryLaterError              the request is right, the moment is not
+│   ├── OverloadedError          the password-hashing queue is full
+│   ├── TooManyAttemptsError     a budget of failed logins is used up
 │   └── StoreUnavailableError    the store cannot answer in time
-│       └── RetryableStoreError        one attempt got no answer, and another one may
-└── OperatorError                what an operator has to mend: shown as it is, on a terminal or in the log
+│       └── RetryableStoreError  one attempt failed, another one may succeed
+└── OperatorError                something that an operator must repair; its text is shown as it is
     ├── ConfigError              settings that are missing, malformed or unsafe together
     ├── KeyFileError             a signing-key file that cannot be used
     ├── CallersFileError         a callers file that cannot be used
-    └── StoreSetupError          a store that exists but is not what it must be
+    └── StoreSetupError          a store that is not set up as the service needs it
 
-The texts of errors never hold a password, a token, a key or a hash.
+No error's text holds a password, a token, a key or a hash.
 """
 
 from datetime import timedelta
@@ -34,7 +35,7 @@ from pathlib import Path
 
 
 class AuthsvcError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base class of every error of this package."""
 
 
 class InvalidFieldError(AuthsvcError):
@@ -42,7 +43,7 @@ class InvalidFieldError(AuthsvcError):
 
     Args:
         field: Name of the field as in the API.
-        problem: What is wrong with it, fixed text, without the value.
+        problem: What is wrong with it: a fixed text, without the value.
     """
 
     def __init__(self, field: str, problem: str) -> None:
@@ -52,7 +53,7 @@ class InvalidFieldError(AuthsvcError):
 
 
 class PasswordRejectedError(InvalidFieldError):
-    """A new password is against the policy."""
+    """A new password violates the policy."""
 
 
 class MalformedRequestError(AuthsvcError):
@@ -60,11 +61,11 @@ class MalformedRequestError(AuthsvcError):
 
 
 class LoginRefusedError(AuthsvcError):
-    """An address and a password begin no session.
+    """A login begins no session.
 
     Args:
-        reason: Why, for the log alone.
-        user_id: Whose address it is, for the log alone; None where nobody has it.
+        reason: Why; for the log alone.
+        user_id: The user of the address, for the log alone; None where no user has it.
     """
 
     def __init__(self, reason: str, user_id: str | None = None) -> None:
@@ -74,7 +75,7 @@ class LoginRefusedError(AuthsvcError):
 
 
 class InvalidCredentialsError(LoginRefusedError):
-    """The address and the password do not let anybody in."""
+    """The address or the password is wrong, or the user may not log in."""
 
 
 class PasswordChangeRequiredError(LoginRefusedError):
@@ -82,10 +83,10 @@ class PasswordChangeRequiredError(LoginRefusedError):
 
 
 class InvalidRefreshTokenError(AuthsvcError):
-    """The refresh token gives no new tokens.
+    """The refresh token is unknown, expired or revoked, or its user is disabled.
 
     Args:
-        reason: Why, for the log alone.
+        reason: Why; for the log alone.
     """
 
     def __init__(self, reason: str) -> None:
@@ -93,11 +94,18 @@ class InvalidRefreshTokenError(AuthsvcError):
         self.reason = reason
 
 
+class RefreshTokenReusedError(InvalidRefreshTokenError):
+    """The refresh token was replaced before: it is stolen, or its successor is."""
+
+    def __init__(self) -> None:
+        super().__init__("reused")
+
+
 class CallerRefusedError(AuthsvcError):
-    """Whoever calls may not.
+    """The caller may not make this call.
 
     Args:
-        reason: Why, for the log alone.
+        reason: Why; for the log alone.
     """
 
     def __init__(self, reason: str) -> None:
@@ -114,7 +122,7 @@ class CallerNotPermittedError(CallerRefusedError):
 
 
 class EmailAlreadyExistsError(AuthsvcError):
-    """A user has that address."""
+    """Another user has the address."""
 
 
 class UserNotFoundError(AuthsvcError):
@@ -122,14 +130,14 @@ class UserNotFoundError(AuthsvcError):
 
 
 class UserChangedError(AuthsvcError):
-    """A user changed between a read and the write that rested on it; the write was not done."""
+    """The user changed between a read and the write that depended on it; nothing was written."""
 
 
 class CorruptItemError(AuthsvcError):
-    """A stored row cannot be read: an attribute is missing, of a wrong type, or unreadable.
+    """A stored row cannot be read: an attribute is missing, of a wrong type, or malformed.
 
     Args:
-        key: The row's key, a user id for users.
+        key: The row's key; the user id for users.
         attribute: The attribute that is wrong.
     """
 
@@ -140,10 +148,10 @@ class CorruptItemError(AuthsvcError):
 
 
 class RetryLaterError(AuthsvcError):
-    """Nothing is wrong with the request, only with the moment.
+    """The request is right, but cannot be served now.
 
     Args:
-        retry_delay: How long the caller should wait before it tries again.
+        retry_delay: How long the caller should wait before it retries.
     """
 
     def __init__(self, retry_delay: timedelta = timedelta(seconds=1)) -> None:
@@ -152,15 +160,15 @@ class RetryLaterError(AuthsvcError):
 
 
 class OverloadedError(RetryLaterError):
-    """Too many passwords wait to be hashed."""
+    """The password-hashing queue is full, or a hash would miss its deadline."""
 
 
 class TooManyAttemptsError(RetryLaterError):
-    """Too many passwords were wrong, of this account or from this source.
+    """A budget of failed logins is used up.
 
     Args:
-        counter: Which budget is used up, for the log; never sent to a client.
-        retry_delay: How long until it has room.
+        counter: Name of the budget, for the log; never sent to a client.
+        retry_delay: How long until it admits attempts again.
     """
 
     def __init__(self, counter: str, retry_delay: timedelta) -> None:
@@ -180,23 +188,23 @@ class StoreUnavailableError(RetryLaterError):
         self.cause = cause
 
     def __str__(self) -> str:
-        """Return what an operator should read."""
+        """Return the text for operators."""
         return f"the store cannot answer: {self.cause}"
 
 
 class RetryableStoreError(StoreUnavailableError):
-    """One attempt to ask the store got no answer, and another one may get one."""
+    """One attempt of a store call failed, and another one may succeed."""
 
 
 class OperatorError(AuthsvcError):
-    """What an operator has to mend; its text is made to be shown."""
+    """Something that an operator must repair. The text is shown as it is."""
 
 
 class ConfigError(OperatorError):
     """Settings are missing, malformed or unsafe together.
 
     Args:
-        problems: One line for each.
+        problems: One line each.
     """
 
     def __init__(self, problems: list[str]) -> None:
@@ -213,7 +221,7 @@ class CallersFileError(OperatorError):
 
     Args:
         path: The file.
-        problems: One line for each, without what could be a key.
+        problems: One line each, without anything that could be a key.
     """
 
     def __init__(self, path: Path, problems: list[str]) -> None:
@@ -222,4 +230,4 @@ class CallersFileError(OperatorError):
 
 
 class StoreSetupError(OperatorError):
-    """The store exists but is not what it must be, or cannot be made so."""
+    """The store exists but is not set up as the service needs it."""

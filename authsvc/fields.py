@@ -1,7 +1,6 @@
-"""The rules that request fields obey, whichever RPC or command they arrive by."""
+"""Rules of request fields, for every RPC and command that takes them. Page tokens (AIP-158) are among them."""
 
 import base64
-import binascii
 import ipaddress
 import re
 import unicodedata
@@ -11,6 +10,7 @@ from datetime import timedelta
 from email_validator import EmailNotValidError, validate_email
 
 from authsvc.errors import InvalidFieldError
+from authsvc.models import Email
 
 EMAIL_MAX_BYTES = 254  # RFC 5321 §4.5.3.1.3, less the angle brackets
 USER_ID_MAX_BYTES = 256
@@ -24,24 +24,30 @@ DEFAULT_ROLE = "user"
 DURATION_MAX_SECONDS = 315_576_000_000  # duration.proto: 10,000 years
 DURATION_MAX_NANOS = 999_999_999
 
+DEFAULT_PAGE_SIZE = 50
+MAX_PAGE_SIZE = 1000
+PAGE_KEY_MAX_BYTES = 1024
+"""Longest key in a page token: DynamoDB's limit for a session id."""
+
 _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _REQUEST_ID = re.compile(r"[ -~]{1,64}")
-_EMAIL_MAX_LENGTH = 2 * EMAIL_MAX_BYTES  # code points; NFC makes of 3 at least 2 bytes
-_NOT_IN_ADDRESSES = {"Cc", "Cs"}  # control characters; lone surrogates, which no UTF-8 can hold
+_EMAIL_MAX_LENGTH = 2 * EMAIL_MAX_BYTES  # code points; NFC shrinks 3 bytes to 2 at most
+_NOT_IN_EMAILS = {"Cc", "Cs"}  # control characters; lone surrogates, which UTF-8 cannot encode
+_PAGE_TOKEN_VERSION = b"1:"
 
 
-def normal_email(text: str) -> str:
-    """Return an address in normal form: NFC and lower case, never trimmed.
+def normalize_email(text: str) -> str:
+    """Return the normal form of an address: NFC and lower case, never trimmed.
 
     Raises:
-        InvalidFieldError: It is empty, too long, or not an address in form.
+        InvalidFieldError: The text is empty, too long, or does not have the form of an address.
     """
     if not text:
         raise InvalidFieldError("email", "must not be empty")
-    if len(text) > _EMAIL_MAX_LENGTH:  # NFC takes quadratic time: combining marks would hold the loop for hours
+    if len(text) > _EMAIL_MAX_LENGTH:  # NFC takes quadratic time: megabytes of combining marks would block the loop
         raise InvalidFieldError("email", f"must have at most {EMAIL_MAX_BYTES} bytes")
     email = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
-    if any(c.isspace() or unicodedata.category(c) in _NOT_IN_ADDRESSES for c in email):
+    if any(c.isspace() or unicodedata.category(c) in _NOT_IN_EMAILS for c in email):
         raise InvalidFieldError("email", "must have no white space or control characters")
     if len(email.encode()) > EMAIL_MAX_BYTES:
         raise InvalidFieldError("email", f"must have at most {EMAIL_MAX_BYTES} bytes")
@@ -51,31 +57,40 @@ def normal_email(text: str) -> str:
     return email
 
 
-def new_email(text: str) -> str:
-    """Return the normal form of an address that a user is to get.
+def parse_email(text: str) -> Email:
+    """Return an address that is looked up.
 
     Raises:
-        InvalidFieldError: It is not a valid address (RFC 5321, RFC 6531); DNS is not asked.
+        InvalidFieldError: As normalize_email.
     """
-    email = normal_email(text)
+    return Email(normalize_email(text), text)
+
+
+def parse_new_email(text: str) -> Email:
+    """Return an address that a user is to get.
+
+    Raises:
+        InvalidFieldError: The text is not a valid address (RFC 5321, RFC 6531). DNS is not asked.
+    """
+    email = parse_email(text)
     try:
-        validate_email(email, check_deliverability=False)
+        validate_email(email.normal, check_deliverability=False)
     except EmailNotValidError:
         raise InvalidFieldError("email", "must be a valid email address") from None
     return email
 
 
 def user_id(text: str) -> str:
-    """Return a user id that can be looked up.
+    """Return a user id.
 
     Raises:
-        InvalidFieldError: It is empty, too long, or not UTF-8.
+        InvalidFieldError: The text is empty, too long, or not UTF-8.
     """
     if not text:
         raise InvalidFieldError("user_id", "must not be empty")
     try:
         length = len(text.encode())
-    except UnicodeEncodeError:  # an argument of a command, of bytes that are no UTF-8
+    except UnicodeEncodeError:  # a command's argument may hold any bytes
         raise InvalidFieldError("user_id", "must be UTF-8") from None
     if length > USER_ID_MAX_BYTES:
         raise InvalidFieldError("user_id", f"must have at most {USER_ID_MAX_BYTES} bytes")
@@ -83,10 +98,10 @@ def user_id(text: str) -> str:
 
 
 def role(text: str) -> str:
-    """Return a role, the default one for an empty text.
+    """Return a role; DEFAULT_ROLE for an empty text.
 
     Raises:
-        InvalidFieldError: It has another form.
+        InvalidFieldError: The text has another form.
     """
     if text and not _ROLE.fullmatch(text):
         raise InvalidFieldError("role", "must match [a-z][a-z0-9_-]{0,62}")
@@ -94,10 +109,14 @@ def role(text: str) -> str:
 
 
 def password(text: str, name: str = "password") -> str:
-    """Return a password that arrived in the field `name`, in NFC.
+    """Return a password in NFC.
+
+    Args:
+        text: The password as it arrived.
+        name: Name of its field, for the error.
 
     Raises:
-        InvalidFieldError: It is empty or too long to be looked at.
+        InvalidFieldError: The password is empty or too long to be checked.
     """
     if not text:
         raise InvalidFieldError(name, "must not be empty")
@@ -107,10 +126,10 @@ def password(text: str, name: str = "password") -> str:
 
 
 def request_id(text: str) -> str | None:
-    """Return a request id, None for an empty text.
+    """Return a request id; None for an empty text.
 
     Raises:
-        InvalidFieldError: It is too long or has other characters than printable ASCII.
+        InvalidFieldError: The text is too long or has characters other than printable ASCII.
     """
     if text and not _REQUEST_ID.fullmatch(text):
         raise InvalidFieldError("request_id", f"must have at most {REQUEST_ID_MAX_LENGTH} printable ASCII characters")
@@ -118,10 +137,10 @@ def request_id(text: str) -> str | None:
 
 
 def client_address(text: str) -> str:
-    """Return an IP address in its canonical spelling, or an empty text.
+    """Return an IP address in canonical form; an empty text stays empty.
 
     Raises:
-        InvalidFieldError: It is no IPv4 or IPv6 address, or has a zone.
+        InvalidFieldError: The text is not an IPv4 or IPv6 address, or has a zone.
     """
     if not text:
         return ""
@@ -130,17 +149,17 @@ def client_address(text: str) -> str:
     except ValueError:
         raise InvalidFieldError("client_address", "must be an IPv4 or IPv6 address") from None
     if isinstance(address, ipaddress.IPv6Address):
-        if address.scope_id is not None:  # any text of any length
+        if address.scope_id is not None:  # a zone may be any text of any length
             raise InvalidFieldError("client_address", "must have no zone")
         return str(address.ipv4_mapped or address)
     return str(address)
 
 
 def client_label(text: str) -> str:
-    """Return what a session is called.
+    """Return a session's label.
 
     Raises:
-        InvalidFieldError: It is too long.
+        InvalidFieldError: The text is too long.
     """
     if len(text) > CLIENT_LABEL_MAX_LENGTH:
         raise InvalidFieldError("client_label", f"must have at most {CLIENT_LABEL_MAX_LENGTH} characters")
@@ -148,10 +167,14 @@ def client_label(text: str) -> str:
 
 
 def token(text: str, name: str = "token") -> str:
-    """Return a token as it is.
+    """Return a token unchanged.
+
+    Args:
+        text: The token as it arrived.
+        name: Name of its field, for the error.
 
     Raises:
-        InvalidFieldError: It is empty.
+        InvalidFieldError: The text is empty.
     """
     if not text:
         raise InvalidFieldError(name, "must not be empty")
@@ -159,7 +182,7 @@ def token(text: str, name: str = "token") -> str:
 
 
 def session_ids(texts: Sequence[str]) -> Sequence[str]:
-    """Return session ids as they are; what is none names no session.
+    """Return session ids unchanged; a text that is not one names no session.
 
     Raises:
         InvalidFieldError: There are too many, or one is empty or too long.
@@ -171,13 +194,13 @@ def session_ids(texts: Sequence[str]) -> Sequence[str]:
     return texts
 
 
-def span(seconds: int, nanos: int, name: str) -> timedelta:
-    """Return a google.protobuf.Duration that arrived in the field `name`.
+def duration(seconds: int, nanos: int, name: str) -> timedelta:
+    """Return a google.protobuf.Duration.
 
     Args:
         seconds: Its seconds.
         nanos: Its nanoseconds.
-        name: Name of the field.
+        name: Name of its field, for the error.
 
     Raises:
         InvalidFieldError: It is negative or malformed (duration.proto).
@@ -187,42 +210,35 @@ def span(seconds: int, nanos: int, name: str) -> timedelta:
     return timedelta(seconds=seconds, microseconds=nanos // 1000)
 
 
-DEFAULT_PAGE_SIZE = 50
-MAX_PAGE_SIZE = 1000
-MAX_KEY_BYTES = 1024
-"""Longest key that a page goes on after: DynamoDB takes no longer one for a session id."""
-_VERSION = b"1:"
-
-
 def page_size(number: int) -> int:
-    """Return how many entries a page has: the default for 0, never more than MAX_PAGE_SIZE.
+    """Return how many entries a page has: DEFAULT_PAGE_SIZE for 0, never more than MAX_PAGE_SIZE.
 
     Raises:
-        InvalidFieldError: It is negative.
+        InvalidFieldError: The number is negative.
     """
     if number < 0:
         raise InvalidFieldError("page_size", "must not be negative")
     return min(number or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
 
 
-def token_of(last_key: str | None) -> str:
-    """Return the token of the page after a key, empty where there is none."""
-    return "" if last_key is None else base64.urlsafe_b64encode(_VERSION + last_key.encode()).decode()
+def encode_page_token(last_key: str | None) -> str:
+    """Return the token of the page that begins after a key; an empty text where there is no further page."""
+    return "" if last_key is None else base64.urlsafe_b64encode(_PAGE_TOKEN_VERSION + last_key.encode()).decode()
 
 
-def key_of(page_token: str) -> str | None:
-    """Return the key after which a page begins, None for the first page.
+def decode_page_token(page_token: str) -> str | None:
+    """Return the key after which a page begins; None for the first page.
 
     Raises:
-        InvalidFieldError: It is no token of token_of.
+        InvalidFieldError: The text was not made by encode_page_token.
     """
     if not page_token:
         return None
     try:
         data = base64.b64decode(page_token, altchars=b"-_", validate=True)
-        key = data.removeprefix(_VERSION).decode()
-    except (binascii.Error, ValueError):
+        key = data.removeprefix(_PAGE_TOKEN_VERSION).decode()
+    except ValueError:
         key = ""
-    if not 0 < len(key.encode()) <= MAX_KEY_BYTES or token_of(key) != page_token:
+    if not 0 < len(key.encode()) <= PAGE_KEY_MAX_BYTES or encode_page_token(key) != page_token:
         raise InvalidFieldError("page_token", "must be a next_page_token of this list")
     return key

@@ -1,6 +1,6 @@
-"""The things that the service keeps: users, sessions, and what a verified token says."""
+"""What the service keeps: users, sessions, counts of login attempts. Frozen dataclasses without I/O."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
@@ -8,34 +8,52 @@ ADMIN_ROLE = "admin"
 """The one role that the service itself knows: it may call UserService."""
 
 LEEWAY = timedelta(seconds=30)
-"""Difference between the clocks of issuing and verifying hosts that is forgiven."""
+"""Tolerated difference between the clocks of the issuing and the verifying host."""
 REVOCATION_MARGIN = LEEWAY + timedelta(seconds=60)
-"""How long a revocation is remembered after the session's last token: the leeway, and a minute."""
+"""How long a revocation is kept after the session's last token expires: the leeway and a minute."""
 ACCESS_TOKEN_MAX_LIFETIME = timedelta(hours=24)
-"""A constant beside the setting, so that a shorter setting refuses no living token."""
+"""A constant beside the setting, so that a shorter setting does not refuse valid tokens."""
 
 
 class Clock(Protocol):
-    """Tells the time of day, in UTC. Injected, so that tests decide what time it is."""
+    """Tells the time of day. Injected, so that tests set it."""
 
     def __call__(self) -> datetime:
-        """Return the time now, aware, in UTC."""
+        """Return the current time, aware, in UTC."""
         ...
 
 
 def utc_now() -> datetime:
-    """Return the time of day in UTC: the clock of production."""
+    """Return the current time in UTC: the clock of production."""
     return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Email:
+    """An address that is looked up or given to a user.
+
+    Args:
+        normal: In normal form.
+        typed: As it was typed; rows of other programs may hold it so. Empty: the same as the normal form.
+    """
+
+    normal: str
+    typed: str = ""
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """The distinct texts under which rows may hold the address."""
+        return (self.normal, self.typed) if self.typed not in ("", self.normal) else (self.normal,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserState:
-    """What a validation needs to know of a user.
+    """What a validation reads of a user.
 
     Args:
-        email: In normal form for users made here; as found for rows of other programs.
-        token_generation: Copied into sessions and tokens; a token of an older generation is dead.
-        revoked_sessions: Entries `session_id:second`; the second is when the last token of the session is over.
+        email: In normal form; in rows of other programs as they wrote it.
+        token_generation: Copied into sessions and tokens; a token of an older generation is revoked.
+        revoked_sessions: Entries `session_id:second`; the Unix second is when the session's last token expires.
     """
 
     user_id: str
@@ -46,7 +64,7 @@ class UserState:
     revoked_sessions: frozenset[str] = frozenset()
 
     def has_revoked(self, session_id: str) -> bool:
-        """Tell whether a session of this user was ended."""
+        """Tell whether a session is in revoked_sessions."""
         return any(entry.partition(":")[0] == session_id for entry in self.revoked_sessions)
 
 
@@ -56,8 +74,9 @@ class User(UserState):
 
     Args:
         password_hash: None for a user who cannot log in with a password.
-        create_time: None in rows of other programs that do not record it; update_time likewise.
-        temporary_password_expire_time: None where the password is not a temporary one.
+        temporary_password_expire_time: None unless the password is a temporary one.
+        create_time: None in rows of other programs that do not record it.
+        update_time: None likewise.
     """
 
     password_hash: str | None = field(default=None, repr=False)
@@ -67,31 +86,41 @@ class User(UserState):
     update_time: datetime | None = None
 
     def has_ended_session(self, session_id: str, session: "Session | None") -> bool:
-        """Tell whether a session of this user is at its end; the session itself may be gone."""
+        """Tell whether a session has ended.
+
+        Args:
+            session_id: Of the session.
+            session: Its row; None where the row is gone.
+        """
         if session is None:
             return self.has_revoked(session_id)
         return session.end_time is not None or session.token_generation != self.token_generation
 
     def expired_revocations(self, now: datetime) -> frozenset[str]:
-        """Return the entries of revoked_sessions whose time has passed."""
+        """Return the entries of revoked_sessions that are no longer needed."""
         ends = {entry: entry.rpartition(":")[2] for entry in self.revoked_sessions}
         return frozenset(entry for entry, end in ends.items() if end.isdecimal() and int(end) < now.timestamp())
+
+    def with_sessions_ended(self) -> "User":
+        """Return the user in a new token generation, which revokes every session and token."""
+        return replace(self, token_generation=self.token_generation + 1, revoked_sessions=frozenset())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """A login and all that follows from it, until it ends.
+    """A session, from its login to its end. Times of expiry are whole seconds.
 
     Args:
         token_generation: The user's when the login began.
         session_part_sha256: Of the constant part of its refresh tokens (32 bytes).
-        rotating_part_sha256: Of the rotating part that is current (32 bytes).
-        previous_part_sha256: Of the one before; None until the first rotation. rotation_nonce and
-            last_refresh_time likewise.
-        expire_time: When the refresh token is over unless used: idle limit, at most max_expire_time.
-        max_expire_time: When the session is over, however much it is used. The times of expiry are whole seconds.
+        rotating_part_sha256: Of the current rotating part (32 bytes).
+        previous_part_sha256: Of the rotating part before it; None until the first rotation.
+        rotation_nonce: Of the last rotation; None until the first rotation.
+        last_refresh_time: None until the first rotation.
+        expire_time: When the refresh token expires unless used: the idle limit, at most max_expire_time.
+        max_expire_time: When the session expires, however often it is refreshed.
         last_token_expire_time: The latest expiry of any access token that it issued.
-        end_time: When it was ended before its time; None while it lives.
+        end_time: When it was revoked; None while it lives.
     """
 
     user_id: str
@@ -112,7 +141,7 @@ class Session:
 
 
 def revocation_entry(session_id: str, last_token_expire_time: datetime) -> str:
-    """Return the entry of revoked_sessions by which a session's tokens are dead until the last one is over."""
+    """Return the entry of revoked_sessions that revokes a session's tokens until the last one has expired."""
     return f"{session_id}:{int((last_token_expire_time + REVOCATION_MARGIN).timestamp())}"
 
 
@@ -168,12 +197,12 @@ class CounterUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of a check that an operator asked for.
+    """One line of an operator's check.
 
     Args:
-        subject: What was looked at, for instance `table auth-users`.
-        problem: What is wrong with it; empty where all is well.
-        remedy: What to do about the problem.
+        subject: What was checked, for instance `table auth-users`.
+        problem: What is wrong with it; empty where nothing is.
+        remedy: How to repair it.
     """
 
     subject: str

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Protocol, TypeAlias
 
 from authsvc.errors import CorruptItemError
-from authsvc.models import AttemptCount, Counter, CounterUpdate, Finding, Session, User, UserState
+from authsvc.models import Email, AttemptCount, Counter, CounterUpdate, Finding, Session, User, UserState
 
 MAX_REVOKED_SESSIONS = 100
 """Living entries of revoked_sessions, which keep a user within DynamoDB's 4 KiB read unit."""
@@ -94,7 +94,7 @@ class Store(Protocol):
         ...
 
     async def create_user(
-        self, user: User, now: datetime, request_digest: bytes | None = None, typed: str = ""
+        self, user: User, now: datetime, request_digest: bytes | None = None, email: Email | None = None
     ) -> User:
         """Add a user, claim the address and remember the request, all or nothing.
 
@@ -106,7 +106,8 @@ class Store(Protocol):
             now: Decides whether an earlier request with the same id still counts.
             request_digest: SHA-256 of the request id. For 24 hours the same digest and address again returns the user
                 of the first call, as stored now.
-            typed: The address as it was typed, for rows of other programs that hold it so; empty: in normal form.
+            email: The user's address with its typed form, which rows of other programs may hold; None: the normal
+                form alone.
 
         Returns:
             The user as stored.
@@ -138,15 +139,11 @@ class Store(Protocol):
         """
         ...
 
-    async def get_user_by_email(self, email: str, typed: str) -> EmailOwner:
+    async def get_user_by_email(self, email: Email) -> EmailOwner:
         """Return the user who owns an address: by a live claim, else as the only row that has it.
 
         Makes the same store calls whether or not the address is known. The row is read strongly; a row that another
         program has just written may not be found yet.
-
-        Args:
-            email: The address in normal form.
-            typed: The address as it was typed, for rows of other programs that hold it so.
 
         Raises:
             UserNotFoundError: Nobody owns it; or several rows have it and none has a claim.
@@ -170,7 +167,7 @@ class Store(Protocol):
         """Return at most `limit` claims of addresses, dead ones included. Eventually consistent."""
         ...
 
-    async def update_user(self, expected: User, new: User, typed: str = "") -> None:
+    async def update_user(self, expected: User, new: User, new_email: Email | None = None) -> None:
         """Change a user, provided that nothing that matters has changed since it was read.
 
         Atomic with the claims where the address changes: the new one is claimed and the old one given up. Attributes
@@ -180,7 +177,8 @@ class Store(Protocol):
         Args:
             expected: As read: address, role, is_active, password_hash and token_generation must still be these.
             new: As it shall be, with the same user id.
-            typed: A new address as it was typed, for rows of other programs that hold it so; empty: in normal form.
+            new_email: A new address with its typed form, which rows of other programs may hold; None: the normal form
+                alone.
 
         Raises:
             UserChangedError: The user is another one by now, or gone.

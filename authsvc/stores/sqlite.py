@@ -29,7 +29,7 @@ from authsvc.errors import (
     UserChangedError,
     UserNotFoundError,
 )
-from authsvc.models import AttemptCount, Counter, CounterUpdate, Finding, Session, User, UserState, revocation_entry
+from authsvc.models import Email, AttemptCount, Counter, CounterUpdate, Finding, Session, User, UserState, revocation_entry
 from authsvc.stores.interface import (
     MAX_REVOKED_SESSIONS,
     OPTIMISTIC_LOCK_FIELDS,
@@ -145,7 +145,7 @@ class SQLiteStore:
         user: User,
         now: datetime,
         request_digest: bytes | None = None,
-        typed: str = "",  # noqa: ARG002 - as in get_user_by_email
+        email: Email | None = None,  # noqa: ARG002 - only this service writes the file
     ) -> User:
         """See Store."""
         return await self._write(lambda db: _create_user(db, user, now, request_digest))
@@ -165,9 +165,9 @@ class SQLiteStore:
             return error
         return _standing(rows[0]) if rows else None
 
-    async def get_user_by_email(self, email: str, typed: str) -> EmailOwner:  # noqa: ARG002
+    async def get_user_by_email(self, email: Email) -> EmailOwner:
         """See Store: every row here is of this service's making, so the normal form is all there is."""
-        rows = self._read("SELECT * FROM users WHERE email = ?", email)
+        rows = self._read("SELECT * FROM users WHERE email = ?", email.normal)
         return EmailOwner(_one_user(rows), is_claimed=True)
 
     async def claim_email(self, user: User) -> bool:
@@ -188,7 +188,7 @@ class SQLiteStore:
         user_ids = {row["email"]: row["user_id"] for row in rows}
         return ClaimPage(user_ids, rows[-1]["email"] if len(rows) == limit else None)
 
-    async def update_user(self, expected: User, new: User, typed: str = "") -> None:  # noqa: ARG002 - the same
+    async def update_user(self, expected: User, new: User, new_email: Email | None = None) -> None:  # noqa: ARG002 - as create_user
         """See Store."""
         await self._write_user(new.user_id, lambda db: _update_user(db, expected, new))
 

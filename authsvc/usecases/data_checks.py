@@ -1,4 +1,4 @@
-"""Walks over all that is stored: whether users and the claims of their addresses agree, and what their hashes cost."""
+"""Checks over all stored users: their addresses and claims, and the cost of their password hashes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,18 +8,17 @@ from authsvc.errors import CorruptItemError, InvalidFieldError
 from authsvc.models import Finding, User
 from authsvc.passwords import hashes
 from authsvc.stores.interface import Store
-from authsvc.usecases import users
-from authsvc.usecases.users import iterate_user_pages, iterate_users
+from authsvc.usecases.users import PAGE_SIZE, iterate_user_pages, iterate_users
 
 
 @dataclass(frozen=True, slots=True)
 class AddressCheck:
-    """What a walk over all users and claims has found.
+    """The result of a check of all users and claims.
 
     Args:
-        findings: Problems alone; none where users and claims agree.
-        dead_claims: Claims whose user is gone or has another address; whoever needs one takes it over.
-        unclaimed: Users who have an address of their own without a claim: rows of other programs before a login.
+        findings: Problems alone; empty where users and claims agree.
+        dead_claims: Claims whose user is gone or has another address; the next user of the address takes them over.
+        unclaimed: Users with an address of their own without a claim: rows of other programs before a first login.
     """
 
     findings: Sequence[Finding]
@@ -27,25 +26,25 @@ class AddressCheck:
     unclaimed: int
 
     def lines(self) -> Sequence[Finding]:
-        """Return what an operator is told."""
+        """Return the findings; where there are none, one line with the counts."""
         counts = {"dead claims": self.dead_claims, "users without a claim": self.unclaimed}
-        told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-        return self.findings or [Finding(f"addresses ({told}: harmless)" if told else "addresses")]
+        text = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        return self.findings or [Finding(f"addresses ({text}: harmless)" if text else "addresses")]
 
 
-async def check_addresses(store: Store) -> AddressCheck:
-    """Walk all users and claims: rows that are unreadable, share an address, or have one that is not in normal form.
+async def check_addresses(store: Store, page_size: int = PAGE_SIZE) -> AddressCheck:
+    """Find rows that are unreadable, share an address, or hold one that is not in normal form.
 
-    Other programs can write such rows. What is written meanwhile may be found half.
+    Other programs can write such rows. A user who is written during the check may be reported falsely.
     """
-    rows = await _walk_users(store)
-    claims = await _claims(store)
+    rows = await _read_rows(store, page_size)
+    claims = await _read_claims(store, page_size)
     ids_by_address = rows.ids_by_address
     shared = {address: ids for address, ids in ids_by_address.items() if len(ids) > 1}
     dead = [
         address
         for address, user_id in claims.items()
-        if user_id and user_id not in rows.broken_ids and user_id not in ids_by_address.get(address, ())
+        if user_id and user_id not in rows.corrupt_ids and user_id not in ids_by_address.get(address, ())
     ]
     unclaimed = [a for a, ids in ids_by_address.items() if a not in shared and claims.get(a) not in ids]
     findings = [
@@ -57,11 +56,11 @@ async def check_addresses(store: Store) -> AddressCheck:
 
 
 async def check_hashes(store: Store, cost: int) -> Finding:
-    """Report hashes that tell who has an account: a wrong try against one takes longer than others.
+    """Report hashes above the configured cost: a wrong password takes longer there, which reveals the account.
 
     Args:
-        store: Where to look.
-        cost: bcrypt's, as configured.
+        store: Where the users are.
+        cost: The configured bcrypt cost.
     """
     costs = {user.user_id: hashes.stored_cost(user.password_hash or "") async for user in iterate_users(store)}
     above = {user_id: stored for user_id, stored in costs.items() if stored is not None and stored > cost}
@@ -73,18 +72,18 @@ async def check_hashes(store: Store, cost: int) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """What is in the rows of users, by their addresses in normal form."""
+    """What the users' rows hold, by address in normal form."""
 
     ids_by_address: dict[str, list[str]] = field(default_factory=dict)
-    broken_ids: set[str] = field(default_factory=set)
+    corrupt_ids: set[str] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
 
 
-async def _walk_users(store: Store) -> _Rows:
+async def _read_rows(store: Store, page_size: int) -> _Rows:
     rows = _Rows()
-    async for page in iterate_user_pages(store):
-        rows.broken_ids.update(error.key for error in page.broken)
-        rows.findings.extend(_broken_finding(error) for error in page.broken)
+    async for page in iterate_user_pages(store, page_size):
+        rows.corrupt_ids.update(error.key for error in page.broken)
+        rows.findings.extend(_corrupt_finding(error) for error in page.broken)
         for user in page.users:
             address, problem = _address_of(user)
             if problem:
@@ -94,12 +93,12 @@ async def _walk_users(store: Store) -> _Rows:
     return rows
 
 
-async def _claims(store: Store) -> dict[str, str]:
-    """Return whom each claimed address belongs to, by its claim."""
+async def _read_claims(store: Store, page_size: int) -> dict[str, str]:
+    """Return the user id that each claim names, by its address."""
     user_ids: dict[str, str] = {}
     last_key = None
     while True:
-        page = await store.list_claims(users.PAGE_SIZE, last_key)
+        page = await store.list_claims(page_size, last_key)
         user_ids.update(page.user_ids)
         if page.last_key is None:
             return user_ids
@@ -107,21 +106,21 @@ async def _claims(store: Store) -> dict[str, str]:
 
 
 def _address_of(user: User) -> tuple[str, str]:
-    """Return a user's address in normal form, empty where it has none, and what is wrong with it as it stands."""
+    """Return a user's address in normal form, empty where it has none, and what is wrong with it as stored."""
     try:
-        address = fields.normal_email(user.email)
+        address = fields.normalize_email(user.email)
     except InvalidFieldError as error:
         return "", error.problem
     return address, "" if address == user.email else "is not in normal form (NFC, lower case)"
 
 
-def _broken_finding(error: CorruptItemError) -> Finding:
-    problem = f"attribute {error.attribute} is missing or unreadable: nobody logs in by this row"
-    return Finding(f"user {error.key}", problem, "write the attribute as it must be, or delete the row")
+def _corrupt_finding(error: CorruptItemError) -> Finding:
+    problem = f"attribute {error.attribute} is missing or unreadable: the user cannot log in"
+    return Finding(f"user {error.key}", problem, "correct the attribute, or delete the row")
 
 
 def _shared_finding(user_ids: Sequence[str], claimant_id: str | None) -> Finding:
-    effect = f"it is {claimant_id}'s by claim" if claimant_id in user_ids else "none has claimed it, so none logs in"
+    effect = f"{claimant_id} owns it by claim" if claimant_id in user_ids else "none has claimed it, so none can log in"
     return Finding(
         f"users {', '.join(sorted(user_ids))}",
         f"have the same address: {effect}",
@@ -130,4 +129,4 @@ def _shared_finding(user_ids: Sequence[str], claimant_id: str | None) -> Finding
 
 
 def _claim_finding(address: str) -> Finding:
-    return Finding(f"claim of {address}", "is unreadable: nobody logs in by that address", "delete the item")
+    return Finding(f"claim of {address}", "is unreadable: no user can log in by that address", "delete the item")

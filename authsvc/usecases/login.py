@@ -20,7 +20,7 @@ from authsvc.errors import (
     UserChangedError,
     UserNotFoundError,
 )
-from authsvc.models import Clock, User
+from authsvc.models import Clock, Email, User
 from authsvc.passwords import hashes, policy
 from authsvc.passwords.hash_queue import HashQueue
 from authsvc.stores.interface import EmailOwner, Store
@@ -29,8 +29,8 @@ from authsvc.telemetry.audit import Event
 from authsvc.telemetry.logs import email_digest
 from authsvc.throttling.login_throttle import Attempt, LoginThrottle
 from authsvc.throttling.pace import RefusalPacer
+from authsvc.usecases.optimistic_lock import MAX_UPDATE_ATTEMPTS
 from authsvc.usecases.sessions import Sessions, Tokens
-from authsvc.usecases.users import MAX_UPDATE_ATTEMPTS
 
 _log = structlog.get_logger(__name__)
 
@@ -73,12 +73,12 @@ class Logins:
             TooManyAttemptsError: Too many passwords were wrong before; this one was not looked at.
             OverloadedError: Too many passwords wait to be checked.
         """
-        address = fields.normal_email(email)
+        address = fields.parse_email(email)
         secret = fields.password(password)
         client_address = fields.client_address(client_address)
         client_label = fields.client_label(client_label)
-        async with self._audited_attempt(address, client_address) as attempt:
-            user = await self._check_password(await self._find(address, email), secret, attempt)
+        async with self._audited_attempt(address.normal, client_address) as attempt:
+            user = await self._check_password(await self._find(address), secret, attempt)
             if user.password_change_required:
                 raise PasswordChangeRequiredError("password_change_required", user.user_id)
             await self._rehash_if_outdated(user, secret)
@@ -100,16 +100,16 @@ class Logins:
             TooManyAttemptsError: Too many passwords were wrong before; this one was not looked at.
             OverloadedError: Too many passwords wait to be checked.
         """
-        address = fields.normal_email(email)
+        address = fields.parse_email(email)
         secret = fields.password(current_password, "current_password")
         new_secret = fields.password(new_password, "new_password")
         client_address = fields.client_address(client_address)
         client_label = fields.client_label(client_label)
-        policy.check_policy(new_secret, address, self._password_min_length, "new_password")
+        policy.check_policy(new_secret, address.normal, self._password_min_length, "new_password")
         if new_secret == secret:
             raise PasswordRejectedError("new_password", "is the current password")
-        async with self._audited_attempt(address, client_address) as attempt:
-            user = await self._check_password(await self._find(address, email), secret, attempt)
+        async with self._audited_attempt(address.normal, client_address) as attempt:
+            user = await self._check_password(await self._find(address), secret, attempt)
             changed = await self._replace_password(user, await self._hashing.hash(new_secret))
             audit.record(Event.PASSWORD_CHANGED, user_id=user.user_id, source=client_address)
             tokens = await self._sessions.begin(changed, client_address, client_label)
@@ -171,10 +171,10 @@ class Logins:
             raise InvalidCredentialsError("changed_meanwhile", verified.user_id)
         return user
 
-    async def _find(self, address: str, typed: str) -> EmailOwner | None:
+    async def _find(self, email: Email) -> EmailOwner | None:
         """Return who may log in by an address; None costs the same as somebody."""
         try:
-            return await self._store.get_user_by_email(address, typed)
+            return await self._store.get_user_by_email(email)
         except (UserNotFoundError, CorruptItemError):
             return None
 

@@ -1,4 +1,4 @@
-"""What a worker remembers of the standing of users: each as read last, and when, within a bound."""
+"""The cache behind max_staleness and stale_if_error: the last read of each user's state, with its age."""
 
 import itertools
 import time
@@ -10,60 +10,84 @@ from typing import NamedTuple
 from authsvc.models import UserState
 
 MAX_USERS = 16_384
-"""Some 10 MiB."""
+"""About 10 MiB."""
 
 
 class CachedRead(NamedTuple):
-    """What the store said of a user.
+    """What one read of the store returned.
 
     Args:
-        standing: None where there was no such user.
+        user_state: None where there was no such user.
         checked_time: When the read began.
-        degraded: Whether it stands in for one that failed.
+        degraded: Whether it answers in place of a read that failed.
     """
 
-    standing: UserState | None
+    user_state: UserState | None
     checked_time: datetime
     degraded: bool = False
 
 
+class ReadStart(NamedTuple):
+    """When a read began.
+
+    Args:
+        number: Its place in the order of all reads and writes.
+        seconds: By the monotonic clock.
+    """
+
+    number: int
+    seconds: float
+
+
+class _Entry(NamedTuple):
+    start: ReadStart
+    read: CachedRead | None  # None: invalidated
+
+
 class UserStateCache:
-    """The readings of one worker.
+    """The reads of one worker, bounded; the least recently read user is evicted.
 
     Args:
         monotonic: Tells ages, in seconds, whatever happens to the time of day.
+        max_users: How many users are kept.
     """
 
-    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic, max_users: int = MAX_USERS) -> None:
         self._monotonic = monotonic
-        self._tickets = itertools.count()
-        self._readings: OrderedDict[str, tuple[int, float, CachedRead | None]] = OrderedDict()
+        self._max_users = max_users
+        self._numbers = itertools.count()
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
 
-    def begin(self) -> tuple[int, float]:
-        """Return what stands for a read that begins now: its place in the order of all, and the time."""
-        return next(self._tickets), self._monotonic()
+    def start_read(self) -> ReadStart:
+        """Return the start of a read that begins now."""
+        return ReadStart(next(self._numbers), self._monotonic())
 
-    def put(self, user_id: str, begun: tuple[int, float], reading: CachedRead | None) -> None:
-        """Remember what a read brought, unless a later one is remembered already."""
-        known = self._readings.get(user_id)
-        if known is not None:
-            if known[0] > begun[0]:
-                return
-            self._readings.move_to_end(user_id)
-        elif len(self._readings) >= MAX_USERS:
-            self._readings.popitem(last=False)
-        self._readings[user_id] = (*begun, reading)
+    def put(self, user_id: str, start: ReadStart, read: CachedRead) -> None:
+        """Keep what a read returned, unless the user was read or written after it began."""
+        self._put(user_id, _Entry(start, read))
 
     def invalidate(self, user_id: str) -> None:
-        """Forget a user who has just been written, and whatever reads under way will bring."""
-        self.put(user_id, self.begin(), None)
+        """Drop a user who was just written, and whatever reads in flight will return of it."""
+        self._put(user_id, _Entry(self.start_read(), None))
+
+    def _put(self, user_id: str, entry: _Entry) -> None:
+        known = self._entries.get(user_id)
+        if known is not None:
+            if known.start.number > entry.start.number:
+                return
+            self._entries.move_to_end(user_id)
+        elif len(self._entries) >= self._max_users:
+            self._entries.popitem(last=False)
+        self._entries[user_id] = entry
 
     def get(self, user_id: str, max_age: timedelta) -> CachedRead | None:
-        """Return what a read that began at most that long ago brought; None where nothing is that young."""
-        if not max_age:  # nor is a read of this very moment, which began before
+        """Return what a read that began at most `max_age` ago returned; None where no read is that young."""
+        if not max_age:  # even a read of this very moment began before
             return None
-        _, begun, reading = self._readings.get(user_id, (0, 0.0, None))
-        return reading if self._monotonic() - begun <= max_age.total_seconds() else None
+        entry = self._entries.get(user_id)
+        if entry is None or self._monotonic() - entry.start.seconds > max_age.total_seconds():
+            return None
+        return entry.read
 
     def __len__(self) -> int:
-        return len(self._readings)
+        return len(self._entries)

@@ -1,4 +1,4 @@
-"""Use case: telling whether access tokens are good now, by themselves and by what the store says of their users."""
+"""Use case: validate access tokens, by the token itself and by what the store says of its user."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,17 +14,16 @@ from authsvc.tokens.verification import AccessToken, InactiveReason
 from authsvc.usecases.user_state_cache import CachedRead, UserStateCache
 
 STALE_FALLBACK_TIMEOUT_SECONDS = 0.5
-"""How long the store is waited for where something remembered may stand in for it."""
 _ZERO = timedelta()
 
 
 class Check(NamedTuple):
-    """A token to check.
+    """A token to validate.
 
     Args:
-        token: Anything but an empty text.
-        max_staleness: How old the deciding read may be; zero: it begins after the check.
-        stale_if_error: The same, where the store cannot answer; zero: then there is no answer.
+        token: Any non-empty text.
+        max_staleness: Maximum age of the deciding read; zero: the read begins after the request.
+        stale_if_error: Maximum age of a read that may decide while the store cannot answer; zero: none may.
     """
 
     token: str
@@ -33,18 +32,19 @@ class Check(NamedTuple):
 
 
 class ActiveToken(NamedTuple):
-    """A token that is good, and the user for whom it speaks."""
+    """An active token and its user."""
 
     token: AccessToken
     user: UserState
 
 
 class Validation(NamedTuple):
-    """A finished check of a token.
+    """A finished validation.
 
     Args:
-        checked_time: When the read that decided began; now, where none was needed.
-        degraded: Whether the store could not answer and something older was used.
+        checked_time: When the deciding read began; now, where none was needed.
+        outcome: The token and its user, or why the token is inactive.
+        degraded: Whether an older read decided because the store could not answer.
     """
 
     checked_time: datetime
@@ -54,7 +54,7 @@ class Validation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StalenessLimits:
-    """How old a read may be that a check rests on.
+    """How old the deciding read may be.
 
     Args:
         max_staleness: Upper limit of a check's max_staleness.
@@ -80,95 +80,95 @@ class Validations:
         self._limits = limits
 
     async def validate(self, check: Check) -> Validation:
-        """Decide whether an access token is good now.
+        """Validate one token.
 
         Raises:
-            CorruptItemError: The stored user is unreadable.
-            StoreUnavailableError: The check cannot be finished; that is never "inactive".
+            CorruptItemError: The user's row cannot be read.
+            StoreUnavailableError: The store cannot answer. An outage never reads as "inactive".
         """
         now = self._clock()
         token = self.tokens.verify(check.token, now)
         if isinstance(token, InactiveReason):
             return Validation(now, token)
         user_id = token.user_id
-        reading: CachedRead | Exception | None = self._get_cached(user_id, check)
-        if reading is None:
+        read: CachedRead | Exception | None = self._get_cached(user_id, check)
+        if read is None:
             use_full_timeout = self._get_stale(user_id, check) is None
-            (found,) = (await self._read((user_id,), now, use_full_timeout=use_full_timeout)).values()
-            reading = self._or_stale(found, user_id, check)
-        validation = _to_validation(token, reading)
+            (answer,) = (await self._read((user_id,), now, use_full_timeout=use_full_timeout)).values()
+            read = self._or_stale(answer, user_id, check)
+        validation = _to_validation(token, read)
         if isinstance(validation, Exception):
             raise validation
         return validation
 
     async def validate_all(self, checks: Sequence[Check]) -> list[Validation | Exception]:
-        """Decide of each token whether it is good now, or tell why that cannot be decided, in the same order."""
+        """Validate several tokens; return for each, in order, its validation or the error that prevented it."""
         now = self._clock()
         tokens = [self._verify(check.token, now) for check in checks]
-        authentic = [(t.user_id, c) for t, c in zip(tokens, checks, strict=True) if isinstance(t, AccessToken)]
-        readings = iter(await self._readings(authentic, now))
-        return [_to_validation(token, next(readings)) if isinstance(token, AccessToken) else token for token in tokens]
+        verified = [(t.user_id, c) for t, c in zip(tokens, checks, strict=True) if isinstance(t, AccessToken)]
+        reads = iter(await self._read_all(verified, now))
+        return [_to_validation(token, next(reads)) if isinstance(token, AccessToken) else token for token in tokens]
 
     def _verify(self, text: str, now: datetime) -> AccessToken | Validation | Exception:
-        """Return the claims of a token, or what is to be said of it without a look at the store."""
+        """Return a token's claims, or its answer where the store is not needed."""
         try:
             token = self.tokens.verify(text, now)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is about this token alone
+        except Exception as error:  # noqa: BLE001 - a bug met by one token must not fail the others
             return error
         return Validation(now, token) if isinstance(token, InactiveReason) else token
 
-    async def _readings(self, wanted: Sequence[tuple[str, Check]], now: datetime) -> list[CachedRead | Exception]:
-        """Return what each check may rest on, or why there is nothing."""
-        recalled = [self._get_cached(user_id, check) for user_id, check in wanted]
-        missing = [pair for pair, reading in zip(wanted, recalled, strict=True) if reading is None]
+    async def _read_all(self, wanted: Sequence[tuple[str, Check]], now: datetime) -> list[CachedRead | Exception]:
+        """Return the deciding read of each check, in order, from the cache or from one read of the store."""
+        cached = [self._get_cached(user_id, check) for user_id, check in wanted]
+        missing = [pair for pair, read in zip(wanted, cached, strict=True) if read is None]
         use_full_timeout = any(self._get_stale(user_id, check) is None for user_id, check in missing)
-        found = await self._read({user_id for user_id, _ in missing}, now, use_full_timeout=use_full_timeout)
-        return [r or self._or_stale(found[u], u, c) for (u, c), r in zip(wanted, recalled, strict=True)]
+        answers = await self._read({user_id for user_id, _ in missing}, now, use_full_timeout=use_full_timeout)
+        return [r or self._or_stale(answers[u], u, c) for (u, c), r in zip(wanted, cached, strict=True)]
 
     async def _read(
         self, user_ids: Collection[str], now: datetime, *, use_full_timeout: bool
     ) -> Mapping[str, CachedRead | Exception]:
-        """Ask the store, by the request's deadline, or without patience where something else may stand in."""
-        begun = self._cache.begin()
+        """Read from the store and fill the cache; without the full timeout, give up early for a stale fallback."""
+        start = self._cache.start_read()
         if use_full_timeout:
-            standings = await self._store.get_user_states(user_ids)
+            states = await self._store.get_user_states(user_ids)
         else:
-            with request_context.time_limit(
-                min(self._limits.fallback_timeout.total_seconds(), request_context.remaining_seconds())
-            ):
-                standings = await self._store.get_user_states(user_ids)
-        readings: dict[str, CachedRead | Exception] = {}
-        for user_id, standing in standings.items():
-            if isinstance(standing, Exception):
-                readings[user_id] = standing
+            timeout_seconds = self._limits.fallback_timeout.total_seconds()
+            with request_context.time_limit(min(timeout_seconds, request_context.remaining_seconds())):
+                states = await self._store.get_user_states(user_ids)
+        reads: dict[str, CachedRead | Exception] = {}
+        for user_id, state in states.items():
+            if isinstance(state, Exception):
+                reads[user_id] = state
             else:
-                readings[user_id] = reading = CachedRead(standing, now)
-                self._cache.put(user_id, begun, reading)
-        return readings
+                reads[user_id] = read = CachedRead(state, now)
+                self._cache.put(user_id, start, read)
+        return reads
 
     def _get_cached(self, user_id: str, check: Check) -> CachedRead | None:
-        """Return what the check may rest on without a look at the store."""
+        """Return a read within the check's max_staleness."""
         if not check.max_staleness:
             return None
         return self._cache.get(user_id, min(check.max_staleness, self._limits.max_staleness))
 
-    def _or_stale(self, reading: CachedRead | Exception, user_id: str, check: Check) -> CachedRead | Exception:
-        """Return what was read before, where the store cannot answer and the check allows that."""
-        if not isinstance(reading, StoreUnavailableError):
-            return reading
-        stand_in = self._get_stale(user_id, check)
-        return reading if stand_in is None else stand_in._replace(degraded=True)
-
     def _get_stale(self, user_id: str, check: Check) -> CachedRead | None:
+        """Return a read within the check's stale_if_error."""
         if not check.stale_if_error:
             return None
         return self._cache.get(user_id, min(check.stale_if_error, self._limits.max_stale_if_error))
 
+    def _or_stale(self, answer: CachedRead | Exception, user_id: str, check: Check) -> CachedRead | Exception:
+        """Return the store's answer; for an outage a stale read, where the check allows one that is there."""
+        if not isinstance(answer, StoreUnavailableError):
+            return answer
+        stale = self._get_stale(user_id, check)
+        return answer if stale is None else stale._replace(degraded=True)
 
-def _to_validation(token: AccessToken, reading: CachedRead | Exception) -> Validation | Exception:
-    if isinstance(reading, Exception):
-        return reading
-    return Validation(reading.checked_time, _outcome(token, reading.standing), reading.degraded)
+
+def _to_validation(token: AccessToken, read: CachedRead | Exception) -> Validation | Exception:
+    if isinstance(read, Exception):
+        return read
+    return Validation(read.checked_time, _outcome(token, read.user_state), read.degraded)
 
 
 def _outcome(token: AccessToken, user: UserState | None) -> ActiveToken | InactiveReason:

@@ -12,7 +12,6 @@ from authsvc.models import User, utc_now
 from authsvc.passwords.hash_queue import HashQueue
 from authsvc.stores.interface import Store
 from authsvc.stores.opening import open_store
-from authsvc.usecases import user_import
 from authsvc.usecases.user_import import import_users
 from authsvc.usecases.users import Users, iterate_users
 from tests.support import TEST_COST
@@ -67,19 +66,19 @@ async def test_each_line_makes_a_user(accounts: Users, store: Store, file: Path,
 async def test_what_is_wrong_with_a_line_is_told_and_the_others_go_on(
     accounts: Users, file: Path, told: list[str]
 ) -> None:
-    no_object = "is no JSON object in UTF-8"
+    no_object = "is not a JSON object in UTF-8"
     wrong = [
         (b"{", no_object),
         (b"[]", no_object),
         (b"null", no_object),
         (b'"\xff"', no_object),
         (b"[" * 100_000, no_object),
-        (line(name="Alice").encode(), "'name' is none of email, role, password_hash"),
-        (b"{}", "email: must be a text"),
-        (line(email=1).encode(), "email: must be a text"),  # type: ignore[arg-type]
-        (line(role=None).encode(), "role: must be a text"),
-        (b'{"email": "a@example.com"}', "password_hash: must be a text"),
-        (line(password_hash=None).encode(), "password_hash: must be a text"),
+        (line(name="Alice").encode(), "'name' is not one of email, role, password_hash"),
+        (b"{}", "email: must be a string"),
+        (line(email=1).encode(), "email: must be a string"),  # type: ignore[arg-type]
+        (line(role=None).encode(), "role: must be a string"),
+        (b'{"email": "a@example.com"}', "password_hash: must be a string"),
+        (line(password_hash=None).encode(), "password_hash: must be a string"),
         (line(password_hash="secret").encode(), "password_hash: must be bcrypt or bcrypt-sha256 of cost 4 to 16"),
         (line("nobody").encode(), "email: must have exactly one @, with text on both sides"),
         (line("a@localhost").encode(), "email: must be a valid email address"),
@@ -96,7 +95,7 @@ async def test_the_first_line_of_an_address_wins(accounts: Users, store: Store, 
     write(file, line(role="first"), line("ALICE@example.com", role="second"))
     result = await import_users(accounts, file, told.append)
     assert (result.created, result.wrong) == (1, 1)
-    assert told == ["line 2: email: is that of line 1"]
+    assert told == ["line 2: email: is the same as on line 1"]
     assert [user.role async for user in iterate_users(store)] == ["first"]
 
 
@@ -109,11 +108,9 @@ async def test_again_does_no_harm(accounts: Users, store: Store, file: Path, tol
     assert [user async for user in iterate_users(store)] == before
 
 
-async def test_progress_is_told(accounts: Users, file: Path, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(user_import, "PROGRESS_LINES", 2)
-    monkeypatch.setattr(user_import, "CONCURRENCY", 1)
+async def test_progress_is_told(accounts: Users, file: Path, told: list[str]) -> None:
     write(file, *(line(f"user{n}@example.com") for n in range(5)))
-    await import_users(accounts, file, told.append)
+    await import_users(accounts, file, told.append, concurrency=1, progress_lines=2)
     assert told == [
         "2 lines: 2 created, 0 already there, 0 wrong",
         "4 lines: 4 created, 0 already there, 0 wrong",

@@ -1,4 +1,4 @@
-"""What a worker remembers of users."""
+"""The cache of users' states."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -6,7 +6,6 @@ from datetime import timedelta
 import pytest
 
 from authsvc.models import UserState
-from authsvc.usecases import user_state_cache as memory_module
 from authsvc.usecases.user_state_cache import CachedRead, UserStateCache
 from tests.support import FakeClock
 
@@ -24,9 +23,9 @@ def reading(clock: FakeClock, role: str = "user") -> CachedRead:
 
 
 def read(cache: UserStateCache, clock: FakeClock, user_id: str = "alice", role: str = "user") -> CachedRead:
-    """Remember what a read brought that took no time."""
+    """Cache what an instant read returned."""
     brought = reading(clock, role)
-    cache.put(user_id, cache.begin(), brought)
+    cache.put(user_id, cache.start_read(), brought)
     return brought
 
 
@@ -47,7 +46,7 @@ def test_nothing_is_young_enough_where_no_age_is_granted(cache: UserStateCache, 
 
 
 def test_the_age_counts_from_the_beginning_of_the_read(cache: UserStateCache, clock: FakeClock) -> None:
-    begun, brought = cache.begin(), reading(clock)
+    begun, brought = cache.start_read(), reading(clock)
     clock.advance(seconds=59)
     cache.put("alice", begun, brought)
     assert cache.get("alice", MINUTE) == brought
@@ -69,14 +68,14 @@ def test_the_age_is_right_though_the_time_of_day_jumps(
 
 def test_that_there_is_nobody_is_remembered_as_well(cache: UserStateCache, clock: FakeClock) -> None:
     nobody = CachedRead(None, clock())
-    cache.put("nobody", cache.begin(), nobody)
+    cache.put("nobody", cache.start_read(), nobody)
     assert cache.get("nobody", MINUTE) == nobody
 
 
 def test_the_read_that_began_last_is_remembered_though_another_ends_later(
     cache: UserStateCache, clock: FakeClock
 ) -> None:
-    earlier, later = cache.begin(), cache.begin()
+    earlier, later = cache.start_read(), cache.start_read()
     cache.put("alice", later, reading(clock, "later"))
     cache.put("alice", earlier, reading(clock, "earlier"))
     assert cache.get("alice", MINUTE) == reading(clock, "later")
@@ -85,7 +84,7 @@ def test_the_read_that_began_last_is_remembered_though_another_ends_later(
 
 def test_a_write_is_forgotten_with_all_reads_under_way(cache: UserStateCache, clock: FakeClock) -> None:
     read(cache, clock)
-    under_way = cache.begin()
+    under_way = cache.start_read()
     cache.invalidate("alice")
     assert cache.get("alice", MINUTE) is None
     cache.put("alice", under_way, reading(clock, "old"))
@@ -94,16 +93,16 @@ def test_a_write_is_forgotten_with_all_reads_under_way(cache: UserStateCache, cl
 
 
 def test_whoever_was_never_read_is_forgotten_too(cache: UserStateCache, clock: FakeClock) -> None:
-    under_way = cache.begin()
+    under_way = cache.start_read()
     cache.invalidate("alice")
     cache.put("alice", under_way, reading(clock))
     assert cache.get("alice", MINUTE) is None
 
 
 def test_at_most_so_many_are_remembered_and_those_read_last(
-    cache: UserStateCache, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    clock: FakeClock,
 ) -> None:
-    monkeypatch.setattr(memory_module, "MAX_USERS", 3)
+    cache = UserStateCache(clock.monotonic, max_users=3)
     for user_id in ("a", "b", "c", "a", "d"):
         read(cache, clock, user_id)
         assert len(cache) <= 3
@@ -114,10 +113,10 @@ def test_at_most_so_many_are_remembered_and_those_read_last(
 
 
 def test_an_older_read_that_changes_nothing_takes_nobodys_place(
-    cache: UserStateCache, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    clock: FakeClock,
 ) -> None:
-    monkeypatch.setattr(memory_module, "MAX_USERS", 2)
-    old = cache.begin()
+    cache = UserStateCache(clock.monotonic, max_users=2)
+    old = cache.start_read()
     read(cache, clock, "a")
     read(cache, clock, "b")
     cache.put("b", old, reading(clock))

@@ -12,7 +12,7 @@ from typing import Any
 
 from authsvc import fields
 from authsvc.errors import InvalidFieldError
-from authsvc.models import User
+from authsvc.models import Email, User
 from authsvc.stores.dynamodb.client import DynamoDBClient
 from authsvc.stores.dynamodb.items import Item, claimant_from_item, item_of
 from authsvc.stores.dynamodb.tables import EMAIL_INDEX, Tables
@@ -55,21 +55,15 @@ class EmailClaims:
         self._calls = calls
         self._tables = tables
 
-    async def holders(self, email: str, typed: str) -> EmailLookup:
-        """Find who holds an address, by the same number of calls whether or not anybody does.
-
-        Args:
-            email: The address in normal form.
-            typed: The address as it was typed, for rows of other programs that hold it so.
-        """
-        spellings = dict.fromkeys((email, typed))
+    async def holders(self, email: Email) -> EmailLookup:
+        """Find who holds an address, by the same number of calls whether or not anybody does."""
         claimant_id, found = await asyncio.gather(
-            self.claimant_id(email), asyncio.gather(*map(self._indexed_ids, spellings))
+            self.claimant_id(email.normal), asyncio.gather(*map(self._indexed_ids, email.spellings))
         )
         claimed = [] if claimant_id is None else [claimant_id]
-        user_ids = dict.fromkeys(itertools.chain(claimed, *found)) or [_claim_key(email)]
+        user_ids = dict.fromkeys(itertools.chain(claimed, *found)) or [_claim_key(email.normal)]
         rows = await asyncio.gather(*(self._calls.get(self._tables.users, user_id=user_id) for user_id in user_ids))
-        holding = [row for row in rows if row is not None and _address_in(row) == email]
+        holding = [row for row in rows if row is not None and _address_in(row) == email.normal]
         claimant = next((r for r in rows if r and r["user_id"]["S"] == claimant_id), None)
         return EmailLookup(claimant_id, claimant, holding)
 
@@ -111,7 +105,7 @@ class EmailClaims:
         """Write the claim of a user's address, over a dead one only while that one stays dead."""
         put = {
             "TableName": self._tables.unique,
-            "Item": item_of(unique_key=_claim_key(fields.normal_email(user.email)), user_id=user.user_id),
+            "Item": item_of(unique_key=_claim_key(fields.normalize_email(user.email)), user_id=user.user_id),
             "ConditionExpression": "attribute_not_exists(unique_key)",
         }
         if holders.claimant_id is not None:
@@ -159,6 +153,6 @@ def _claim_key(email: str) -> str:
 def _address_in(row: Item) -> str | None:
     """Return a row's address in normal form, None where it has none."""
     try:
-        return fields.normal_email(row["email"]["S"])
+        return fields.normalize_email(row["email"]["S"])
     except (KeyError, InvalidFieldError):
         return None

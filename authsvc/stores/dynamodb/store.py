@@ -19,7 +19,7 @@ from authsvc.errors import (
     UserChangedError,
     UserNotFoundError,
 )
-from authsvc.models import AttemptCount, Counter, CounterUpdate, Finding, Session, User, UserState, revocation_entry
+from authsvc.models import AttemptCount, Counter, CounterUpdate, Email, Finding, Session, User, UserState, revocation_entry
 from authsvc.stores.dynamodb.batch_get import USER_STATE_ATTRIBUTES, coalesced_reads
 from authsvc.stores.dynamodb.client import (
     ConditionFailedError,
@@ -74,13 +74,13 @@ class DynamoDBStore:
         return parsedate_to_datetime(date) if date else None
 
     async def create_user(
-        self, user: User, now: datetime, request_digest: bytes | None = None, typed: str = ""
+        self, user: User, now: datetime, request_digest: bytes | None = None, email: Email | None = None
     ) -> User:
         """See Store."""
         earlier = await self._requested_user(request_digest, user.email, now)
         if earlier is not None:
             return earlier
-        if await self._try_create(user, now, request_digest, typed):
+        if await self._try_create(user, now, request_digest, email or Email(user.email)):
             return user
         # Whoever was first may be an earlier try of this very request.
         earlier = await self._requested_user(request_digest, user.email, now)
@@ -88,9 +88,9 @@ class DynamoDBStore:
             raise EmailAlreadyExistsError
         return earlier
 
-    async def _try_create(self, user: User, now: datetime, request_digest: bytes | None, typed: str) -> bool:
+    async def _try_create(self, user: User, now: datetime, request_digest: bytes | None, email: Email) -> bool:
         """Add a user to a free address, telling the write of this very call from a lost race."""
-        holders = await self._addresses.holders(user.email, typed or user.email)
+        holders = await self._addresses.holders(email)
         if holders.rows:
             return False
         put = {
@@ -148,9 +148,9 @@ class DynamoDBStore:
         """See Store."""
         return {user_id: _standing(row) for user_id, row in (await self._user_states.get(user_ids)).items()}
 
-    async def get_user_by_email(self, email: str, typed: str) -> EmailOwner:
+    async def get_user_by_email(self, email: Email) -> EmailOwner:
         """See Store."""
-        holders = await self._addresses.holders(email, typed)
+        holders = await self._addresses.holders(email)
         if holders.claimant is not None and holders.is_claim_live:
             return EmailOwner(user_from_item(holders.claimant), is_claimed=True)
         if len(holders.rows) > 1:
@@ -161,8 +161,8 @@ class DynamoDBStore:
 
     async def claim_email(self, user: User) -> bool:
         """See Store."""
-        email = fields.normal_email(user.email)
-        holders = await self._addresses.holders(email, user.email)
+        email = fields.parse_email(user.email)
+        holders = await self._addresses.holders(email)
         if holders.is_claim_live or holders.user_ids != [user.user_id]:
             return holders.is_claim_live and holders.claimant_id == user.user_id
         try:
@@ -170,7 +170,7 @@ class DynamoDBStore:
                 self._addresses.check(user.user_id, {"S": user.email}), *self._addresses.claim_actions(user, holders)
             )
         except ConditionFailedError:
-            return await self._addresses.claimant_id(email) == user.user_id
+            return await self._addresses.claimant_id(email.normal) == user.user_id
         return True
 
     async def list_users(self, limit: int, after_user_id: str | None) -> UserPage:
@@ -185,10 +185,10 @@ class DynamoDBStore:
         """See Store."""
         return await self._addresses.list_claims(limit, after_key)
 
-    async def update_user(self, expected: User, new: User, typed: str = "") -> None:
+    async def update_user(self, expected: User, new: User, new_email: Email | None = None) -> None:
         """See Store."""
         update = {"Update": user_update(self._tables.users, expected, new)}
-        moving = [] if expected.email == new.email else await self._change_email_actions(expected, new, typed)
+        moving = [] if expected.email == new.email else await self._change_email_actions(expected, new, new_email or Email(new.email))
         try:
             # A transaction even for one row: its token stops a try that was held up in the network from coming back
             # after later changes.
@@ -197,9 +197,11 @@ class DynamoDBStore:
             if not await self._is_own_write(expected, new):
                 raise UserChangedError from None
 
-    async def _change_email_actions(self, expected: User, new: User, typed: str) -> list[Mapping[str, Any]]:
+    async def _change_email_actions(
+        self, expected: User, new: User, new_email: Email
+    ) -> list[Mapping[str, Any]]:
         """Claim the new address, and give up the old one where that is another one in normal form."""
-        holders = await self._addresses.holders(new.email, typed or new.email)
+        holders = await self._addresses.holders(new_email)
         if set(holders.user_ids) - {new.user_id}:
             raise EmailAlreadyExistsError
         if self._addresses.is_spelling(expected.email, new.email):

@@ -1,11 +1,8 @@
 """Walks over all that is stored: users and the claims of their addresses, on every store."""
 
-import pytest
-
 from authsvc.models import Finding
 from authsvc.stores.dynamodb.store import DynamoDBStore
 from authsvc.stores.interface import Store
-from authsvc.usecases import users as users_module
 from authsvc.usecases.data_checks import AddressCheck, check_addresses, check_hashes
 from tests.dynamodb import Tables
 from tests.stores.contract.test_store import DIGEST, NOW, new_user
@@ -18,15 +15,14 @@ def problems(check: AddressCheck) -> list[str]:
     return sorted(f"{finding.subject}: {finding.problem}" for finding in check.findings)
 
 
-async def test_users_of_our_own_and_their_claims_agree(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(users_module, "PAGE_SIZE", 2)
+async def test_users_of_our_own_and_their_claims_agree(store: Store) -> None:
     users = [
         await store.create_user(new_user(f"user{n}@example.com"), NOW, DIGEST if n == 0 else None) for n in range(5)
     ]
     await store.delete_user(users[0])
     moved = new_user("moved@example.com", user_id=users[1].user_id)
     await store.update_user(users[1], moved)
-    check = await check_addresses(store)
+    check = await check_addresses(store, page_size=2)
     assert check == GOOD
     assert check.lines() == [Finding("addresses")]
 
@@ -68,8 +64,8 @@ async def test_two_rows_of_one_address_are_a_problem(dynamodb_store: DynamoDBSto
     check = await check_addresses(dynamodb_store)
     assert problems(check) == [
         "user u-2: email: is not in normal form (NFC, lower case)",
-        "users u-1, u-2: have the same address: it is u-1's by claim",
-        "users u-3, u-4: have the same address: none has claimed it, so none logs in",
+        "users u-1, u-2: have the same address: u-1 owns it by claim",
+        "users u-3, u-4: have the same address: none has claimed it, so none can log in",
     ]
     assert (check.dead_claims, check.unclaimed) == (0, 0)
     assert check.lines() == check.findings
@@ -83,9 +79,9 @@ async def test_unreadable_rows_are_problems(dynamodb_store: DynamoDBStore, table
     tables.dynamodb.put_item(TableName=tables.unique, Item={"unique_key": {"S": "email#bob@example.com"}})
     check = await check_addresses(dynamodb_store)
     assert problems(check) == [
-        "claim of bob@example.com: is unreadable: nobody logs in by that address",
-        "user u-1: attribute is_active is missing or unreadable: nobody logs in by this row",
-        "user u-2: attribute email is missing or unreadable: nobody logs in by this row",
+        "claim of bob@example.com: is unreadable: no user can log in by that address",
+        "user u-1: attribute is_active is missing or unreadable: the user cannot log in",
+        "user u-2: attribute email is missing or unreadable: the user cannot log in",
         "user u-3: email: must have exactly one @, with text on both sides",
     ]
     assert (check.dead_claims, check.unclaimed) == (0, 0)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from authsvc.models import Email
 from authsvc.errors import CorruptItemError
 from authsvc.stores.dynamodb.store import DynamoDBStore
 from tests.dynamodb import Tables
@@ -54,7 +55,7 @@ async def test_a_claimed_address_may_be_spelled_anew(dynamodb_store: DynamoDBSto
     carol = await dynamodb_store.get_user("carol")
     assert await dynamodb_store.claim_email(carol)
     await dynamodb_store.update_user(carol, replace(carol, email=EMAIL))
-    assert (await dynamodb_store.get_user_by_email(EMAIL, EMAIL)).user.user_id == "carol"
+    assert (await dynamodb_store.get_user_by_email(Email(EMAIL))).user.user_id == "carol"
     assert tables.claim(EMAIL) == "carol"
 
 
@@ -75,10 +76,10 @@ async def test_an_unreadable_claim_is_logged_without_its_address(
     await dynamodb_store.create_user(new_user("bob@example.com"), NOW)
     tables.dynamodb.put_item(TableName=tables.unique, Item={"unique_key": {"S": f"email#{EMAIL}"}, **broken})
     position = len(WITNESS.lines.getvalue())
-    for call in (dynamodb_store.get_user_by_email(EMAIL, EMAIL), dynamodb_store.create_user(new_user(EMAIL), NOW)):
+    for call in (dynamodb_store.get_user_by_email(Email(EMAIL)), dynamodb_store.create_user(new_user(EMAIL), NOW)):
         with pytest.raises(CorruptItemError):
             await call
     lines = WITNESS.lines.getvalue()[position:].splitlines()
     assert len([line for line in lines if '"event": "row_broken"' in line and '"table": "unique"' in line]) == 2
     assert not any(EMAIL in line for line in lines)
-    assert (await dynamodb_store.get_user_by_email("bob@example.com", "bob@example.com")).is_claimed
+    assert (await dynamodb_store.get_user_by_email(Email("bob@example.com"))).is_claimed

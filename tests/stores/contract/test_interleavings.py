@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from authsvc.models import Email
 from authsvc.errors import AuthsvcError, RetryableStoreError, UserNotFoundError
 from authsvc.models import User
 from authsvc.passwords.hash_queue import HashQueue
@@ -225,7 +226,7 @@ async def check(scene: Scene, name: str, mine: object, interrupting: str, others
         with pytest.raises(UserNotFoundError):
             await scene.second.accounts.get_user(scene.alice.user_id)
     if interrupting in {"delete and create again", "move and create again"} and not isinstance(others, AuthsvcError):
-        owner = await scene.second.store.get_user_by_email(scene.email, scene.email)
+        owner = await scene.second.store.get_user_by_email(Email(scene.email))
         assert owner.user.user_id != scene.alice.user_id
         assert owner.is_claimed
         assert name == "change password" or await scene.second.can_log_in(PASSWORD, scene.email)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from authsvc.models import Email
 from authsvc.errors import (
     AuthsvcError,
     EmailAlreadyExistsError,
@@ -263,7 +264,7 @@ async def test_create_and_move_to_one_address(use_cases: UseCases, rounds: Itera
         outcomes = await race(use_cases.create(), use_cases.accounts.update_user(bob.user_id, email=EMAIL))
         (won,) = [outcome for outcome in outcomes if isinstance(outcome, User)]
         assert sum(isinstance(outcome, EmailAlreadyExistsError) for outcome in outcomes) == 1
-        owner = await use_cases.store.get_user_by_email(EMAIL, EMAIL)
+        owner = await use_cases.store.get_user_by_email(Email(EMAIL))
         assert (owner.user.user_id, owner.is_claimed) == (won.user_id, True)
         await use_cases.check_rows()
         for user_id in {won.user_id, bob.user_id}:

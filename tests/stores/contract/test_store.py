@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from authsvc.errors import EmailAlreadyExistsError, InvalidFieldError, UserChangedError, UserNotFoundError
-from authsvc.models import Session, User, revocation_entry
+from authsvc.models import Email, Session, User, revocation_entry
 from authsvc.stores.interface import MAX_REVOKED_SESSIONS, REQUEST_ID_TTL, EmailOwner, Store
 
 NOW = datetime(2030, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
@@ -47,7 +47,7 @@ async def test_a_created_user_is_found_by_id_and_by_address(store: Store) -> Non
     user = new_user()
     assert await store.create_user(user, NOW) == user
     assert await store.get_user(user.user_id) == user
-    assert await store.get_user_by_email(user.email, user.email) == EmailOwner(user, is_claimed=True)
+    assert await store.get_user_by_email(Email(user.email)) == EmailOwner(user, is_claimed=True)
 
 
 async def test_every_attribute_of_a_user_is_kept(store: Store) -> None:
@@ -68,14 +68,14 @@ async def test_nobody_is_found_where_nobody_is(store: Store) -> None:
     with pytest.raises(UserNotFoundError):
         await store.get_user("nobody")
     with pytest.raises(UserNotFoundError):
-        await store.get_user_by_email("nobody@example.com", "Nobody@example.com")
+        await store.get_user_by_email(Email("nobody@example.com", "Nobody@example.com"))
 
 
 async def test_an_address_is_given_once(store: Store) -> None:
     first = await store.create_user(new_user(), NOW)
     with pytest.raises(EmailAlreadyExistsError):
         await store.create_user(new_user(), NOW)
-    assert (await store.get_user_by_email(first.email, first.email)).user == first
+    assert (await store.get_user_by_email(Email(first.email))).user == first
 
 
 async def test_of_fifty_concurrent_creates_of_one_address_one_wins(concurrent_store: Store) -> None:
@@ -103,7 +103,7 @@ async def test_a_request_id_is_good_for_one_address(store: Store) -> None:
         await store.create_user(new_user("bob@example.com"), NOW, DIGEST)
     assert caught.value.field == "request_id"
     with pytest.raises(UserNotFoundError):
-        await store.get_user_by_email("bob@example.com", "bob@example.com")
+        await store.get_user_by_email(Email("bob@example.com"))
 
 
 async def test_a_request_id_is_forgotten_after_a_day(store: Store) -> None:
@@ -163,9 +163,9 @@ async def test_an_address_moves_with_its_claim(store: Store) -> None:
     user = await store.create_user(new_user(), NOW)
     moved = replace(user, email="moved@example.com")
     await store.update_user(user, moved)
-    assert await store.get_user_by_email(moved.email, moved.email) == EmailOwner(moved, is_claimed=True)
+    assert await store.get_user_by_email(Email(moved.email)) == EmailOwner(moved, is_claimed=True)
     with pytest.raises(UserNotFoundError):
-        await store.get_user_by_email(user.email, user.email)
+        await store.get_user_by_email(Email(user.email))
     await store.create_user(new_user(), NOW)
 
 
@@ -177,7 +177,7 @@ async def test_an_address_does_not_move_onto_another_users(store: Store) -> None
     with pytest.raises(EmailAlreadyExistsError):
         await store.update_user(bob, replace(bob, email=alice.email))
     assert await store.get_user(bob.user_id) == bob
-    assert (await store.get_user_by_email(bob.email, bob.email)).user == bob
+    assert (await store.get_user_by_email(Email(bob.email))).user == bob
 
 
 async def test_a_deleted_user_is_gone_with_address_and_sessions(store: Store) -> None:
@@ -191,7 +191,7 @@ async def test_a_deleted_user_is_gone_with_address_and_sessions(store: Store) ->
         await store.get_user(user.user_id)
     assert await store.get_session(user.user_id, "session") is None
     again = await store.create_user(new_user(), NOW)
-    assert (await store.get_user_by_email(user.email, user.email)).user == again
+    assert (await store.get_user_by_email(Email(user.email))).user == again
 
 
 def rotated(session: Session, number: int) -> Session:

@@ -24,14 +24,14 @@ def test_a_page_of_negative_size_is_refused(number: int) -> None:
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=256))
 def test_a_token_says_where_its_page_goes_on(key: str) -> None:
-    token = fields.token_of(key)
+    token = fields.encode_page_token(key)
     assert token.isascii()
-    assert fields.key_of(token) == key
+    assert fields.decode_page_token(token) == key
 
 
 def test_no_key_is_the_first_page_or_the_last() -> None:
-    assert fields.token_of(None) == ""
-    assert fields.key_of("") is None
+    assert fields.encode_page_token(None) == ""
+    assert fields.decode_page_token("") is None
 
 
 def encoded(data: bytes) -> str:
@@ -61,14 +61,14 @@ def encoded(data: bytes) -> str:
 )
 def test_a_token_of_another_make_is_refused(token: str) -> None:
     with pytest.raises(InvalidFieldError) as caught:
-        fields.key_of(token)
+        fields.decode_page_token(token)
     assert caught.value.field == "page_token"
 
 
 @given(st.text())
 def test_any_text_is_a_token_or_refused(text: str) -> None:
     try:
-        key = fields.key_of(text)
+        key = fields.decode_page_token(text)
     except InvalidFieldError:
         return
-    assert fields.token_of(key) == text
+    assert fields.encode_page_token(key) == text
