@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
-from authsvc.fields import token_of
+from authsvc.fields import encode_page_token
 from authsvc.tokens.refresh_tokens import new_refresh_token
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import resources_pb2
@@ -59,7 +59,7 @@ SEEDS: dict[str, bytes] = {
     ).SerializeToString(),
     "/authsvc.v1.UserService/GetUser": user_pb2.GetUserRequest(email="alice@example.com").SerializeToString(),
     "/authsvc.v1.UserService/ListUsers": user_pb2.ListUsersRequest(
-        page_size=5, page_token=token_of("alice")
+        page_size=5, page_token=encode_page_token("alice")
     ).SerializeToString(),
     "/authsvc.v1.UserService/UpdateUser": user_pb2.UpdateUserRequest(
         user_id="alice",
@@ -69,7 +69,7 @@ SEEDS: dict[str, bytes] = {
     "/authsvc.v1.UserService/DeleteUser": user_pb2.DeleteUserRequest(user_id="alice").SerializeToString(),
     "/authsvc.v1.UserService/ResetPassword": user_pb2.ResetPasswordRequest(user_id="alice").SerializeToString(),
     "/authsvc.v1.UserService/ListUserSessions": user_pb2.ListUserSessionsRequest(
-        user_id="alice", page_size=5, page_token=token_of("session")
+        user_id="alice", page_size=5, page_token=encode_page_token("session")
     ).SerializeToString(),
     "/authsvc.v1.UserService/RevokeUserSessions": user_pb2.RevokeUserSessionsRequest(
         user_id="alice", session_ids=["session"]
@@ -89,7 +89,7 @@ TEXTS = [
     "::ffff:0:0",
     "a.b.c",
     new_refresh_token("alice").text,
-    token_of("alice"),
+    encode_page_token("alice"),
     "email",
     "is_active",
     "$2b$31$" + "a" * 53,

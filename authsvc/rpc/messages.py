@@ -58,7 +58,7 @@ def batch_result(validation: Validation | Exception) -> auth_pb2.BatchValidateTo
 
 
 def _parse_duration(duration: Duration, name: str) -> timedelta:
-    return fields.span(duration.seconds, duration.nanos, name)
+    return fields.duration(duration.seconds, duration.nanos, name)
 
 
 def timestamp(time: datetime) -> Timestamp:

@@ -482,7 +482,7 @@ def test_users_are_imported(store: dict[str, str], alice: str, tmp_path: Path) -
     done = invoke("users", "import", str(file), **store)
     assert done.exit_code == 1
     assert done.stdout == "1 created, 1 already there, 1 wrong\n"
-    assert done.stderr == "line 3: password_hash: must be a text\n"
+    assert done.stderr == "line 3: password_hash: must be a string\n"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines[:2]))
     again = invoke("users", "import", str(file), **store)
     assert (again.exit_code, again.stderr) == (0, "")

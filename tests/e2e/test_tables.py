@@ -294,7 +294,7 @@ def test_claims_that_are_dead_are_counted_and_unreadable_rows_listed(place: Queu
     place.client.put_item(TableName=place.users, Item={**rows[1], "is_active": {"N": "1"}})
     user_id = rows[1]["user_id"]["S"]
     assert place.wrong() == (
-        f"WRONG user {user_id}: attribute is_active is missing or unreadable: nobody logs in by this row. "
+        f"WRONG user {user_id}: attribute is_active is missing or unreadable: the user cannot log in. "
         "Remedy: write the attribute as it must be, or delete the row"
     )
 

@@ -322,7 +322,7 @@ async def test_a_client_that_leaves_is_no_fault() -> None:
         assert service.log.getvalue() == ""
 
 
-def token_of(role: str) -> ActiveToken:
+def encode_page_token(role: str) -> ActiveToken:
     token = AccessToken(
         issuer="i",
         audience="a",
@@ -338,7 +338,7 @@ def token_of(role: str) -> ActiveToken:
     return ActiveToken(token, User(user_id="user-1", email="a@b", role=role))
 
 
-ADMIN = token_of("admin")
+ADMIN = encode_page_token("admin")
 USER = user_pb2.GetUserResponse()
 
 
@@ -382,7 +382,7 @@ async def test_an_inactive_token_makes_a_caller_nobody(reason: InactiveReason) -
 
 @pytest.mark.parametrize("role", ["user", "Admin", "administrator", "admin ", ""])
 async def test_whoever_is_no_admin_is_not_permitted_and_that_is_logged(role: str) -> None:
-    async with served(answering(USER), token_of(role)) as service:
+    async with served(answering(USER), encode_page_token(role)) as service:
         told = await failure(service.get_user(("authorization", "Bearer a.b.c")))
         assert (told.code, told.reason) == (Code.PERMISSION_DENIED, "CALLER_NOT_PERMITTED")
         assert service.servicer.requests == []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from authsvc.config import ServeSettings
-from authsvc.usecases.sessions import HOST_SKEW, REUSE_GRACE
+from authsvc.usecases.sessions import HOST_SKEW, REPLAY_GRACE
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.faults import Reset, Throttle
 from tests.rpc.conftest import Proxied, Shared
@@ -16,7 +16,7 @@ from tests.support import WITNESS, Client, Failure, FakeClock, failure, make_set
 
 ACTIVE = auth_pb2.TOKEN_STATE_ACTIVE
 REVOKED = auth_pb2.INACTIVE_REASON_SESSION_REVOKED
-GRACE_SECONDS = REUSE_GRACE.total_seconds()
+GRACE_SECONDS = REPLAY_GRACE.total_seconds()
 
 
 async def logged_in(client: Client) -> auth_pb2.AuthenticateResponse:

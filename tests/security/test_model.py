@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from authsvc.models import Email
 from authsvc.errors import (
     AuthsvcError,
     EmailAlreadyExistsError,
@@ -27,7 +28,7 @@ from authsvc.passwords.hash_queue import HashQueue
 from authsvc.stores.dynamodb.store import open_dynamodb_store
 from authsvc.stores.interface import Store
 from authsvc.stores.sqlite import open_sqlite_store
-from authsvc.usecases.sessions import REUSE_GRACE, Tokens
+from authsvc.usecases.sessions import REPLAY_GRACE, Tokens
 from authsvc.usecases.users import iterate_users
 from authsvc.usecases.validation import ActiveToken, Check
 from tests.faults import WRITES, Conflict, FaultyProxy, Reset
@@ -181,7 +182,7 @@ class Model(RuleBasedStateMachine):
         age = min(age, len(login.chain) - 1)
         call = self.use_cases.sessions.refresh(login.chain[-1 - age], "")
         is_good = login.lives() and self.now < login.expire_time
-        is_reuse = age > 1 or (age == 1 and self.now - login.rotate_time > REUSE_GRACE)
+        is_reuse = age > 1 or (age == 1 and self.now - login.rotate_time > REPLAY_GRACE)
         tokens = self.do(call, InvalidRefreshTokenError if is_reuse or not is_good else None)
         if tokens is None:
             login.has_ended_session |= is_good  # and then the token was a stolen one
@@ -306,7 +307,7 @@ class Model(RuleBasedStateMachine):
         self.run(self.compare_list())
         for email in self.emails:
             if (person := self.owner(email)) is not None:
-                owner = self.run(self.use_cases.store.get_user_by_email(email, email))
+                owner = self.run(self.use_cases.store.get_user_by_email(Email(email)))
                 assert (owner.user.user_id, owner.is_claimed) == (person.user_id, True)
 
 
