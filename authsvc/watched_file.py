@@ -1,4 +1,4 @@
-"""A file that is followed while the service runs: its last good content, and how its changes are seen."""
+"""A file that is reloaded when it changes: a broken new version leaves the last good content."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,47 +12,47 @@ T = TypeVar("T")
 
 
 class WatchedFile(Generic[T]):
-    """A file that may change: what its last good reading gave.
+    """A file that may change while the service runs.
 
     Args:
         path: The file.
         read: Reads it.
-        what: What it holds, in the names of its log events.
-        describe: Says for the log what a good reading gave.
+        subject: What it holds: the prefix of its log events.
+        describe: Returns members of the log line of a reload.
 
     Raises:
-        OperatorError: On the first reading. Later a broken or missing file leaves the last good content, and is logged.
+        OperatorError: The first read fails. Later failures are logged and leave the last good content.
     """
 
     def __init__(
-        self, path: Path, read: Callable[[], T], what: str, describe: Callable[[T], Mapping[str, object]]
+        self, path: Path, read: Callable[[], T], subject: str, describe: Callable[[T], Mapping[str, object]]
     ) -> None:
         self._path = path
         self._read = read
-        self._what = what
+        self._subject = subject
         self._describe = describe
-        self._seen = self._version()
+        self._loaded_version = self._version()
         self.content = read()
 
-    def refresh(self) -> T:
-        """Read the file again if it has changed; return the last good content."""
+    def reload_if_changed(self) -> T:
+        """Read the file if it has changed; return the last good content."""
         version = self._version()
-        if version == self._seen:
+        if version == self._loaded_version:
             return self.content
-        self._seen = version  # as it was before it is read: what changes meanwhile is read again
+        self._loaded_version = version  # taken before the read, so that a change during it is read next time
         try:
             self.content = self._read()
         except OperatorError as error:
-            audit.record(Event(f"{self._what}_not_reloaded"), reason=str(error))
+            audit.record(Event(f"{self._subject}_not_reloaded"), reason=str(error))
         else:
-            audit.record(Event(f"{self._what}_reloaded"), **self._describe(self.content))
+            audit.record(Event(f"{self._subject}_reloaded"), **self._describe(self.content))
         return self.content
 
     def _version(self) -> tuple[int, ...]:
-        """Return what differs after every change of the file, however it was made."""
+        """Return what differs after every change of the file, whatever tool made it."""
         try:
             stat = self._path.stat()
         except OSError:
             return ()
-        # A change of rights changes st_ctime alone.
+        # A change of permissions changes st_ctime alone.
         return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)

@@ -48,9 +48,9 @@ def test_only_what_has_no_sensible_default_must_be_set() -> None:
         load({})
     assert refused.value.problems == [
         "AUTHSVC_STORE: must be set: dynamodb, or sqlite:PATH",
-        "AUTHSVC_ISSUER: must be set: URL that names this deployment in tokens (iss)",
-        "AUTHSVC_AUDIENCE: must be set: whom tokens are for (aud)",
-        "AUTHSVC_SIGNING_KEYS: must be set: file of authsvc keys generate",
+        "AUTHSVC_ISSUER: must be set: URL of this deployment in tokens (iss)",
+        "AUTHSVC_AUDIENCE: must be set: audience of tokens (aud)",
+        "AUTHSVC_SIGNING_KEYS: must be set: file made by authsvc keys generate",
     ]
 
 
@@ -139,8 +139,8 @@ def test_all_problems_are_told_at_once() -> None:
     )
     assert [problem.partition(":")[0] for problem in problems] == [
         "AUTHSVC_STORE",
-        "AUTHSVC_ISSUER",
         "AUTHSVC_BCRYPT_COST",
+        "AUTHSVC_ISSUER",
         "AUTHSVC_ACCESS_TOKEN_TTL",
         "AUTHSVC_TLS_CERT, AUTHSVC_TLS_KEY",
         "AUTHSVC_TLS_KEY",
@@ -396,9 +396,9 @@ def test_work_on_the_store_alone_needs_nothing_about_tokens() -> None:
 @pytest.mark.parametrize(
     ("name", "lines"),
     [
-        ("AUTHSVC_LISTENS", ["AUTHSVC_LISTENS is no setting; AUTHSVC_LISTEN?"]),
-        ("AUTHSVC_BCRYPT_COSTS", ["AUTHSVC_BCRYPT_COSTS is no setting; AUTHSVC_BCRYPT_COST?"]),
-        ("AUTHSVC_ZZZZZZZZZZZZZZZZZZZZ", ["AUTHSVC_ZZZZZZZZZZZZZZZZZZZZ is no setting"]),
+        ("AUTHSVC_LISTENS", ["AUTHSVC_LISTENS is not a setting; AUTHSVC_LISTEN?"]),
+        ("AUTHSVC_BCRYPT_COSTS", ["AUTHSVC_BCRYPT_COSTS is not a setting; AUTHSVC_BCRYPT_COST?"]),
+        ("AUTHSVC_ZZZZZZZZZZZZZZZZZZZZ", ["AUTHSVC_ZZZZZZZZZZZZZZZZZZZZ is not a setting"]),
         ("AUTHSVC_LISTEN", []),
         ("AUTHSVCS", []),
         ("PATH", []),
@@ -422,7 +422,7 @@ def test_a_variable_that_looks_like_a_setting_and_is_none_is_told(name: str, lin
 
 def test_unknown_settings_are_told_in_order_without_their_values() -> None:
     lines = unknown_settings({"AUTHSVC_YYYYYYYYYY": "secret", "AUTHSVC_XXXXXXXXXX": "secret"})
-    assert lines == ["AUTHSVC_XXXXXXXXXX is no setting", "AUTHSVC_YYYYYYYYYY is no setting"]
+    assert lines == ["AUTHSVC_XXXXXXXXXX is not a setting", "AUTHSVC_YYYYYYYYYY is not a setting"]
 
 
 def test_secrets_are_masked() -> None:

@@ -1,4 +1,4 @@
-"""`authsvc dev`: the service on this machine, with a store, keys and an admin of its own in one folder."""
+"""`authsvc dev`: the service on this machine, with its store, keys and admin in one folder."""
 
 import json
 import os
@@ -27,6 +27,7 @@ from authsvc.errors import (
 from authsvc.models import ADMIN_ROLE, User, utc_now
 from authsvc.passwords.hash_queue import HashQueue
 from authsvc.server import app, http_server
+from authsvc.server.app import PRODUCTION_LIMITS, Limits
 from authsvc.stores.interface import Store
 from authsvc.stores.opening import open_store
 from authsvc.tokens.access_tokens import IssuedToken
@@ -39,16 +40,16 @@ PASSWORD_VARIABLE = "AUTHSVC_ADMIN_PASSWORD"  # noqa: S105 - the variable's name
 DEFAULTS: Mapping[str, str] = {
     "AUTHSVC_ISSUER": "http://127.0.0.1:8080",
     "AUTHSVC_AUDIENCE": "authsvc-dev",
-    # Long enough for an afternoon with the printed commands.
+    # The printed token lasts an afternoon.
     "AUTHSVC_ACCESS_TOKEN_TTL": "8h",
     "AUTHSVC_LOG_FORMAT": "console",
 }
 _EXAMPLE_EMAIL = "alice@example.com"
-_EXAMPLE_PASSWORD = "correct horse battery staple"  # noqa: S105 - printed for everybody
+_EXAMPLE_PASSWORD = "correct horse battery staple"  # noqa: S105 - printed in an example
 
 
 def environment(data_dir: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of `dev`: `.env` lies under it; store and keys are always the folder's, TLS is off.
+    """Return the environment of `dev`: `.env`, overridden by the environment, overridden by what dev itself needs.
 
     Raises:
         ConfigError: `.env` cannot be read.
@@ -56,7 +57,7 @@ def environment(data_dir: Path, environ: Mapping[str, str]) -> dict[str, str]:
     own = {
         "AUTHSVC_STORE": f"sqlite:{data_dir / 'authsvc.db'}",
         "AUTHSVC_SIGNING_KEYS": str(data_dir / "keys.json"),
-        # The printed commands are for plain text and show no API key, and need reflection.
+        # The printed commands use plain text, no API key, and reflection.
         "AUTHSVC_CALLERS": "",
         "AUTHSVC_TLS_CERT": "",
         "AUTHSVC_TLS_KEY": "",
@@ -68,7 +69,7 @@ def environment(data_dir: Path, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _read_env(path: Path) -> dict[str, str]:
-    """Return the variables of a file; none where there is no file.
+    """Return the variables of a file; empty where there is no file.
 
     Raises:
         ConfigError: It cannot be read.
@@ -81,8 +82,13 @@ def _read_env(path: Path) -> dict[str, str]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-async def run(data_dir: Path, settings: ServeSettings) -> None:
-    """Make what is missing in the folder, then serve until Ctrl-C.
+async def run(data_dir: Path, settings: ServeSettings, limits: Limits = PRODUCTION_LIMITS) -> None:
+    """Create what is missing in the folder, then serve until Ctrl-C.
+
+    Args:
+        data_dir: The folder.
+        settings: Of the service.
+        limits: As for server.app.serve.
 
     Raises:
         OperatorError: The folder cannot be used, or the service cannot start.
@@ -98,14 +104,14 @@ async def run(data_dir: Path, settings: ServeSettings) -> None:
             token = await _admin_token(service, credentials)
         click.echo(_welcome(service, token, credentials, settings))
 
-    await app.serve(settings, on_start=show)
+    await app.serve(settings, on_start=show, limits=limits)
 
 
 def _make_folder(data_dir: Path) -> None:
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise OperatorError(f"cannot make the folder {data_dir}: {error.strerror}") from None
+        raise OperatorError(f"cannot create the folder {data_dir}: {error.strerror}") from None
 
 
 def _prepare_keys(path: Path) -> None:
@@ -114,43 +120,41 @@ def _prepare_keys(path: Path) -> None:
     try:
         read_keys(path)
     except KeyFileError as error:
-        raise OperatorError(f"{error}; remove the file for new keys") from None
+        raise OperatorError(f"{error}; remove the file to get new keys") from None
 
 
 async def _prepare_store(settings: ServeSettings, credentials: Path) -> None:
-    """Make the tables and the admin, whose password is written down before the service begins.
+    """Create the tables and the admin, and write the admin's password to a file before the service starts.
 
-    A first password is written before it is the admin's, a new one after it: whatever fails in between is made up for
-    by the next start.
+    A first password is written before the admin is created, a new one after it is set: the next start repairs whatever
+    fails in between.
     """
-    hashing = HashQueue(settings.bcrypt_cost)
+    hash_queue = HashQueue(settings.bcrypt_cost)
     try:
         async with open_store(settings) as store:
             await store.create_tables()
-            accounts = Users(store, hashing, utc_now, settings.password_min_length)
+            users = Users(store, hash_queue, utc_now, settings.password_min_length)
             password = secrets.token_urlsafe(18)
             try:
-                admin = await accounts.get_user_by_email(ADMIN_EMAIL)
+                admin = await users.get_user_by_email(ADMIN_EMAIL)
             except UserNotFoundError:
                 _write_credentials(credentials, password)
-                await accounts.create_user(email=ADMIN_EMAIL, role=ADMIN_ROLE, password=password)
+                await users.create_user(email=ADMIN_EMAIL, role=ADMIN_ROLE, password=password)
                 return
-            if not credentials.exists():  # noqa: ASYNC240 - nobody is served yet
-                await _set_password(store, hashing, admin, password)
+            if not credentials.exists():  # noqa: ASYNC240 - the service does not run yet
+                await _set_password(store, hash_queue, admin, password)
                 _write_credentials(credentials, password)
     finally:
-        hashing.close()
+        hash_queue.close()
 
 
-async def _set_password(store: Store, hashing: HashQueue, user: User, password: str) -> None:
-    """Give a user a password that need not be changed, and end every session."""
+async def _set_password(store: Store, hash_queue: HashQueue, user: User, password: str) -> None:
+    """Give a user a permanent password, and end every session."""
     changed = replace(
-        user,
-        password_hash=await hashing.hash(password),
+        user.with_sessions_ended(),
+        password_hash=await hash_queue.hash(password),
         password_change_required=False,
         temporary_password_expire_time=None,
-        token_generation=user.token_generation + 1,
-        revoked_sessions=frozenset(),
         update_time=utc_now(),
     )
     await store.update_user(user, changed)
@@ -167,7 +171,7 @@ def _write_credentials(path: Path, password: str) -> None:
 
 
 async def _admin_token(service: app.App, credentials: Path) -> IssuedToken | None:
-    """Log the admin in; None where what the folder says no longer lets anybody in."""
+    """Log the admin in with the password of the file; None where it is no longer right."""
     values = _read_env(credentials)
     try:
         tokens, _ = await service.logins.authenticate(
@@ -183,12 +187,10 @@ async def _admin_token(service: app.App, credentials: Path) -> IssuedToken | Non
 
 def _welcome(service: app.App, token: IssuedToken | None, credentials: Path, settings: ServeSettings) -> str:
     address = service.address
-    reach = "this machine only" if settings.listen.is_loopback else "for whoever can connect"
+    reach = "this machine only" if settings.listen.is_loopback else "open to every client that can connect"
     greeting = f"authsvc serves on {address}: gRPC, plain text, {reach}. Ctrl-C ends it."
     if token is None:
-        return (
-            f"{greeting}\nNobody can log in with what is in {credentials}: correct it, or remove it for a new password."
-        )
+        return f"{greeting}\nThe admin cannot log in with the password in {credentials}: correct it, or remove the file to get a new one."
     example = {"email": _EXAMPLE_EMAIL, "password": _EXAMPLE_PASSWORD}
     admin = f"-H {shlex.quote(f'authorization: Bearer {token.text}')} "
     create = _grpcurl(address, "UserService/CreateUser", json.dumps({**example, "request_id": "first"}), admin)
@@ -198,9 +200,9 @@ def _welcome(service: app.App, token: IssuedToken | None, credentials: Path, set
     return f"""\
 {greeting}
 Data, keys and the admin's password (dev.env) are in {credentials.parent}.
-{_where_keys_are(service)}\
+{_describe_public_keys(service)}\
 The token below is the admin's, good until {token.expire_time.astimezone():%H:%M}; each start prints a new one.
-{_how_to_get_grpcurl()}
+{_grpcurl_advice()}
 # Create a user:
 {create}
 
@@ -212,15 +214,15 @@ The token below is the admin's, good until {token.expire_time.astimezone():%H:%M
 """
 
 
-def _where_keys_are(service: app.App) -> str:
-    """Return the line about the side port; nothing where it is off."""
+def _describe_public_keys(service: app.App) -> str:
+    """Return the line about the HTTP side port; empty where it is off."""
     if service.http_address is None:
         return ""
     return f"Public keys are at http://{service.http_address}{http_server.JWKS_PATH}.\n"
 
 
-def _how_to_get_grpcurl() -> str:
-    """Return the line that a newcomer needs; nothing for others."""
+def _grpcurl_advice() -> str:
+    """Return how to install grpcurl; empty where it is installed."""
     if shutil.which("grpcurl"):
         return ""
     releases = "https://github.com/fullstorydev/grpcurl/releases"

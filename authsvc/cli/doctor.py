@@ -1,4 +1,4 @@
-"""`authsvc doctor`: looks at everything that the service needs, a line each, with the remedy."""
+"""`authsvc doctor`: checks everything that the service needs, one line each, with the remedy."""
 
 import shlex
 import ssl
@@ -25,16 +25,24 @@ _MISSING_TABLE = ("no such table", "ResourceNotFoundException")
 
 
 def remedy_for(error: StoreUnavailableError) -> str:
-    """Return what to do where the store cannot answer."""
+    """Return how to repair a store that cannot answer."""
     if any(cause in error.cause for cause in _MISSING_TABLE):
         return "authsvc tables create"
     if error.cause.startswith("sqlite"):
-        return "see that the disk has room and nothing else holds or changes the file"
+        return "check that the disk has space and no other program locks or changes the file"
     return "check AWS_REGION, the credentials, AWS_ENDPOINT_URL_DYNAMODB and the network"
 
 
 async def examine(environ: Mapping[str, str], clock: Clock) -> AsyncIterator[Finding]:
-    """Return what there is to say about configuration, keys, callers, TLS, clock, store and tables."""
+    """Check settings, keys, callers, TLS files, store, tables and clock, in this order.
+
+    Args:
+        environ: The environment that `serve` would get.
+        clock: This host's.
+
+    Yields:
+        A finding for each thing checked.
+    """
     try:
         settings = config.load(environ)
     except ConfigError as error:
@@ -64,9 +72,9 @@ def _examine_keys(path: Path, clock: Clock) -> Finding:
         remedy = f"authsvc keys generate {file}"
         return Finding(subject, problem, f"restore it, or remove it and {remedy}" if path.exists() else remedy)
     if path.stat().st_mode & 0o077:
-        return Finding(subject, "others than the owner may read the file", f"chmod 600 {file}")
+        return Finding(subject, "other users than the owner may read the file", f"chmod 600 {file}")
     if max(key.create_time for key in keys) > clock().timestamp():
-        return Finding(subject, "were made in the future: the clock is slow", "set the clock")
+        return Finding(subject, "were created in the future: this host's clock is slow", "set the clock")
     if not any(key.status is KeyStatus.NEXT for key in keys):
         return Finding(subject, "no next key is published", f"authsvc keys rotate {file}, which adds one")
     return Finding(subject)
@@ -83,10 +91,10 @@ def _examine_callers(settings: ServeSettings) -> Iterator[Finding]:
         yield from (Finding(subject, problem, "correct the file") for problem in error.problems)
         return
     if path.stat().st_mode & 0o022:
-        problem = "others than the owner may change who may call"
+        problem = "other users than the owner may write the file, and so decide who may call"
         yield Finding(subject, problem, f"chmod go-w {shlex.quote(str(path))}")
     elif callers.has_tls_identities and settings.tls_client_ca is None:
-        yield Finding(subject, "TLS identities are not seen without a client CA", "set AUTHSVC_TLS_CLIENT_CA")
+        yield Finding(subject, "TLS identities need a client CA", "set AUTHSVC_TLS_CLIENT_CA")
     else:
         yield Finding(subject)
 
@@ -96,12 +104,12 @@ def _examine_tls(settings: ServeSettings, clock: Clock) -> Iterator[Finding]:
         return
     subject = f"certificate in {settings.tls_cert}"
     try:
-        # An empty password, or OpenSSL would ask for that of an encrypted key.
+        # An empty password: for an encrypted key OpenSSL would prompt.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key, "")
         yield _examine_dates(subject, x509.load_pem_x509_certificate(settings.tls_cert.read_bytes()), clock)
     except (OSError, ValueError) as error:
         problem = f"cannot be used with the key in {settings.tls_key}: {_reason(error)}"
-        yield Finding(subject, problem, "give the certificate and its unencrypted key, both as PEM")
+        yield Finding(subject, problem, "name the certificate and its unencrypted key, both PEM files")
     if settings.tls_client_ca is None:
         return
     subject = f"client CA in {settings.tls_client_ca}"
@@ -109,7 +117,7 @@ def _examine_tls(settings: ServeSettings, clock: Clock) -> Iterator[Finding]:
         for certificate in x509.load_pem_x509_certificates(settings.tls_client_ca.read_bytes()):
             yield _examine_dates(subject, certificate, clock)
     except (OSError, ValueError):
-        yield Finding(subject, "has no certificate", "give the CA's certificate as PEM")
+        yield Finding(subject, "holds no certificate", "name the CA's certificate, a PEM file")
 
 
 def _examine_dates(subject: str, certificate: x509.Certificate, clock: Clock) -> Finding:
@@ -120,9 +128,9 @@ def _examine_dates(subject: str, certificate: x509.Certificate, clock: Clock) ->
 
 
 def _reason(error: Exception) -> str:
-    """Return OpenSSL's name of the problem, which it has for all but texts that are no PEM."""
+    """Return OpenSSL's name of the problem; it has none for a text that is not PEM."""
     if isinstance(error, ssl.SSLError):
-        return error.reason.replace("_", " ").lower() if error.reason else "no PEM"
+        return error.reason.replace("_", " ").lower() if error.reason else "not PEM"
     return str(error)
 
 

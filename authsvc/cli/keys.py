@@ -86,7 +86,8 @@ async def remove_key(file: Path, kid: str) -> None:
     """Remove the key KID from FILE; its tokens become invalid.
 
     For a key that has leaked. Where it signed, the next one signs. Running services reload the
-    file within 2 seconds. The remaining keys are printed.
+    file within 2 seconds. The remaining keys are printed. A KID that begins with a dash goes
+    after --.
     """
     from authsvc.tokens import key_file
 

@@ -97,7 +97,7 @@ async def run_worker(number: int) -> None:
 @main.command(name="doctor")
 @command
 async def run_doctor() -> None:
-    """Check everything that the service needs, and say how to repair what is wrong.
+    """Find what is wrong, and say how to repair it.
 
     Checks the settings, keys, callers, TLS files, clock, store and tables.
     """
@@ -109,9 +109,9 @@ async def run_doctor() -> None:
 @main.command(name="health")
 @command
 async def check_health() -> None:
-    """Ask the running service for its health; the exit code is 0 while it serves.
+    """Ask the running service whether it serves.
 
-    The image's health check. Reads AUTHSVC_LISTEN and AUTHSVC_TLS_CERT.
+    The exit code is 0 if it does. The image's health check. Reads AUTHSVC_LISTEN and AUTHSVC_TLS_CERT.
     """
     from authsvc.cli import health
 

@@ -23,7 +23,10 @@ _USER = click.argument("user")
 
 @click.group()
 def users() -> None:
-    """Administer users without a running service."""
+    """Administer users without a running service.
+
+    USER is an id or an address. An id that begins with a dash goes after --.
+    """
 
 
 @users.command(name="create")

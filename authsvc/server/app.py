@@ -132,7 +132,7 @@ async def run_app(
         logins = Logins(store, throttle, hash_queue, sessions, clock, settings.password_min_length)
         users = Users(store, hash_queue, clock, settings.password_min_length)
         http_address = await stack.enter_async_context(
-            http_server.listening(settings, lambda: sessions.jwks, metrics.registry_of())
+            http_server.serve_http(settings, lambda: sessions.jwks, metrics.registry_of())
         )
         middleware = Middleware(Authorization(validations, callers_file), limits.request_seconds)
         servicers = (AuthService(logins, sessions, validations), UserService(users, sessions))
@@ -219,9 +219,9 @@ async def _reload_files(
     """Take up changes of the key file and the callers file."""
     while True:
         await asyncio.sleep(poll_seconds)
-        tokens.ring = await asyncio.to_thread(key_file.refresh)
+        tokens.ring = await asyncio.to_thread(key_file.reload_if_changed)
         if callers_file is not None:
-            await asyncio.to_thread(callers_file.refresh)
+            await asyncio.to_thread(callers_file.reload_if_changed)
 
 
 def _run_in_background(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> None:

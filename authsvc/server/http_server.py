@@ -1,4 +1,4 @@
-"""The HTTP side port: public keys and discovery for whoever verifies offline; metrics and health for operators."""
+"""The HTTP side port: public keys and discovery for offline verification; metrics and health for operators."""
 
 import asyncio
 import json
@@ -22,22 +22,25 @@ METRICS_PATH = "/metrics"
 HEALTH_PATH = "/healthz"
 DISCOVERY_PATH = "/.well-known/openid-configuration"
 MAX_AGE_SECONDS = 300
-"""How long caches may keep an answer: short beside the hours between the publishing of a key and its first token."""
+"""How long caches may keep an answer: far shorter than the hours between a key's publication and its first token."""
 
 
 @asynccontextmanager
-async def listening(
+async def serve_http(
     settings: ServeSettings, jwks: Callable[[], str], registry: CollectorRegistry
 ) -> AsyncIterator[Address | None]:
-    """Serve while the body runs; nothing where the port is off.
+    """Serve the side port while the body runs; do nothing where it is off.
 
     Args:
-        settings: Where to listen, and what the discovery document says.
-        jwks: Returns the public keys of the moment.
+        settings: The address, and the issuer for the discovery document.
+        jwks: Returns the current public keys.
         registry: The metrics.
 
+    Yields:
+        The address with the real port; None where the port is off.
+
     Raises:
-        ConfigError: It cannot listen there.
+        ConfigError: The address is taken.
     """
     if settings.http_listen is None:
         yield None
@@ -51,9 +54,9 @@ async def listening(
 
 
 async def _bind_or_go_without(runner: web.AppRunner, listen: Address) -> Address | None:
-    """Bind the port; where it is the default one and taken, a second service on a host goes without."""
+    """Bind the port; a second service on a host goes without where the default port is taken."""
     try:
-        return await bind(runner, listen)
+        return await _bind(runner, listen)
     except ConfigError as error:
         if str(listen) != DEFAULT_HTTP_LISTEN:
             raise
@@ -61,13 +64,13 @@ async def _bind_or_go_without(runner: web.AppRunner, listen: Address) -> Address
         return None
 
 
-async def bind(runner: web.AppRunner, listen: Address) -> Address:
+async def _bind(runner: web.AppRunner, listen: Address) -> Address:
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     try:
         listener = socket.create_server((listen.host, listen.port), family=family)
     except OSError as error:
-        reason = str(error.strerror).partition(" (")[0]  # some versions tell the address as well
-        problem = f"AUTHSVC_HTTP_LISTEN: cannot listen on {listen}: {reason}; set another address, or nothing: off"
+        reason = str(error.strerror).partition(" (")[0]  # some Python versions append the address
+        problem = f"AUTHSVC_HTTP_LISTEN: cannot listen on {listen}: {reason}; set another address, or an empty value to turn it off"
         raise ConfigError([problem]) from None
     await web.SockSite(runner, listener).start()
     return Address(listen.host, runner.addresses[0][1])
@@ -91,7 +94,7 @@ def _app(settings: ServeSettings, jwks: Callable[[], str], registry: CollectorRe
         return _cacheable(discovery)
 
     async def show_metrics(_: web.Request) -> web.Response:
-        # Some milliseconds, in which the loop should go on.
+        # Takes milliseconds, in which the event loop must go on.
         body = await asyncio.to_thread(generate_latest, registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 

@@ -1,8 +1,8 @@
-"""`authsvc serve` with several workers: processes that share the gRPC port, and the parent that keeps them running.
+"""`authsvc serve` with several workers: processes that share the gRPC port, and the parent that supervises them.
 
 The kernel spreads connections over the workers (SO_REUSEPORT), which share nothing else. The parent owns the HTTP side
-port and serves no RPC. SIGTERM ends a worker. A worker says on its standard output that it listens, and knows by the
-end of its standard input that its parent is gone.
+port and serves no RPC. SIGTERM stops a worker. A worker writes a line to its standard output once it listens; the end
+of its standard input tells it that the parent is gone.
 """
 
 import asyncio
@@ -28,28 +28,28 @@ from authsvc.telemetry import metrics
 from authsvc.tokens.key_file import watch_key_file
 
 BACKOFF_RESET_SECONDS = 60.0
-"""The pause before a restart begins anew after a life as long as this: the first restart is at once."""
+"""A worker that ran this long resets the backoff: its next restart is immediate."""
 MIN_PAUSE_SECONDS = 0.5
-"""Before the second restart; doubled at each further one."""
+"""Backoff before the second restart; doubled at each further one."""
 MAX_PAUSE_SECONDS = 30.0
 KILL_SECONDS = 20.0
-"""From SIGTERM to SIGKILL, far more than an orderly end takes."""
+"""From SIGTERM to SIGKILL: far longer than an orderly stop takes."""
 
 _log = structlog.get_logger(__name__)
 
 
 async def serve(settings: ServeSettings) -> None:
-    """Run the workers until SIGTERM or SIGINT, then end them in order.
+    """Run the workers until SIGTERM or SIGINT, then stop them in order.
 
     Raises:
-        ConfigError: The port cannot be had.
+        ConfigError: The port is taken.
         KeyFileError: The signing keys cannot be used.
-        OperatorError: The first worker cannot serve; it has said why.
+        OperatorError: The first worker cannot serve; it has logged why.
     """
     supervision = asyncio.create_task(_run_workers(settings))
 
     def stop() -> None:
-        if not supervision.cancelling():  # a second signal would cut the orderly end short
+        if not supervision.cancelling():  # a second signal must not cut the orderly stop short
             _log.info("stopping")
             supervision.cancel()
 
@@ -64,14 +64,14 @@ async def _run_workers(settings: ServeSettings) -> None:
     key_file = watch_key_file(settings.signing_keys, utc_now)
 
     def jwks() -> str:
-        return key_file.refresh().jwks(utc_now().timestamp())
+        return key_file.reload_if_changed().jwks(utc_now().timestamp())
 
-    with _reserved(settings.listen) as address, _metrics_folder() as folder:
-        async with http_server.listening(settings, jwks, metrics.registry_of(folder)) as http_address:
+    with _reserve_port(settings.listen) as address, _metrics_folder() as folder:
+        async with http_server.serve_http(settings, jwks, metrics.registry_of(folder)) as http_address:
             environ = _environ(settings, address, folder)
             first, *others = [_Worker(number + 1, environ, folder) for number in range(settings.workers)]
             try:
-                # Alone, so that what is wrong with settings or files is said once.
+                # Alone, so that a problem of settings or files is reported once.
                 if not await first.start():
                     raise OperatorError("a worker ended before it listened")
                 _log.info("listening", address=str(address), http_address=http_address and str(http_address))
@@ -84,21 +84,23 @@ async def _run_workers(settings: ServeSettings) -> None:
 
 @contextmanager
 def _metrics_folder() -> Iterator[Path]:
-    """Make the folder where workers count, for as long as the body runs.
+    """Create the folder of the workers' metrics files for the time of the body.
 
     Raises:
-        OperatorError: It cannot be made.
+        OperatorError: The folder cannot be created.
     """
     try:
         folder = tempfile.TemporaryDirectory(prefix="authsvc-metrics-", ignore_cleanup_errors=True)
     except OSError as error:
-        raise OperatorError(f"no folder for metrics: {error.strerror}; name one that can be written: TMPDIR") from None
+        raise OperatorError(
+            f"cannot create a folder for metrics: {error.strerror}; set TMPDIR to a writable one"
+        ) from None
     with folder as path:
         yield Path(path)
 
 
 def _environ(settings: ServeSettings, address: Address, folder: Path) -> Mapping[str, str]:
-    """Return the environment of workers: the parent's, with the port that it got, and without the side port."""
+    """Return the workers' environment: the parent's, with the real port and without the side port."""
     return {
         **os.environ,
         "AUTHSVC_LISTEN": str(address),
@@ -109,12 +111,12 @@ def _environ(settings: ServeSettings, address: Address, folder: Path) -> Mapping
 
 
 class _Worker:
-    """A worker, whichever process does its work at the moment.
+    """A worker: one process at a time.
 
     Args:
-        number: Tells it from the others, in the log.
+        number: In the log lines of its processes.
         environ: Of its processes.
-        folder: Where they count.
+        folder: Of their metrics files.
     """
 
     def __init__(self, number: int, environ: Mapping[str, str], folder: Path) -> None:
@@ -124,8 +126,8 @@ class _Worker:
         self._process: Process | None = None
 
     async def start(self) -> bool:
-        """Start a process; tell whether it came to listen."""
-        # A new interpreter, for gRPC's threads do not survive a fork; -P: it imports nothing from the working folder.
+        """Start a process; return whether it listens."""
+        # A new interpreter: gRPC's threads do not survive a fork. -P: it imports nothing from the working folder.
         command = (sys.executable, "-P", "-m", "authsvc", "worker", str(self._number))
         try:
             process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=self._environ)
@@ -138,17 +140,17 @@ class _Worker:
         return bool(await process.stdout.readline())
 
     async def run(self) -> None:
-        """Start a process, and keep one running."""
+        """Start a process, and restart it whenever it ends."""
         await self.start()
         await self.supervise()
 
     async def supervise(self) -> None:
-        """Let another process follow the one that ends, time and again."""
+        """Restart the process whenever it ends, with backoff."""
         now = asyncio.get_running_loop().time
         pause = 0.0
         while True:
             begin = now()
-            code = await self._ended()
+            code = await self._wait()
             pause = pause if now() - begin < BACKOFF_RESET_SECONDS else 0.0
             _log.warning("worker_ended", worker=self._number, exit_code=code, restart_seconds=pause)
             await asyncio.sleep(pause)
@@ -156,21 +158,21 @@ class _Worker:
             await self.start()
 
     async def stop(self) -> None:
-        """End the process in order, by force where it takes too long."""
+        """Stop the process, by force where it takes too long."""
         if self._process is None:
             return
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         try:
             async with asyncio.timeout(KILL_SECONDS):
-                await self._ended()
+                await self._wait()
         except TimeoutError:
             _log.error("worker_killed", worker=self._number, pid=self._process.pid)
             self._process.kill()
-            await self._ended()
+            await self._wait()
 
-    async def _ended(self) -> int | None:
-        """Wait for the end of the process; return its exit code, None where there is no process."""
+    async def _wait(self) -> int | None:
+        """Wait for the process to end; return its exit code, None where there is no process."""
         if self._process is None:
             return None
         code = await self._process.wait()
@@ -180,32 +182,32 @@ class _Worker:
 
 
 @contextmanager
-def _reserved(listen: Address) -> Iterator[Address]:
-    """Hold a port that the workers share and no other program has; return it with its real number.
+def _reserve_port(listen: Address) -> Iterator[Address]:
+    """Reserve a port that only the workers share; yield its address with the real port.
 
     Raises:
-        ConfigError: It cannot be had.
+        ConfigError: Another program has the port.
     """
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     with socket.socket(family) as holder:
         try:
-            # Fails where anybody has the port, as the port of a single process does; what is shared does not fail.
+            # Fails where another program has the port; binding a shared port would not.
             with socket.create_server((listen.host, listen.port), family=family) as alone:
                 port = alone.getsockname()[1]
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            # It never listens, so that no connection comes to it.
+            # It never listens, so the kernel gives it no connection.
             holder.bind((listen.host, port))
-            # From now on the test above fails for others, also before a worker listens.
+            # From now on the check above fails for other programs, also before a worker listens.
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         except OSError as error:
-            reason = str(error.strerror).partition(" (")[0]  # some versions tell the address as well
+            reason = str(error.strerror).partition(" (")[0]  # some Python versions append the address
             raise ConfigError([f"AUTHSVC_LISTEN: cannot listen on {listen}: {reason}"]) from None
         yield Address(listen.host, port)
 
 
 def stop_with_parent() -> None:
-    """Let this worker end in order when its parent is gone, and with it the other end of standard input."""
+    """Stop this worker in order once its parent is gone, and with it the other end of standard input."""
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -216,6 +218,6 @@ def stop_with_parent() -> None:
 
 
 async def report_to_parent(_: object) -> None:
-    """Say that this worker listens."""
+    """Report to the parent that this worker listens."""
     with contextlib.suppress(BrokenPipeError):
         os.write(sys.stdout.fileno(), b"listening\n")

@@ -1,4 +1,4 @@
-"""A key file through its life: rotating its keys, removing one, and following its changes while the service runs."""
+"""The key file: read, write, rotate, remove, and watch for changes. A file is written whole or not at all."""
 
 import fcntl
 import json
@@ -18,17 +18,17 @@ from authsvc.watched_file import WatchedFile
 
 RETIRE_MARGIN = timedelta(seconds=60)
 PUBLISHED_BEFORE_SIGNING = timedelta(hours=2)
-"""How long gateways keep the public keys that they fetched."""
+"""How long gateways may cache the public keys."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """What a rotation did.
+    """The result of a rotation.
 
     Args:
-        retired: The key that signed before; None where no next key was published, so that the old one goes on.
+        retired: The key that signed before; None where no next key was published, so that it still signs.
         signing: The key that signs now.
-        following: The key that will sign next.
+        following: The next key.
     """
 
     retired: Key | None
@@ -37,7 +37,7 @@ class Rotation:
 
 
 def read_key_ring(path: Path, now: datetime) -> KeyRing:
-    """Read the keys of a file, leaving out those whose retire time has passed.
+    """Read the keys of a file that are not expired.
 
     Raises:
         KeyFileError: The file cannot be read, or a key in it cannot be used.
@@ -54,7 +54,7 @@ def read_keys(path: Path) -> list[Key]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise KeyFileError(f"{path}: no such file; make one: authsvc keys generate {path}") from None
+        raise KeyFileError(f"{path}: no such file; create it: authsvc keys generate {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise KeyFileError(f"{path}: cannot be read: {reason}") from None
@@ -65,10 +65,10 @@ def read_keys(path: Path) -> list[Key]:
 
 
 def watch_key_file(path: Path, clock: Clock) -> WatchedFile[KeyRing]:
-    """Return the ring of a key file that may change.
+    """Return a watched key file.
 
     Raises:
-        KeyFileError: It cannot be used now.
+        KeyFileError: The file cannot be used now.
     """
     return WatchedFile(
         path, lambda: read_key_ring(path, clock()), "keys", lambda ring: {"signing_key": ring.signing_key.kid}
@@ -76,7 +76,7 @@ def watch_key_file(path: Path, clock: Clock) -> WatchedFile[KeyRing]:
 
 
 def generate_key_file(path: Path, alg: str, now: datetime) -> list[Key]:
-    """Make a file with a key that signs and the one that will sign next.
+    """Create a file with a signing key and the next one.
 
     Raises:
         KeyFileError: The file exists, or cannot be written.
@@ -87,14 +87,14 @@ def generate_key_file(path: Path, alg: str, now: datetime) -> list[Key]:
 
 
 def rotate_keys(path: Path, access_token_ttl: timedelta, now: datetime) -> Rotation:
-    """Let the next key sign, add a new next one, and retire the old one until its last token is over.
+    """Let the next key sign, add a new next one, and retire the old one until its last token has expired.
 
-    Where there is no next key, one is added and nothing else happens: a key must be published before it signs.
+    Where there is no next key, one is added and nothing else changes: a key must be published before it signs.
 
     Args:
         path: The key file.
-        access_token_ttl: Longest life of the tokens that the old key has signed.
-        now: Retired keys that are over by then are dropped.
+        access_token_ttl: Longest lifetime of the tokens that the old key has signed.
+        now: Retired keys that are expired by then are dropped.
 
     Raises:
         KeyFileError: The file cannot be used or written.
@@ -116,7 +116,7 @@ def rotate_keys(path: Path, access_token_ttl: timedelta, now: datetime) -> Rotat
 
 
 def remove_key(path: Path, kid: str, now: datetime) -> list[Key]:
-    """Remove a key, whose tokens are dead with it; another one signs or comes next in its place.
+    """Remove a key and with it its tokens; another key takes over its status.
 
     Raises:
         KeyFileError: The file cannot be used or written, or has no such key.
@@ -139,7 +139,7 @@ def remove_key(path: Path, kid: str, now: datetime) -> list[Key]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Let commands change a file one after another; its folder is locked, for the file itself is replaced."""
+    """Serialize commands that change a file. Its folder is locked, for the file itself is replaced."""
     try:
         folder = os.open(path.resolve().parent, os.O_RDONLY)
     except OSError as error:
@@ -152,7 +152,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def was_just_published(key: Key, now: datetime) -> bool:
-    """Tell whether gateways may not know a key yet."""
+    """Tell whether a key is so new that gateways may not know it yet."""
     return now.timestamp() - key.create_time < PUBLISHED_BEFORE_SIGNING.total_seconds()
 
 
@@ -167,27 +167,23 @@ def _write(path: Path, jwks: list[dict[str, Any]]) -> list[Key]:
 
 
 def _write_new(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, whole or not at all, over none that is there."""
-    with _written(path, text) as temporary:
+    """Create a file that only its owner may read; never overwrite one."""
+    with _temporary_file(path, text) as temporary:
         os.link(temporary, path)
 
 
 def _replace_file(path: Path, text: str) -> None:
-    """Write a file anew, for the owner that it has alone, whole or not at all.
-
-    Raises:
-        KeyFileError: It cannot be written.
-    """
-    with _written(path, text) as temporary:
-        # Root rotates keys that a service of another name reads.
+    """Replace a file, keeping its owner."""
+    with _temporary_file(path, text) as temporary:
+        # Root may rotate the keys of a service that runs as another user.
         owner = path.stat()
         os.chown(temporary, owner.st_uid, owner.st_gid)
         Path(temporary).replace(path.resolve())
 
 
 @contextmanager
-def _written(path: Path, text: str) -> Iterator[str]:
-    """Write a text beside a file, safe on disk before it takes the file's name."""
+def _temporary_file(path: Path, text: str) -> Iterator[str]:
+    """Write a text to a temporary file in the same folder, synced to disk before it takes the file's name."""
     try:
         handle, temporary = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.")
         try:

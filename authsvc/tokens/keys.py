@@ -24,7 +24,7 @@ from authsvc.tokens import base64url
 RSA_MIN_BITS = 3072
 RSA_NEW_BITS = 3072
 MAX_SECOND = 253_402_300_799
-"""The last second of the year 9999, beyond which no time can be told."""
+"""The last second of the year 9999, the last that datetime can hold."""
 
 _ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
     {
@@ -46,13 +46,14 @@ class KeyStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key of the ring, with the one algorithm that it is for.
+    """A key, and the one algorithm that it is used with.
 
     Args:
-        kid: Its RFC 7638 thumbprint, where made here.
-        retire_time: Unix second after which it verifies nothing; None while it is not retired.
-        public_jwk: What the world may know of it.
-        private_key: None where the file holds the public part alone.
+        kid: Its id: the RFC 7638 thumbprint for keys made here.
+        create_time: Unix seconds.
+        retire_time: Unix second from which it verifies nothing; None unless it is retired.
+        public_jwk: Its public part.
+        private_key: None where the set holds the public part alone.
     """
 
     kid: str
@@ -64,35 +65,35 @@ class Key:
     public_key: Any = field(repr=False, compare=False)
     private_key: Any = field(repr=False, compare=False)
 
-    def is_expired(self, second: float) -> bool:
-        """Tell whether the retire time has passed at that Unix second."""
-        return self.retire_time is not None and self.retire_time <= second
+    def is_expired(self, at: float) -> bool:
+        """Tell whether the retire time has passed at a Unix second."""
+        return self.retire_time is not None and self.retire_time <= at
 
     def verify(self, message: bytes, signature: bytes) -> bool:
-        """Tell whether a JWS signature is this key's."""
+        """Tell whether a JWS signature (RFC 7518 §3) was made with this key."""
         return _ALGORITHMS[self.alg].verify(message, self.public_key, signature)
 
 
 class KeyRing:
-    """The keys of one file, as read once.
+    """The keys of one key file, immutable.
 
     Args:
-        keys: With exactly one that signs, which has its private part.
+        keys: Exactly one of them has the status signing.
     """
 
     def __init__(self, keys: Sequence[Key]) -> None:
         self._by_kid = {key.kid: key for key in keys}
         (self.signing_key,) = (key for key in keys if key.status is KeyStatus.SIGNING)
 
-    def jwks(self, second: float) -> str:
-        """Return the public keys that are not over at that Unix second, as a JWK Set (RFC 7517)."""
-        living = (key for key in self._by_kid.values() if not key.is_expired(second))
-        return json.dumps({"keys": [dict(key.public_jwk) for key in living]})
+    def jwks(self, at: float) -> str:
+        """Return the public keys that are not expired at a Unix second, as a JWK Set (RFC 7517)."""
+        valid = (key for key in self._by_kid.values() if not key.is_expired(at))
+        return json.dumps({"keys": [dict(key.public_jwk) for key in valid]})
 
-    def get(self, kid: str, second: int) -> Key | None:
-        """Return the key with that id, None where its retire time has passed at that Unix second."""
+    def get(self, kid: str, at: int) -> Key | None:
+        """Return the key with an id; None where there is none, or where it is expired at a Unix second."""
         key = self._by_kid.get(kid)
-        return None if key is None or key.is_expired(second) else key
+        return None if key is None or key.is_expired(at) else key
 
 
 def parse_keys(text: str) -> list[Key]:
@@ -107,7 +108,7 @@ def parse_keys(text: str) -> list[Key]:
         raise KeyFileError('not a JWK Set: {"keys": […]}') from None
     if not isinstance(jwks, list) or not all(isinstance(jwk, dict) for jwk in jwks):
         raise KeyFileError('"keys" must be a list of keys')
-    keys = [_key(jwk, f"key {number}") for number, jwk in enumerate(jwks, start=1)]
+    keys = [_parse_key(jwk, f"key {number}") for number, jwk in enumerate(jwks, start=1)]
     if len({key.kid for key in keys}) != len(keys):
         raise KeyFileError("two keys have the same kid")
     if [key.status for key in keys].count(KeyStatus.SIGNING) != 1:
@@ -115,7 +116,7 @@ def parse_keys(text: str) -> list[Key]:
     return keys
 
 
-def _key(jwk: Mapping[str, Any], name: str) -> Key:
+def _parse_key(jwk: Mapping[str, Any], name: str) -> Key:
     kid, alg = jwk.get("kid"), jwk.get("alg")
     if not isinstance(kid, str) or not kid:
         raise KeyFileError(f"{name}: kid is missing")
@@ -128,18 +129,18 @@ def _key(jwk: Mapping[str, Any], name: str) -> Key:
         raise KeyFileError(f"{name}: use must be sig")
     if jwk.get("status") not in tuple(KeyStatus):
         raise KeyFileError(f"{name}: status must be {', '.join(KeyStatus)}")
-    private_key, public_key = _load(jwk, name)
+    private_key, public_key = _load_key(jwk, name)
     status = KeyStatus(jwk["status"])
     if private_key is None and status is not KeyStatus.RETIRED:
         raise KeyFileError(f"{name}: has no private part, so it cannot sign")
-    retire_time = _seconds(jwk, "retire_time", name)
+    retire_time = _parse_seconds(jwk, "retire_time", name)
     if (retire_time is not None) != (status is KeyStatus.RETIRED):
         raise KeyFileError(f"{name}: retired keys have a retire_time, others have none")
     return Key(
         kid=kid,
         alg=alg,
         status=status,
-        create_time=_seconds(jwk, "create_time", name) or 0,
+        create_time=_parse_seconds(jwk, "create_time", name) or 0,
         retire_time=retire_time,
         public_jwk=_public_jwk(public_key, alg, kid),
         public_key=public_key,
@@ -147,23 +148,23 @@ def _key(jwk: Mapping[str, Any], name: str) -> Key:
     )
 
 
-def _load(jwk: Mapping[str, Any], name: str) -> tuple[Any, Any]:
-    """Return a key's private part, None where there is none, and its public part."""
+def _load_key(jwk: Mapping[str, Any], name: str) -> tuple[Any, Any]:
+    """Return the private part, None where the JWK has none, and the public part."""
     algorithm = _ALGORITHMS[jwk["alg"]]
     try:
         key: Any = algorithm.prepare_key(algorithm.from_jwk(dict(jwk)))
     except (InvalidKeyError, ValueError, KeyError, TypeError):
-        raise KeyFileError(f"{name}: is no key for {jwk['alg']}") from None
+        raise KeyFileError(f"{name}: is not a key for {jwk['alg']}") from None
     if isinstance(key, rsa.RSAPrivateKey | rsa.RSAPublicKey) and key.key_size < RSA_MIN_BITS:
         raise KeyFileError(f"{name}: has {key.key_size} bits; RSA needs {RSA_MIN_BITS}")
     is_private = isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey)
     return (key, key.public_key()) if is_private else (None, key)
 
 
-def _seconds(jwk: Mapping[str, Any], member: str, name: str) -> int | None:
+def _parse_seconds(jwk: Mapping[str, Any], member: str, name: str) -> int | None:
     seconds = jwk.get(member)
     if seconds is not None and (type(seconds) is not int or not 0 <= seconds <= MAX_SECOND):
-        raise KeyFileError(f"{name}: {member} must be whole Unix seconds")
+        raise KeyFileError(f"{name}: {member} must be Unix seconds, a whole number")
     return seconds
 
 
@@ -174,22 +175,29 @@ def _public_jwk(public_key: object, alg: str, kid: str) -> Mapping[str, str]:
 
 
 def new_jwk(alg: str, status: KeyStatus, now: datetime) -> dict[str, Any]:
-    """Return a new key as the file holds it."""
-    private_key = (
-        ec.generate_private_key(ec.SECP256R1())
-        if alg == "ES256"
-        else rsa.generate_private_key(public_exponent=65537, key_size=RSA_NEW_BITS)
-    )
-    algorithm = _ALGORITHMS[alg]
-    public = algorithm.to_jwk(private_key.public_key(), as_dict=True)
+    """Return a new private JWK, whose id does not begin with a dash: commands would take it for an option."""
+    while True:
+        jwk = _new_private_jwk(alg)
+        kid = _thumbprint({member: jwk[member] for member in ("kty", *_PUBLIC_MEMBERS[alg])})
+        if not kid.startswith("-"):
+            break
     return {
-        **algorithm.to_jwk(private_key, as_dict=True),
-        "kid": _thumbprint({m: public[m] for m in ("kty", *_PUBLIC_MEMBERS[alg])}),
+        **jwk,
+        "kid": kid,
         "alg": alg,
         "use": "sig",
         "status": status.value,
         "create_time": int(now.timestamp()),
     }
+
+
+def _new_private_jwk(alg: str) -> dict[str, Any]:
+    private_key = (
+        ec.generate_private_key(ec.SECP256R1())
+        if alg == "ES256"
+        else rsa.generate_private_key(public_exponent=65537, key_size=RSA_NEW_BITS)
+    )
+    return dict(_ALGORITHMS[alg].to_jwk(private_key, as_dict=True))
 
 
 def _thumbprint(required_members: Mapping[str, str]) -> str:

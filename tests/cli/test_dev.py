@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from dotenv import dotenv_values
 from authsvc import config
 from authsvc.cli import dev
 from authsvc.errors import ConfigError, OperatorError
-from authsvc.server import app
+from authsvc.server.app import PRODUCTION_LIMITS
 from tests.e2e.process import FREE, invoke
 from tests.support import PASSWORD, WITNESS
 
@@ -143,7 +144,7 @@ def test_broken_keys_are_said_and_a_new_file_made_where_there_is_none(used: Path
     keys.write_text("{")
     result = invoke("dev", AUTHSVC_LISTEN=taken)
     assert result.exit_code == 1
-    assert result.stderr == ('error: .authsvc/keys.json: not a JWK Set: {"keys": […]}; remove the file for new keys\n')
+    assert result.stderr == ('error: .authsvc/keys.json: not a JWK Set: {"keys": […]}; remove the file to get new keys\n')
     keys.unlink()
     assert is_ready(taken)
 
@@ -151,13 +152,13 @@ def test_broken_keys_are_said_and_a_new_file_made_where_there_is_none(used: Path
 def test_a_folder_that_cannot_be_made_is_said() -> None:
     Path("file").touch()
     result = invoke("dev", "--data-dir", "file/folder")
-    assert (result.exit_code, result.stderr) == (1, "error: cannot make the folder file/folder: Not a directory\n")
+    assert (result.exit_code, result.stderr) == (1, "error: cannot create the folder file/folder: Not a directory\n")
 
 
 def test_a_folder_that_is_a_file_is_said() -> None:
     Path("file").touch()
     result = invoke("dev", "--data-dir", "file")
-    assert (result.exit_code, result.stderr) == (1, "error: cannot make the folder file: File exists\n")
+    assert (result.exit_code, result.stderr) == (1, "error: cannot create the folder file: File exists\n")
 
 
 def test_a_folder_that_cannot_be_written_is_said() -> None:
@@ -184,7 +185,7 @@ def test_a_password_that_cannot_be_written_down_makes_no_admin(used: Path, taken
 
 async def screen(settings: config.ServeSettings, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """Start dev on this loop, and end it once it has printed what it has to say."""
-    serving = asyncio.create_task(dev.run(folder, settings))
+    serving = asyncio.create_task(dev.run(folder, settings, replace(PRODUCTION_LIMITS, drain_seconds=0.0)))
     shown = ""
     while not shown and not serving.done():
         await asyncio.wait([serving], timeout=0.01)
@@ -219,7 +220,7 @@ async def test_shows_three_commands(address: str, folder: Path, capsys: pytest.C
 async def test_a_password_that_is_wrong_is_said(written: str, used: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (used / "dev.env").write_text(written)
     shown = await started(used, capsys)
-    assert "correct it, or remove it for a new password." in shown
+    assert "correct it, or remove the file to get a new one." in shown
     assert "grpcurl" not in shown
 
 
@@ -254,14 +255,13 @@ def test_a_side_port_that_is_taken_is_said_with_its_setting(taken: str) -> None:
     assert result.exit_code == 1
     assert last_line(result.stderr) == (
         f"error: AUTHSVC_HTTP_LISTEN: cannot listen on {taken}: Address already in use; "
-        "set another address, or nothing: off"
+        "set another address, or an empty value to turn it off"
     )
 
 
-async def test_beyond_this_machine_is_said(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(app, "DRAIN_WAIT_SECONDS", 0.0)
+async def test_beyond_this_machine_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     allowed = {"AUTHSVC_ALLOW_OPEN": "true", "AUTHSVC_ALLOW_PLAINTEXT": "true"}
-    assert "for whoever can connect" in await started(folder, capsys, AUTHSVC_LISTEN="0.0.0.0:0", **allowed)
+    assert "open to every client that can connect" in await started(
+        folder, capsys, AUTHSVC_LISTEN="0.0.0.0:0", **allowed
+    )
     assert "this machine only" in await started(folder, capsys)

@@ -115,8 +115,8 @@ def test_names_every_wrong_setting(settings: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("AUTHSVC_LISTN", "settings: AUTHSVC_LISTN is no setting. Remedy: write AUTHSVC_LISTEN"),
-        ("AUTHSVC_QQQQQQ", "settings: AUTHSVC_QQQQQQ is no setting. Remedy: remove it"),
+        ("AUTHSVC_LISTN", "settings: AUTHSVC_LISTN is not a setting. Remedy: write AUTHSVC_LISTEN"),
+        ("AUTHSVC_QQQQQQ", "settings: AUTHSVC_QQQQQQ is not a setting. Remedy: remove it"),
     ],
 )
 def test_names_what_is_no_setting(settings: dict[str, str], name: str, told: str) -> None:
@@ -145,7 +145,7 @@ def test_broken_keys(settings: dict[str, str], keys: Path) -> None:
 def test_keys_that_others_can_read(settings: dict[str, str], keys: Path) -> None:
     keys.chmod(0o640)
     line = wrong(invoke("doctor", **settings))
-    assert "others than the owner may read the file" in line
+    assert "other users than the owner may read the file" in line
     subprocess.run(shlex.split(remedy(line)), check=True)
     assert invoke("doctor", **settings).exit_code == 0
 
@@ -159,7 +159,7 @@ def change_keys(path: Path, change: Callable[[list[dict[str, object]]], object])
 def test_keys_from_the_future(settings: dict[str, str], keys: Path) -> None:
     tomorrow = int((utc_now() + timedelta(days=1)).timestamp())
     change_keys(keys, lambda keys: keys[0].update(create_time=tomorrow))
-    assert "were made in the future: the clock is slow. Remedy: set the clock" in wrong(invoke("doctor", **settings))
+    assert "were created in the future: this host's clock is slow. Remedy: set the clock" in wrong(invoke("doctor", **settings))
 
 
 def test_no_next_key(settings: dict[str, str], keys: Path) -> None:
@@ -210,7 +210,7 @@ def test_callers_that_others_can_change(settings: dict[str, str], callers: Path)
     )
     callers.chmod(0o664)
     line = wrong(invoke("doctor", **settings, AUTHSVC_CALLERS=str(callers)))
-    assert line.startswith(f"callers in {callers}: others than the owner may change who may call. ")
+    assert line.startswith(f"callers in {callers}: other users than the owner may write the file, and so decide who may call. ")
     subprocess.run(shlex.split(remedy(line)), check=True)
     assert invoke("doctor", **settings, AUTHSVC_CALLERS=str(callers)).exit_code == 0
 
@@ -218,7 +218,7 @@ def test_callers_that_others_can_change(settings: dict[str, str], callers: Path)
 def test_tls_identities_that_nobody_can_show(settings: dict[str, str], callers: Path) -> None:
     line = wrong(invoke("doctor", **settings, AUTHSVC_CALLERS=str(callers)))
     assert line == (
-        f"callers in {callers}: TLS identities are not seen without a client CA. Remedy: set AUTHSVC_TLS_CLIENT_CA"
+        f"callers in {callers}: TLS identities need a client CA. Remedy: set AUTHSVC_TLS_CLIENT_CA"
     )
 
 
@@ -261,8 +261,8 @@ def test_an_encrypted_key_is_not_asked_for_its_password(settings: dict[str, str]
 
 def test_files_that_are_no_pem(settings: dict[str, str], authority: Authority, keys: Path) -> None:
     pair = authority.issue("server")
-    assert "no PEM" in wrong(invoke("doctor", **with_tls(settings, Pair(keys, pair.key))))
-    assert "has no certificate" in wrong(invoke("doctor", **with_tls(settings, pair, keys)))
+    assert "not PEM" in wrong(invoke("doctor", **with_tls(settings, Pair(keys, pair.key))))
+    assert "holds no certificate" in wrong(invoke("doctor", **with_tls(settings, pair, keys)))
 
 
 def test_a_folder_for_a_tls_file(settings: dict[str, str], tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_a_store_of_another_version(settings: dict[str, str], tmp_path: Path) ->
     [
         ("sqlite: no such table: users", "authsvc tables create"),
         ("ResourceNotFoundException", "authsvc tables create"),
-        ("sqlite: database is locked", "see that the disk has room and nothing else holds or changes the file"),
+        ("sqlite: database is locked", "check that the disk has space and no other program locks or changes the file"),
         ("no AWS credentials are configured", "check AWS_REGION, "),
     ],
 )

@@ -166,4 +166,4 @@ def test_the_port_may_stand_in_a_file_beside(start: Start, tmp_path: Path) -> No
     (tmp_path / ".env").write_text(f"AUTHSVC_LISTEN={address}\nAUTHSVC_LISTN=x\n")
     dev = start("dev", AUTHSVC_LISTEN="")
     assert address_in(screen(dev)) == address
-    assert "warning: AUTHSVC_LISTN is no setting" in dev.log
+    assert "warning: AUTHSVC_LISTN is not a setting" in dev.log

@@ -136,7 +136,7 @@ def test_users_are_created_and_listed(place: QueueSlot) -> None:
     created = place.authsvc("users", "create", "--email", "Alice@example.com", stdin=PASSWORD)
     assert (created.exit_code, created.stderr) == (0, "")
     again = place.authsvc("users", "create", "--email", "alice@example.com", stdin=PASSWORD)
-    assert again.stderr == "error: a user has the address alice@example.com already: authsvc users list\n"
+    assert again.stderr == "error: another user has the address alice@example.com: authsvc users list\n"
     listed = place.authsvc("users", "list").stdout
     assert listed == f"{created.stdout.strip()}\talice@example.com\tuser\tactive\n"
 

@@ -67,9 +67,8 @@ class Stage:
 
 @pytest.fixture
 async def stage(
-    settings: ServeSettings, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: ServeSettings, clock: FakeClock, tmp_path: Path
 ) -> AsyncIterator[Stage]:
-    monkeypatch.setattr(app, "FILES_POLL_SECONDS", 0.01)
     api_key, keys, callers = new_api_key(), tmp_path / "keys.json", tmp_path / "callers.toml"
     WITNESS.hide(api_key)
     generate_key_file(keys, "ES256", clock())
@@ -81,7 +80,7 @@ async def stage(
     async with open_store(known) as store:
         await store.create_tables()
     async with (
-        app.run_app(known, clock, limits=PATIENT_LIMITS) as service,
+        app.run_app(known, clock, limits=replace(PATIENT_LIMITS, file_poll_seconds=0.01)) as service,
         connected(service, api_key=api_key) as client,
     ):
         await client.create_user(EMAIL)

@@ -249,7 +249,7 @@ class Followed:
 
     def allows(self, key: str) -> bool:
         """Tell whether a key is somebody's after a look at the file."""
-        return self.file.refresh().find_by_api_key(key) is not None
+        return self.file.reload_if_changed().find_by_api_key(key) is not None
 
     def events(self) -> list[dict[str, object]]:
         """What was logged since the last look here."""
@@ -319,7 +319,7 @@ def test_a_broken_file_keeps_the_last_good_callers(followed: Followed, damage: C
     if followed.path.is_dir():
         followed.path.rmdir()
     followed.path.unlink(missing_ok=True)
-    followed.file.refresh()
+    followed.file.reload_if_changed()
     followed.path.write_text(without(KEY))
     assert not followed.allows(KEY)
     assert [event["event"] for event in followed.events()][-1] == "callers_reloaded"

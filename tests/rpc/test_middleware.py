@@ -16,7 +16,7 @@ from authsvc.models import User, utc_now
 from authsvc.rpc.authorization import Authorization
 from authsvc.rpc.callers import Callers
 from authsvc.rpc.middleware import Middleware
-from authsvc.rpc.statuses import STATUS_BY_ERROR
+from authsvc.rpc.statuses import STATUS_BY_ERROR, status_for
 from authsvc.telemetry import logs
 from authsvc.tokens.verification import AccessToken, InactiveReason
 from authsvc.usecases.validation import ActiveToken, Check, Validation
@@ -26,7 +26,7 @@ from authsvc.v1 import errors_pb2
 from authsvc.v1 import user_service_pb2 as user_pb2
 from authsvc.v1 import user_service_pb2_grpc as user_grpc
 from authsvc.watched_file import WatchedFile
-from tests.support import failure
+from tests.support import PATIENT_LIMITS, failure
 
 Code = grpc.StatusCode
 SECRET = "the text of an exception"
@@ -68,7 +68,12 @@ def family(root: type[AuthsvcError]) -> set[type[AuthsvcError]]:
 
 
 def test_every_error_of_a_request_has_a_row_of_its_own() -> None:
-    assert family(AuthsvcError) - family(OperatorError) - NEVER_SENT == STATUS_BY_ERROR.keys() - {Exception}
+    own_rows = family(AuthsvcError) - family(OperatorError) - NEVER_SENT - {errors.RefreshTokenReusedError}
+    assert own_rows == STATUS_BY_ERROR.keys() - {Exception}
+
+
+def test_a_client_cannot_tell_reuse_from_any_other_refusal() -> None:
+    assert status_for(errors.RefreshTokenReusedError()) == STATUS_BY_ERROR[errors.InvalidRefreshTokenError]
 
 
 def test_only_these_are_internal() -> None:
@@ -153,7 +158,7 @@ async def served(
     log = io.StringIO()
     logs.configure("json", "debug", stream=log)
     validations, servicer = FakeValidations(outcome), Servicer(handler)
-    middleware = Middleware(Authorization(validations, callers))  # type: ignore[arg-type]
+    middleware = Middleware(Authorization(validations, callers), PATIENT_LIMITS.request_seconds)  # type: ignore[arg-type]
     server = grpc.aio.server()
     services = (
         auth_pb2.DESCRIPTOR.services_by_name["AuthService"],
@@ -239,7 +244,7 @@ async def test_the_log_tells_operators_what_and_where() -> None:
         assert event["error"] == "SurpriseError"
         assert event["method"] == "authsvc.v1.AuthService.ValidateToken"
         assert event["trace_id"] == told.trace_id
-        assert "test_guard.py" in event["place"][-1]
+        assert "test_middleware.py" in event["place"][-1]
 
 
 async def test_the_cause_of_an_outage_is_logged_and_not_sent() -> None:

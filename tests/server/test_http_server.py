@@ -158,7 +158,7 @@ async def test_an_address_that_cannot_be_had_is_told_with_its_setting(
             pass
     told = f"AUTHSVC_HTTP_LISTEN: cannot listen on {taken}: {reason}"
     assert str(refused.value).startswith(told)
-    assert str(refused.value).endswith("; set another address, or nothing: off")
+    assert str(refused.value).endswith("; set another address, or an empty value to turn it off")
     assert "\n" not in str(refused.value)
     assert "while" not in str(refused.value)
 

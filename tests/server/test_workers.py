@@ -120,7 +120,7 @@ async def test_an_address_that_is_not_here_is_said(
 
 async def test_a_folder_for_metrics_is_needed(settings: config.ServeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
-    with pytest.raises(OperatorError, match=r"no folder for metrics: No such file or directory; .*TMPDIR"):
+    with pytest.raises(OperatorError, match=r"cannot create a folder for metrics: No such file or directory; .*TMPDIR"):
         await workers.serve(settings)
 
 

@@ -200,7 +200,7 @@ class Followed:
 
     def refresh(self) -> str:
         """Return the key that signs after a look at the file."""
-        return self.file.refresh().signing_key.kid
+        return self.file.reload_if_changed().signing_key.kid
 
     @property
     def events(self) -> list[str]:
@@ -225,7 +225,7 @@ def replace(path: Path, text: str) -> None:
 def test_a_file_that_does_not_change_is_not_read_again(followed: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(key_file, "read_key_ring")
     ring = followed.file.content
-    assert followed.file.refresh() is ring
+    assert followed.file.reload_if_changed() is ring
     assert followed.events == []
 
 
@@ -292,8 +292,8 @@ def test_a_broken_file_keeps_the_last_good_keys(
     good = followed.path.read_text()
     ring = followed.file.content
     damage(followed.path)
-    assert followed.file.refresh() is ring
-    assert followed.file.refresh() is ring
+    assert followed.file.reload_if_changed() is ring
+    assert followed.file.reload_if_changed() is ring
     assert followed.events == ["keys_not_reloaded"]
     if followed.path.is_dir():
         followed.path.rmdir()

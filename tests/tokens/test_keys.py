@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from authsvc.errors import KeyFileError
+from authsvc.models import utc_now
 from authsvc.tokens import keys as keys_module
 from authsvc.tokens.key_file import generate_key_file, read_key_ring, read_keys
-from authsvc.tokens.keys import Key, KeyRing, KeyStatus
+from authsvc.tokens.keys import Key, KeyRing, KeyStatus, new_jwk
 from tests.security.forgeries import sign
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -157,7 +158,7 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_told_with_the_remedy(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
-    assert problem_of(path) == f"no such file; make one: authsvc keys generate {path}"
+    assert problem_of(path) == f"no such file; create it: authsvc keys generate {path}"
 
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
@@ -215,38 +216,38 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("alg none", {"alg": "none"}, "key KID: alg must be ES256 or RS256"),
     ("HMAC", {"alg": "HS256"}, "key KID: alg must be ES256 or RS256"),
     ("alg a list", {"alg": ["ES256"]}, "key KID: alg must be ES256 or RS256"),
-    ("other alg", {"alg": "RS256"}, "key KID: is no key for RS256"),
+    ("other alg", {"alg": "RS256"}, "key KID: is not a key for RS256"),
     ("for encryption", {"use": "enc"}, "key KID: use must be sig"),
     ("use null", {"use": None}, "key KID: use must be sig"),
     ("status missing", {"status": None}, "key KID: status must be signing, next, retired"),
     ("status unknown", {"status": "active"}, "key KID: status must be signing, next, retired"),
     ("status a list", {"status": ["signing"]}, "key KID: status must be signing, next, retired"),
-    ("time a text", {"create_time": "2030"}, "key KID: create_time must be whole Unix seconds"),
-    ("time a float", {"create_time": 1.0}, "key KID: create_time must be whole Unix seconds"),
-    ("time a bool", {"create_time": True}, "key KID: create_time must be whole Unix seconds"),
-    ("retire time a text", {"retire_time": "never"}, "key KID: retire_time must be whole Unix seconds"),
-    ("time negative", {"create_time": -1}, "key KID: create_time must be whole Unix seconds"),
+    ("time a text", {"create_time": "2030"}, "key KID: create_time must be Unix seconds, a whole number"),
+    ("time a float", {"create_time": 1.0}, "key KID: create_time must be Unix seconds, a whole number"),
+    ("time a bool", {"create_time": True}, "key KID: create_time must be Unix seconds, a whole number"),
+    ("retire time a text", {"retire_time": "never"}, "key KID: retire_time must be Unix seconds, a whole number"),
+    ("time negative", {"create_time": -1}, "key KID: create_time must be Unix seconds, a whole number"),
     (
         "time nobody can tell",
         {"status": "retired", "retire_time": keys_module.MAX_SECOND + 1},
-        "key KID: retire_time must be whole Unix seconds",
+        "key KID: retire_time must be Unix seconds, a whole number",
     ),
     ("a time it needs not", {"retire_time": SECOND}, "key KID: retired keys have a retire_time, others have none"),
     ("no time it needs", {"status": "retired"}, "key KID: retired keys have a retire_time, others have none"),
-    ("kty missing", {"kty": None}, "key KID: is no key for ES256"),
-    ("kty unknown", {"kty": "OKP"}, "key KID: is no key for ES256"),
-    ("curve unknown", {"crv": "P-999"}, "key KID: is no key for ES256"),
-    ("wrong curve", {"crv": "secp256k1"}, "key KID: is no key for ES256"),
-    ("x not base64", {"x": "!"}, "key KID: is no key for ES256"),
-    ("x a number", {"x": 1}, "key KID: is no key for ES256"),
-    ("x null", {"x": None}, "key KID: is no key for ES256"),
-    ("not on the curve", {"x": "A" * 43}, "key KID: is no key for ES256"),
-    ("x too short", {"x": "AA"}, "key KID: is no key for ES256"),
-    ("d too short", {"d": "AA"}, "key KID: is no key for ES256"),
-    ("d zero", {"d": "A" * 43}, "key KID: is no key for ES256"),
-    ("d of another key", {"d": "A" * 42 + "E"}, "key KID: is no key for ES256"),
-    ("d null", {"d": None}, "key KID: is no key for ES256"),
-    ("d a list", {"d": []}, "key KID: is no key for ES256"),
+    ("kty missing", {"kty": None}, "key KID: is not a key for ES256"),
+    ("kty unknown", {"kty": "OKP"}, "key KID: is not a key for ES256"),
+    ("curve unknown", {"crv": "P-999"}, "key KID: is not a key for ES256"),
+    ("wrong curve", {"crv": "secp256k1"}, "key KID: is not a key for ES256"),
+    ("x not base64", {"x": "!"}, "key KID: is not a key for ES256"),
+    ("x a number", {"x": 1}, "key KID: is not a key for ES256"),
+    ("x null", {"x": None}, "key KID: is not a key for ES256"),
+    ("not on the curve", {"x": "A" * 43}, "key KID: is not a key for ES256"),
+    ("x too short", {"x": "AA"}, "key KID: is not a key for ES256"),
+    ("d too short", {"d": "AA"}, "key KID: is not a key for ES256"),
+    ("d zero", {"d": "A" * 43}, "key KID: is not a key for ES256"),
+    ("d of another key", {"d": "A" * 42 + "E"}, "key KID: is not a key for ES256"),
+    ("d null", {"d": None}, "key KID: is not a key for ES256"),
+    ("d a list", {"d": []}, "key KID: is not a key for ES256"),
 ]
 
 
@@ -284,7 +285,7 @@ def test_other_curves_are_refused(write: Callable[..., Path], es256: list[Jwk]) 
     for curve in (ec.SECP256K1(), ec.SECP384R1(), ec.SECP521R1()):
         jwk = ECAlgorithm.to_jwk(ec.generate_private_key(curve), as_dict=True)
         members = {"kid": "other", "alg": "ES256", "use": "sig", "status": "next"}
-        assert problem_of(write(es256[0], {**jwk, **members})) == "key other: is no key for ES256"
+        assert problem_of(write(es256[0], {**jwk, **members})) == "key other: is not a key for ES256"
 
 
 @pytest.mark.parametrize("bits", [1024, 2048, 3070])
@@ -403,8 +404,15 @@ def rs256(tmp_path_factory: pytest.TempPathFactory) -> Jwk:
 def test_no_member_makes_reading_an_rsa_key_fail_otherwise(
     write: Callable[..., Path], rs256: Jwk, member: str, value: object
 ) -> None:
-    assert problem_of(write({**rs256, member: value})) == f"key {rs256['kid']}: is no key for RS256"
+    assert problem_of(write({**rs256, member: value})) == f"key {rs256['kid']}: is not a key for RS256"
 
 
 def test_rsa_with_more_than_two_primes_is_refused(write: Callable[..., Path], rs256: Jwk) -> None:
-    assert problem_of(write({**rs256, "oth": []})) == f"key {rs256['kid']}: is no key for RS256"
+    assert problem_of(write({**rs256, "oth": []})) == f"key {rs256['kid']}: is not a key for RS256"
+
+
+def test_no_new_key_has_an_id_that_begins_with_a_dash() -> None:
+    """One thumbprint in 64 does, and a command would take it for an option."""
+    kids = [new_jwk("ES256", KeyStatus.NEXT, utc_now())["kid"] for _ in range(1000)]
+    assert not [kid for kid in kids if kid.startswith("-")]
+    assert len(set(kids)) == len(kids)
