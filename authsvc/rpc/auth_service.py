@@ -1,6 +1,4 @@
-"""RPC handlers: proto → use case → proto, and nothing else."""
-
-import structlog
+"""Handlers of authsvc.v1.AuthService: proto to use case and back, nothing else."""
 
 from authsvc.errors import InvalidFieldError
 from authsvc.rpc import messages
@@ -10,9 +8,6 @@ from authsvc.usecases.sessions import Sessions
 from authsvc.usecases.validation import Check, Validations
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
-
-_log = structlog.get_logger(__name__)
-
 
 MAX_BATCH = 100
 
@@ -28,7 +23,7 @@ class AuthService(auth_grpc.AuthServiceServicer):
     async def Authenticate(
         self, request: auth_pb2.AuthenticateRequest, context: Context
     ) -> auth_pb2.AuthenticateResponse:
-        """Check an address and a password, and begin a session."""
+        """Log in: verify a password and begin a session."""
         tokens, user = await self._logins.authenticate(
             email=request.email,
             password=request.password,
@@ -40,13 +35,13 @@ class AuthService(auth_grpc.AuthServiceServicer):
     async def ValidateToken(
         self, request: auth_pb2.ValidateTokenRequest, context: Context
     ) -> auth_pb2.ValidateTokenResponse:
-        """Tell whether an access token is good now."""
+        """Validate an access token."""
         return messages.validation_message(await self._validations.validate(messages.parse_check(request)))
 
     async def BatchValidateTokens(
         self, request: auth_pb2.BatchValidateTokensRequest, context: Context
     ) -> auth_pb2.BatchValidateTokensResponse:
-        """Tell of each access token whether it is good now."""
+        """Validate several access tokens."""
         if not 1 <= len(request.requests) <= MAX_BATCH:
             raise InvalidFieldError("requests", f"must be 1 to {MAX_BATCH}")
         checks = [messages.parse_check_or_error(each) for each in request.requests]
@@ -60,7 +55,7 @@ class AuthService(auth_grpc.AuthServiceServicer):
     async def RefreshTokens(
         self, request: auth_pb2.RefreshTokensRequest, context: Context
     ) -> auth_pb2.RefreshTokensResponse:
-        """Give new tokens for a refresh token."""
+        """Return new tokens for a refresh token."""
         tokens = await self._sessions.refresh(request.refresh_token, request.client_address)
         return auth_pb2.RefreshTokensResponse(tokens=messages.tokens_message(tokens))
 
@@ -72,7 +67,7 @@ class AuthService(auth_grpc.AuthServiceServicer):
     async def ChangePassword(
         self, request: auth_pb2.ChangePasswordRequest, context: Context
     ) -> auth_pb2.ChangePasswordResponse:
-        """Replace a password, and begin the user's one session."""
+        """Replace a password, end all sessions and begin a new one."""
         tokens = await self._logins.change_password(
             email=request.email,
             current_password=request.current_password,

@@ -1,9 +1,9 @@
-"""Which backends may call: the file that names them, the API keys and TLS identities they show, what each may do.
+"""The callers file: which backends may call, by which API keys and TLS identities, with which permissions.
 
 The file is TOML, a table for each caller:
 
     [callers.checkout]
-    api_key_sha256 = ["64 hexadecimal digits"]        # of authsvc callers new-key; two while a key is replaced
+    api_key_sha256 = ["64 hexadecimal digits"]        # from authsvc callers new-key; two while a key is rotated
     tls_identities = ["spiffe://example.com/checkout", "checkout.example.com"]
     permissions = ["validate", "login"]
 """
@@ -26,13 +26,12 @@ API_KEY_BYTES = 32
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# In a certificate a URI has a scheme, and a DNS name is compared without regard to case. No wildcards: who has one can
-# speak for many hosts, but is none of them.
+# In a certificate a URI has a scheme, and DNS names are case-insensitive. No wildcards: they name many hosts.
 _TLS_IDENTITY = re.compile(r"[a-z][a-z0-9+.-]*://[!-~]+|[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 
 
 class Permission(StrEnum):
-    """What a caller may do; which RPCs that opens is the guard's table."""
+    """What a caller may do; authorization.PERMISSIONS says which RPCs that opens."""
 
     VALIDATE = "validate"
     LOGIN = "login"
@@ -42,11 +41,11 @@ class Permission(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A backend that is known.
+    """A backend that may call.
 
     Args:
-        api_key_sha256: SHA-256 of each of its keys, in hexadecimal digits.
-        tls_identities: URIs and DNS names of its certificates.
+        api_key_sha256: SHA-256 of each of its API keys, in hexadecimal digits.
+        tls_identities: URIs and DNS names of its client certificates.
     """
 
     name: str
@@ -56,10 +55,10 @@ class Caller:
 
 
 class Callers:
-    """The callers of one file, as read once.
+    """The callers of one callers file, immutable.
 
     Args:
-        callers: None of them shares a key or an identity with another.
+        callers: No two of them share a key or an identity.
     """
 
     def __init__(self, callers: Sequence[Caller] = ()) -> None:
@@ -69,38 +68,37 @@ class Callers:
 
     @property
     def has_tls_identities(self) -> bool:
-        """Whether one of them shows a certificate."""
+        """Whether any caller is identified by a client certificate."""
         return bool(self._by_identity)
 
     def find_by_api_key(self, api_key: str) -> Caller | None:
-        """Return whose key it is.
+        """Return the caller with an API key.
 
-        The comparison need not take constant time: what is compared is a digest, and nobody can choose a key whose
-        digest begins as another one does. Nothing is remembered by the key itself, which would keep it in memory.
+        The look-up by digest need not take constant time: an attacker cannot choose a key by its digest.
         """
         return self._by_digest.get(api_key_digest(api_key))
 
     def find_by_tls_identities(self, identities: Iterable[str]) -> Caller | None:
-        """Return whom a certificate with these URIs and DNS names stands for; nobody, if for more than one."""
+        """Return the caller whom a certificate's URIs and DNS names identify; None where they name several."""
         found = {self._by_identity[identity] for identity in identities if identity in self._by_identity}
         return found.pop() if len(found) == 1 else None
 
 
 def new_api_key() -> str:
-    """Return a new key of 256 random bits."""
+    """Return a new API key of 256 random bits."""
     return API_KEY_PREFIX + secrets.token_urlsafe(API_KEY_BYTES)
 
 
 def api_key_digest(api_key: str) -> str:
-    """Return what the callers file holds of a key; one of 256 bits needs no slow hash."""
+    """Return the SHA-256 that the callers file holds of a key; 256 random bits need no slow hash."""
     return hashlib.sha256(api_key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def watch_callers_file(path: Path) -> WatchedFile[Callers]:
-    """Return the callers of a file that may change.
+    """Return a watched callers file.
 
     Raises:
-        CallersFileError: It cannot be used now.
+        CallersFileError: The file cannot be used now.
     """
     return WatchedFile(path, lambda: read_callers(path), "callers", lambda callers: {"callers": callers.names})
 
@@ -109,14 +107,14 @@ def read_callers(path: Path) -> Callers:
     """Read a callers file.
 
     Raises:
-        CallersFileError: It cannot be read, or with every problem there is in it.
+        CallersFileError: The file cannot be read; or it lists every problem in it.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CallersFileError(path, [f"cannot be read: {error.strerror}"]) from None
     except (ValueError, RecursionError) as error:
-        # Of the text itself nothing is told: a key may have been written there by mistake.
+        # Only the position is shown: the text may hold a key by mistake.
         place = re.search(r"\(at [^()]*\)", str(error))
         raise CallersFileError(path, [f"is not TOML{' ' + place[0] if place else ''}"]) from None
     problems = list(_problems(document))
@@ -135,10 +133,10 @@ def _caller(name: str, table: Mapping[str, Any]) -> Caller:
 
 
 def _problems(document: Mapping[str, Any]) -> Iterator[str]:
-    """Return all that is wrong, with the caller's name and never with what could be a key."""
+    """Yield every problem, with the caller's name and never with text that could be a key."""
     callers = document.get("callers")
     if document.keys() - {"callers"}:
-        yield "must have nothing but tables [callers.NAME]"
+        yield "must hold only tables [callers.NAME]"
     if not isinstance(callers, dict) or not callers:
         yield "names no caller: [callers.NAME]"
         return
@@ -174,13 +172,13 @@ def _problems_of_values(member: str, values: Iterable[object]) -> Iterator[str]:
 
 
 def _shared_credentials(name: str, table: Mapping[str, Any], owners: dict[str, str]) -> Iterator[str]:
-    """Return which credentials are another caller's too; enter the others as this one's."""
+    """Yield the credentials that another caller has; record the others as this caller's."""
     for member in ("api_key_sha256", "tls_identities"):
         values = table.get(member)
         for number, value in enumerate(values if isinstance(values, list) else (), start=1):
             owner = owners.setdefault(str(value), name)
             if owner != name:
-                yield f"{member}, entry {number}: is caller {owner!r}'s too"
+                yield f"{member}, entry {number}: also belongs to caller {owner!r}"
 
 
 _MEMBERS: Mapping[str, tuple[Callable[[str], object], str]] = {

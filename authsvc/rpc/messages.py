@@ -1,4 +1,4 @@
-"""Conversions between proto messages and domain types."""
+"""Conversions between proto messages and domain types; each validation is counted where its message is made."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -29,6 +29,11 @@ _REASONS = {reason: auth_pb2.InactiveReason.Value(f"INACTIVE_REASON_{reason.name
 
 
 def parse_check(request: auth_pb2.ValidateTokenRequest) -> Check:
+    """Return the check that a request asks for.
+
+    Raises:
+        InvalidFieldError: The token is empty, or a duration is negative or malformed.
+    """
     token = fields.token(request.token)
     if not (request.HasField("max_staleness") or request.HasField("stale_if_error")):
         return Check(token)
@@ -40,6 +45,7 @@ def parse_check(request: auth_pb2.ValidateTokenRequest) -> Check:
 
 
 def parse_check_or_error(request: auth_pb2.ValidateTokenRequest) -> Check | Exception:
+    """Return the check that a request asks for, or its error: one item of a batch must not fail the others."""
     try:
         return parse_check(request)
     except InvalidFieldError as error:
@@ -47,6 +53,7 @@ def parse_check_or_error(request: auth_pb2.ValidateTokenRequest) -> Check | Exce
 
 
 def batch_result(validation: Validation | Exception) -> auth_pb2.BatchValidateTokensResponse.Result:
+    """Return one result of a batch: a validation, or the status of its error."""
     if isinstance(validation, Validation):
         return auth_pb2.BatchValidateTokensResponse.Result(response=validation_message(validation))
     status = status_for(validation)
@@ -62,18 +69,20 @@ def _parse_duration(duration: Duration, name: str) -> timedelta:
 
 
 def timestamp(time: datetime) -> Timestamp:
-    timestamp = Timestamp()
-    _set_timestamp(timestamp, time)
-    return timestamp
+    """Return a time as a message."""
+    message = Timestamp()
+    _set_timestamp(message, time)
+    return message
 
 
-def _set_timestamp(timestamp: Timestamp, time: datetime) -> None:
+def _set_timestamp(message: Timestamp, time: datetime) -> None:
     since = time - _EPOCH  # FromDatetime takes several times as long
-    timestamp.seconds = since.days * _DAY_SECONDS + since.seconds
-    timestamp.nanos = since.microseconds * 1000
+    message.seconds = since.days * _DAY_SECONDS + since.seconds
+    message.nanos = since.microseconds * 1000
 
 
 def user_message(user: User) -> resources_pb2.User:
+    """Return a user as a message."""
     return resources_pb2.User(
         user_id=user.user_id,
         email=user.email,
@@ -86,14 +95,16 @@ def user_message(user: User) -> resources_pb2.User:
 
 
 def created_message(user: User, temporary: TemporaryPassword | None = None) -> user_pb2.CreateUserResponse:
+    """Return the response to CreateUser; the temporary password is in it where there is one."""
     response = user_pb2.CreateUserResponse(user=user_message(user))
     if temporary is not None:
         response.temporary_password = temporary.text
-        response.temporary_password_expire_time.FromDatetime(temporary.expire_time)
+        _set_timestamp(response.temporary_password_expire_time, temporary.expire_time)
     return response
 
 
 def session_message(session: Session) -> resources_pb2.Session:
+    """Return a session as a message."""
     return resources_pb2.Session(
         session_id=session.session_id,
         create_time=timestamp(session.create_time),
@@ -105,6 +116,7 @@ def session_message(session: Session) -> resources_pb2.Session:
 
 
 def tokens_message(tokens: Tokens) -> resources_pb2.Tokens:
+    """Return the tokens of a session as a message."""
     return resources_pb2.Tokens(
         access_token=tokens.access_token.text,
         access_token_expire_time=timestamp(tokens.access_token.expire_time),
@@ -115,7 +127,8 @@ def tokens_message(tokens: Tokens) -> resources_pb2.Tokens:
 
 
 def validation_message(validation: Validation) -> auth_pb2.ValidateTokenResponse:
-    # Times are set in place: messages made for them would cost as much as all the rest.
+    """Return a validation as a message."""
+    # Times are set in place: making messages for them would double the cost of this function.
     checked_time, outcome, degraded = validation
     if isinstance(outcome, InactiveReason):
         _COUNTS[outcome]()

@@ -19,7 +19,7 @@ DOMAIN = "authsvc"
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a client gets for an error: code, reason and a text that is always the same."""
+    """What a client gets for an error. The text is fixed per reason."""
 
     code: grpc.StatusCode
     reason: str
@@ -76,13 +76,13 @@ STATUS_BY_ERROR: Mapping[type[BaseException], Status] = {
         grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", "the store cannot answer in time"
     ),
     errors.CorruptItemError: INTERNAL,
-    # Whatever is not named above is nothing that a client can mend.
+    # The last resort: a client cannot act on anything else.
     Exception: INTERNAL,
 }
 
 
 def status_for(error: Exception) -> Status:
-    """Return what a client is told of an error."""
+    """Return the status of an error: the row of its class, or of the nearest base class."""
     return next(STATUS_BY_ERROR[c] for c in type(error).__mro__ if c in STATUS_BY_ERROR)
 
 

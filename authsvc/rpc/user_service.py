@@ -9,7 +9,7 @@ from authsvc.v1 import user_service_pb2 as user_pb2
 from authsvc.v1 import user_service_pb2_grpc as user_grpc
 
 UPDATABLE = {"email", "role", "is_active"}
-"""Fields of a user that UpdateUser changes."""
+"""Fields of a user that UpdateUser can change."""
 
 
 class UserService(user_grpc.UserServiceServicer):
@@ -20,7 +20,7 @@ class UserService(user_grpc.UserServiceServicer):
         self._sessions = sessions
 
     async def CreateUser(self, request: user_pb2.CreateUserRequest, context: Context) -> user_pb2.CreateUserResponse:
-        """Create a user, with the credential that is given or with a temporary password."""
+        """Create a user with the given credential, else with a temporary password."""
         names = {"email": request.email, "role": request.role, "request_id": request.request_id}
         match request.WhichOneof("credential"):
             case "password":
@@ -33,7 +33,7 @@ class UserService(user_grpc.UserServiceServicer):
         return messages.created_message(user)
 
     async def GetUser(self, request: user_pb2.GetUserRequest, context: Context) -> user_pb2.GetUserResponse:
-        """Return one user."""
+        """Return a user."""
         key = request.WhichOneof("key")
         if key is None:
             raise InvalidFieldError("key", "must be given")
@@ -48,7 +48,7 @@ class UserService(user_grpc.UserServiceServicer):
         return user_pb2.ListUsersResponse(users=map(messages.user_message, users), next_page_token=next_page_token)
 
     async def UpdateUser(self, request: user_pb2.UpdateUserRequest, context: Context) -> user_pb2.UpdateUserResponse:
-        """Change what the mask names of a user."""
+        """Change the fields of a user that the mask names."""
         paths = set(request.update_mask.paths)
         if not paths or not paths <= UPDATABLE:
             raise InvalidFieldError("update_mask", f"must name some of {', '.join(sorted(UPDATABLE))}")

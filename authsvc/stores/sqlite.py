@@ -29,7 +29,17 @@ from authsvc.errors import (
     UserChangedError,
     UserNotFoundError,
 )
-from authsvc.models import Email, AttemptCount, Counter, CounterUpdate, Finding, Session, User, UserState, revocation_entry
+from authsvc.models import (
+    Email,
+    AttemptCount,
+    Counter,
+    CounterUpdate,
+    Finding,
+    Session,
+    User,
+    UserState,
+    revocation_entry,
+)
 from authsvc.stores.interface import (
     MAX_REVOKED_SESSIONS,
     OPTIMISTIC_LOCK_FIELDS,

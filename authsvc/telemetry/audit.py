@@ -1,6 +1,6 @@
-"""The audit log: one line for each thing that somebody did or was refused, with the same members for the same event.
+"""The audit log: one line per login, refusal, session and user change, with fixed members per event.
 
-docs/operations.md lists events and members. Whose request it was (`trace_id`, `caller`) is added to every log line.
+docs/operations.md lists events and members. Every log line also has the request's `trace_id` and `caller`.
 """
 
 import logging
@@ -13,7 +13,7 @@ _log = structlog.get_logger("authsvc.audit")
 
 
 class Event(StrEnum):
-    """Everything that is on record."""
+    """The audit events."""
 
     LOGIN = "login"
     LOGIN_REFUSED = "login_refused"
@@ -36,7 +36,7 @@ class Event(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What became of it."""
+    """The result of an event."""
 
     DONE = "done"
     REFUSED = "refused"
@@ -52,16 +52,16 @@ _NOT_DONE: Mapping[Event, tuple[Outcome, int]] = {
     Event.KEYS_NOT_RELOADED: (Outcome.FAILED, logging.ERROR),
     Event.CALLERS_NOT_RELOADED: (Outcome.FAILED, logging.ERROR),
 }
-"""With their levels; what was done is logged as information."""
+"""With their log levels; what was done is logged as info."""
 
 
 def record(event: Event, **members: object) -> None:
-    """Put an event on record.
+    """Write an audit line.
 
     Args:
         event: What happened.
-        members: What is known of it, by the same names for every event: `user_id`, `email_digest`, `session_id`,
-            `source` (where the end user is), and the `reason` of what was not done.
+        members: By the same names for every event: `user_id`, `email_digest`, `session_id`, `source` (the end user's
+            address), `reason` (why it was refused or failed).
     """
     outcome, level = _NOT_DONE.get(event, (Outcome.DONE, logging.INFO))
     _log.log(level, event.value, outcome=outcome.value, **members)

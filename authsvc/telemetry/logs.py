@@ -1,6 +1,6 @@
-"""Structured logs: one line per event, to stderr, with trace id and caller of its request.
+"""Structured logs: one line per event, to stderr, with the trace id and caller of its request.
 
-Events never hold a password, token, key or hash, nor an address in clear: `email_digest` stands for it.
+No line holds a password, token, key or hash, nor an email in clear: `email_digest` replaces it.
 """
 
 import hashlib
@@ -17,15 +17,15 @@ from authsvc.request_context import caller, trace_id
 from authsvc.telemetry import metrics
 
 _LIBRARY_LEVEL = logging.WARNING
-# It writes out headers that are no UTF-8, a damaged API key for instance, and a stack for each client that leaves.
-_TALKATIVE = "grpc._cython.cygrpc"
+# It logs headers that are not UTF-8, a damaged API key for instance, and a stack for each client that disconnects.
+_SILENCED = "grpc._cython.cygrpc"
 _DIGEST_LENGTH = 16
 _digest_key = secrets.token_bytes(32)
 _process: dict[str, object] = {}
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes lines; one that it cannot write, because the disk is full for instance, is counted and no more."""
+    """Writes lines of libraries; a line that cannot be written, for instance to a full disk, is counted and dropped."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - as logging has it
         """See logging.Handler."""
@@ -33,10 +33,10 @@ class _Handler(logging.StreamHandler[TextIO]):
 
 
 class _Logger:
-    """Writes the lines of our own events: straight, for one through logging takes three times as long.
+    """Writes the lines of this package directly: through logging each would take three times as long.
 
     Args:
-        name: In each line, as that of logging's loggers is.
+        name: The logger's name, in each line.
     """
 
     def __init__(self, name: str, stream: TextIO) -> None:
@@ -54,7 +54,7 @@ class _Logger:
 
 
 def email_digest(email: str) -> str:
-    """Return what stands for an address in logs: the same for the same address, of no use without the key."""
+    """Return a keyed digest of an email for logs: equal for equal emails, useless without the key."""
     return hmac.new(_digest_key, email.encode(), hashlib.sha256).hexdigest()[:_DIGEST_LENGTH]
 
 
@@ -72,9 +72,9 @@ def configure(
         level: Name of the lowest level that is written, for instance `info`.
         digest_key: Key of email_digest, so that all processes write the same digests; None: random.
         stream: Where lines go; None: stderr.
-        worker: Number of this process, in each line; None: it is the only one.
+        worker: Number of this worker, in each line; None: there are no workers.
     """
-    global _digest_key, _process  # noqa: PLW0603 - logging is the process's
+    global _digest_key, _process  # noqa: PLW0603 - one per process, as logging itself
     _process = {} if worker is None else {"worker": worker}
     if digest_key is not None:
         _digest_key = digest_key.encode()
@@ -109,14 +109,14 @@ def configure(
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(_LIBRARY_LEVEL)
-    logging.getLogger(_TALKATIVE).setLevel(logging.CRITICAL)
+    logging.getLogger(_SILENCED).setLevel(logging.CRITICAL)
 
 
 def _one_line(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Let no text from elsewhere break a line of the console or steer its terminal; values are quoted anyway."""
+    """Escape control characters, so that no text breaks a console line or controls the terminal. Values are quoted."""
     event["event"] = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(event["event"]))
     if "exception" in event:
-        event["traceback"] = event.pop("exception")  # ConsoleRenderer would begin a line with it
+        event["traceback"] = event.pop("exception")  # ConsoleRenderer would print it on lines of its own
     return event
 
 

@@ -1,6 +1,6 @@
-"""The service's metrics: every one by its Prometheus name, and how the counts of several processes are read as one.
+"""The service's metrics by their Prometheus names, and how those of several worker processes are merged.
 
-Whoever counts imports the metric; docs/operations.md says what each one means.
+docs/operations.md explains each one.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from prometheus_client import (
 )
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""Names a folder in which each process of several counts in files of its own; read when prometheus_client is loaded."""
+"""Names the folder of the workers' metrics files; prometheus_client reads it when it is imported."""
 SAMPLE_SECONDS = 0.25
 LAG_WARNING_SECONDS = 0.5
 
@@ -32,45 +32,45 @@ _log = structlog.get_logger(__name__)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
-SERVING = Gauge("authsvc_serving", "Processes that serve", multiprocess_mode="livesum")
-STARTS = Counter("authsvc_starts", "Processes that came to listen")
-RPCS = Counter("authsvc_rpc", "RPCs that ended", ["method", "code", "reason"])
-RPC_DURATION = Histogram("authsvc_rpc_duration_seconds", "Time that an RPC took", ["method"], buckets=_SECONDS)
-TOKEN_VALIDATIONS = Counter("authsvc_token_validations", "Tokens that were validated", ["outcome"])
-STORE_CALLS = Counter("authsvc_store_calls", "Calls of the store that ended", ["operation", "error"])
+SERVING = Gauge("authsvc_serving", "Processes that report SERVING", multiprocess_mode="livesum")
+STARTS = Counter("authsvc_starts", "Processes that started to listen")
+RPCS = Counter("authsvc_rpc", "Finished RPCs", ["method", "code", "reason"])
+RPC_DURATION = Histogram("authsvc_rpc_duration_seconds", "Duration of an RPC in seconds", ["method"], buckets=_SECONDS)
+TOKEN_VALIDATIONS = Counter("authsvc_token_validations", "Validated tokens by outcome", ["outcome"])
+STORE_CALLS = Counter("authsvc_store_calls", "Finished store calls", ["operation", "error"])
 STORE_CALL_DURATION = Histogram(
     "authsvc_store_call_duration_seconds",
-    "Time that a call of the store took, with its retries",
+    "Duration of a store call in seconds, including retries",
     ["operation"],
     buckets=_SECONDS,
 )
 STORE_FAILED_ATTEMPTS = Counter(
-    "authsvc_store_failed_attempts", "Attempts of store calls after which another may come", ["operation", "cause"]
+    "authsvc_store_failed_attempts", "Failed attempts of store calls that may be retried", ["operation", "cause"]
 )
 CONSUMED_UNITS = Counter(
-    "authsvc_dynamodb_consumed_capacity_units", "Capacity that DynamoDB says was consumed", ["table", "kind"]
+    "authsvc_dynamodb_consumed_capacity_units", "Capacity units that DynamoDB reports as consumed", ["table", "kind"]
 )
-UNREADABLE_RESPONSES = Counter("authsvc_store_unreadable_responses", "Responses that are not what DynamoDB sends")
-CORRUPT_ITEMS = Counter("authsvc_store_broken_rows", "Reads of rows that are not what they must be")
+UNREADABLE_RESPONSES = Counter("authsvc_store_unreadable_responses", "Malformed responses of the store")
+CORRUPT_ITEMS = Counter("authsvc_store_broken_rows", "Reads of corrupt rows")
 KEY_READS_BATCH_SIZE = Histogram(
-    "authsvc_key_reads_batch_size", "Keys that were read together", buckets=(1, 2, 4, 8, 16, 32, 64, 100)
+    "authsvc_key_reads_batch_size", "Keys per batched read", buckets=(1, 2, 4, 8, 16, 32, 64, 100)
 )
 HASHES_PENDING = Gauge(
     "authsvc_hashes_pending",
-    "Places taken for password hashes that are to come, wait or run",
+    "Password-hash slots in use: reserved, waiting or running",
     multiprocess_mode="livesum",
 )
-HASHES_REFUSED = Counter("authsvc_hashes_refused", "Password hashes that were not done in time")
-CACHE_ENTRIES = Gauge("authsvc_cache_entries", "Entries of a cache", ["cache"], multiprocess_mode="livesum")
-EVENT_LOOP_LAG = Histogram("authsvc_event_loop_lag_seconds", "How late the event loop is", buckets=_SECONDS)
+HASHES_REFUSED = Counter("authsvc_hashes_refused", "Password hashes refused: queue full, or deadline too near")
+CACHE_ENTRIES = Gauge("authsvc_cache_entries", "Entries in a cache", ["cache"], multiprocess_mode="livesum")
+EVENT_LOOP_LAG = Histogram("authsvc_event_loop_lag_seconds", "Event loop lag in seconds", buckets=_SECONDS)
 LOG_LINES_DROPPED = Counter("authsvc_log_lines_dropped", "Log lines that could not be written")
 
 
 class MethodCalls:
-    """Counts the calls of one RPC; what nearly all of them count is looked up once.
+    """Counts the calls of one RPC; the labels of the usual outcome are looked up once.
 
     Args:
-        method: Its full name.
+        method: Full name of the RPC.
     """
 
     def __init__(self, method: str) -> None:
@@ -79,19 +79,19 @@ class MethodCalls:
         self._observe = RPC_DURATION.labels(method).observe
 
     def good(self, begin: float) -> None:
-        """Count one that ended well; `begin` is its beginning by time.perf_counter."""
+        """Count a call that succeeded; `begin` is its start by time.perf_counter."""
         self._count_good()
         self._observe(time.perf_counter() - begin)
 
     def failed(self, begin: float, code: str, reason: str = "") -> None:
-        """Count one that did not."""
+        """Count a call that failed."""
         RPCS.labels(self._method, code, reason).inc()
         self._observe(time.perf_counter() - begin)
 
 
 @contextmanager
 def store_call(operation: str) -> Iterator[None]:
-    """Count what runs inside as one call of the store; an error counts by the name of its class."""
+    """Count the body as one store call, an error by the name of its class."""
     begin = time.perf_counter()
     error = ""
     try:
@@ -107,15 +107,15 @@ def store_call(operation: str) -> Iterator[None]:
 
 @functools.cache
 def _of_store_call(operation: str, error: str) -> tuple[Callable[[], None], Callable[[float], None]]:
-    """Look the labels up once: there are few of both, and each validation is such a call."""
+    """Look up the labels once per combination: every validation is such a call."""
     return STORE_CALLS.labels(operation, error).inc, STORE_CALL_DURATION.labels(operation).observe
 
 
 async def sample(cache_sizes: Mapping[str, Callable[[], int]]) -> None:
-    """Look at the event loop and at caches now and then, for ever.
+    """Measure the event loop's lag and the caches' sizes every SAMPLE_SECONDS, until cancelled.
 
     Args:
-        cache_sizes: Tells each cache's number of entries, by its name.
+        cache_sizes: Returns each cache's number of entries, by its name.
     """
     while True:
         due = time.monotonic() + SAMPLE_SECONDS
@@ -129,7 +129,7 @@ async def sample(cache_sizes: Mapping[str, Callable[[], int]]) -> None:
 
 
 def registry_of(folder: Path | None = None) -> CollectorRegistry:
-    """Return what the processes that count in a folder have counted together; None: what this process has."""
+    """Return the merged metrics of the processes that count in a folder; None: those of this process."""
     if folder is None:
         return REGISTRY
     registry = CollectorRegistry()
@@ -138,10 +138,10 @@ def registry_of(folder: Path | None = None) -> CollectorRegistry:
 
 
 def forget_process(pid: int, folder: Path) -> None:
-    """Let the gauges of a process that ended count no more; what it counted stays."""
+    """Drop the gauges of a process that ended; its counters stay."""
     multiprocess.mark_process_dead(pid, path=str(folder))  # type: ignore[no-untyped-call]
 
 
 def is_serving(registry: CollectorRegistry) -> bool:
-    """Tell whether a process serves."""
+    """Tell whether any process reports SERVING."""
     return bool(registry.get_sample_value("authsvc_serving"))

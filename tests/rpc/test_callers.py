@@ -110,8 +110,8 @@ WHOLE: list[tuple[str, list[str]]] = [
     ("", ["names no caller: [callers.NAME]"]),
     ("[callers]", ["names no caller: [callers.NAME]"]),
     ("callers = 1", ["names no caller: [callers.NAME]"]),
-    ("[caller.a]", ["must have nothing but tables [callers.NAME]", "names no caller: [callers.NAME]"]),
-    (f"x = 1\n{GOOD}", ["must have nothing but tables [callers.NAME]"]),
+    ("[caller.a]", ["must hold only tables [callers.NAME]", "names no caller: [callers.NAME]"]),
+    (f"x = 1\n{GOOD}", ["must hold only tables [callers.NAME]"]),
     ("[callers.a", ["is not TOML (at end of document)"]),
     (f"[callers.a]\nkey = {KEY}", ["is not TOML (at line 2, column 7)"]),
     (f"[callers.a]\n{KEY} = 1\n{KEY} = 2", ["is not TOML (at end of document)"]),
@@ -212,8 +212,8 @@ def test_a_credential_is_of_one_caller(path: Path) -> None:
     permissions = ["login"]
     """
     assert problems_of(path, GOOD + again) == [
-        "caller 'other': api_key_sha256, entry 2: is caller 'checkout''s too",
-        "caller 'other': tls_identities, entry 1: is caller 'admin.tool''s too",
+        "caller 'other': api_key_sha256, entry 2: also belongs to caller 'checkout'",
+        "caller 'other': tls_identities, entry 1: also belongs to caller 'admin.tool'",
     ]
 
 

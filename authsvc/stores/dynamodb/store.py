@@ -19,7 +19,17 @@ from authsvc.errors import (
     UserChangedError,
     UserNotFoundError,
 )
-from authsvc.models import AttemptCount, Counter, CounterUpdate, Email, Finding, Session, User, UserState, revocation_entry
+from authsvc.models import (
+    AttemptCount,
+    Counter,
+    CounterUpdate,
+    Email,
+    Finding,
+    Session,
+    User,
+    UserState,
+    revocation_entry,
+)
 from authsvc.stores.dynamodb.batch_get import USER_STATE_ATTRIBUTES, coalesced_reads
 from authsvc.stores.dynamodb.client import (
     ConditionFailedError,
@@ -188,7 +198,11 @@ class DynamoDBStore:
     async def update_user(self, expected: User, new: User, new_email: Email | None = None) -> None:
         """See Store."""
         update = {"Update": user_update(self._tables.users, expected, new)}
-        moving = [] if expected.email == new.email else await self._change_email_actions(expected, new, new_email or Email(new.email))
+        moving = (
+            []
+            if expected.email == new.email
+            else await self._change_email_actions(expected, new, new_email or Email(new.email))
+        )
         try:
             # A transaction even for one row: its token stops a try that was held up in the network from coming back
             # after later changes.
@@ -197,9 +211,7 @@ class DynamoDBStore:
             if not await self._is_own_write(expected, new):
                 raise UserChangedError from None
 
-    async def _change_email_actions(
-        self, expected: User, new: User, new_email: Email
-    ) -> list[Mapping[str, Any]]:
+    async def _change_email_actions(self, expected: User, new: User, new_email: Email) -> list[Mapping[str, Any]]:
         """Claim the new address, and give up the old one where that is another one in normal form."""
         holders = await self._addresses.holders(new_email)
         if set(holders.user_ids) - {new.user_id}:
