@@ -132,10 +132,10 @@ def _budget(most: int) -> Callable[[str], Budget]:
         match = _BUDGET.fullmatch(text)
         if match is None or not 1 <= int(match[1]) <= most:
             raise ValueError(f"must be a number from 1 to {most}, a slash and a time, for instance 10/15m")
-        span = _duration(match[2])
-        if not span:
-            raise ValueError("must count for 1s or more")
-        return Budget(int(match[1]), span)
+        window = _duration(match[2])
+        if not window:
+            raise ValueError("must have a window of 1s or more")
+        return Budget(int(match[1]), window)
 
     return parse
 
@@ -160,7 +160,7 @@ def _secret(help_text: str) -> Any:  # noqa: ANN401 - the same
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSettings:
-    """The settings of commands that work on the store itself. Environment variable: AUTHSVC_ and the name in capitals."""
+    """Settings of commands that work on the store itself. The variable is AUTHSVC_ and the name in capitals."""
 
     store: str = _setting(_store, "dynamodb, or sqlite:PATH", None)
     table_prefix: str = _setting(_table_prefix, "prefix of the DynamoDB table names", "auth-")

@@ -147,22 +147,22 @@ def revocation_entry(session_id: str, last_token_expire_time: datetime) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How many failures are let through in a span that begins with the first."""
+    """How many failed logins a window admits; it starts with the first one."""
 
     failures: int
-    span: timedelta
+    window: timedelta
 
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """A counter that a try goes into.
+    """A counter to which an attempt is added.
 
     Args:
-        name: Which budget it is, for the log.
-        key: Names it in the store.
-        limit: How many tries it holds.
-        expire_time: When it is over if this try is its first; whole seconds.
-        is_running: Whether there were others before.
+        name: Of its budget, for the log.
+        key: In the store.
+        limit: How many attempts it holds.
+        expire_time: End of the window if this attempt starts one; whole seconds.
+        is_running: Whether a window has started already.
     """
 
     name: str
@@ -174,7 +174,7 @@ class Counter:
 
 @dataclass(frozen=True, slots=True)
 class AttemptCount:
-    """What is stored under a key and has not expired: the tries of a counter, or that a source is known (no tries)."""
+    """What is stored under a key: the attempts of a counter, or 0 for the mark of a known source."""
 
     count: int
     expire_time: datetime
@@ -182,12 +182,12 @@ class AttemptCount:
 
 @dataclass(frozen=True, slots=True)
 class CounterUpdate:
-    """What becomes of a try's counters once its outcome is known.
+    """How an attempt's outcome changes the counters.
 
     Args:
-        given_back: Keys of counters from which the try itself is taken.
-        cleared: Keys of counters that are emptied.
-        known: Key and new expiry of the source's being known; None: as it is.
+        released: Keys of counters from which the attempt is removed.
+        cleared: Keys of counters that are deleted.
+        known: Key and new expiry of the mark of a known source; None: unchanged.
     """
 
     released: tuple[str, ...] = ()

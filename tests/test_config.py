@@ -252,7 +252,7 @@ BAD: list[tuple[str, str, tuple[str, ...]]] = [
         "must be a number from 1 to 1000, a slash and a time, for instance 10/15m",
         ("1001/15m",),
     ),
-    ("failures_per_pair", "must count for 1s or more", ("10/0s",)),
+    ("failures_per_pair", "must have a window of 1s or more", ("10/0s",)),
     ("failures_per_pair", "must be at most 36500d", ("10/36501d",)),
     ("workers", "must be a whole number from 1 to 256", ("0", "257", "all")),
     ("reflection", "must be true or false", ("True", "1", "yes", "on", "false ")),

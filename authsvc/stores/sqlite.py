@@ -30,10 +30,10 @@ from authsvc.errors import (
     UserNotFoundError,
 )
 from authsvc.models import (
-    Email,
     AttemptCount,
     Counter,
     CounterUpdate,
+    Email,
     Finding,
     Session,
     User,
@@ -122,7 +122,7 @@ INSERT INTO sessions VALUES (:user_id, :session_id, :token_generation, :session_
     :client_label, :client_address)
 """
 
-_SELECT_STANDING = """
+_SELECT_USER_STATE = """
 SELECT user_id, email, role, is_active, token_generation, revoked_sessions FROM users WHERE user_id = ?
 """
 
@@ -166,14 +166,14 @@ class SQLiteStore:
 
     async def get_user_states(self, user_ids: Collection[str]) -> Mapping[str, UserState | Exception | None]:
         """See Store."""
-        return {user_id: self._standing(user_id) for user_id in user_ids}
+        return {user_id: self._user_state(user_id) for user_id in user_ids}
 
-    def _standing(self, user_id: str) -> UserState | Exception | None:
+    def _user_state(self, user_id: str) -> UserState | Exception | None:
         try:
-            rows = self._read(_SELECT_STANDING, user_id)
+            rows = self._read(_SELECT_USER_STATE, user_id)
         except StoreUnavailableError as error:
             return error
-        return _standing(rows[0]) if rows else None
+        return _user_state(rows[0]) if rows else None
 
     async def get_user_by_email(self, email: Email) -> EmailOwner:
         """See Store: every row here is of this service's making, so the normal form is all there is."""
@@ -257,9 +257,9 @@ class SQLiteStore:
         """See Store."""
         return await self._write(lambda db: _reserve_attempt(db, attempt_id, counters, now))
 
-    async def settle_attempt(self, attempt_id: str, settlement: CounterUpdate) -> None:
+    async def settle_attempt(self, attempt_id: str, update: CounterUpdate) -> None:
         """See Store."""
-        await self._write(lambda db: _settle_attempt(db, attempt_id, settlement))
+        await self._write(lambda db: _settle_attempt(db, attempt_id, update))
 
     async def create_tables(self) -> list[str]:
         """See Store."""
@@ -354,9 +354,9 @@ def _end_session(
     until = revoke_until_if_missing if session is None else session.last_token_expire_time
     if user is None or until is None or user.has_ended_session(session_id, session):
         return False
-    living = user.revoked_sessions - user.expired_revocations(now)
-    ended = replace(user, revoked_sessions=living | {revocation_entry(session_id, until)})
-    if len(living) >= MAX_REVOKED_SESSIONS:
+    in_force = user.revoked_sessions - user.expired_revocations(now)
+    ended = replace(user, revoked_sessions=in_force | {revocation_entry(session_id, until)})
+    if len(in_force) >= MAX_REVOKED_SESSIONS:
         _log.warning("revocations_full", user_id=user_id, effect="all sessions of the user end")
         ended = replace(user, token_generation=user.token_generation + 1, revoked_sessions=frozenset())
     _update_user(db, user, ended)
@@ -385,16 +385,16 @@ def _reserve_attempt(db: sqlite3.Connection, attempt_id: str, counters: Sequence
     return True
 
 
-def _settle_attempt(db: sqlite3.Connection, attempt_id: str, settlement: CounterUpdate) -> None:
+def _settle_attempt(db: sqlite3.Connection, attempt_id: str, update: CounterUpdate) -> None:
     query = "SELECT * FROM login_attempts WHERE attempt_key = ?"
-    for key in settlement.released:
+    for key in update.released:
         row = db.execute(query, (key,)).fetchone()
         if row is not None:
             _put_attempts(db, key, _attempt_ids(row) - {attempt_id}, _expiry(row))
-    for key in settlement.cleared:
+    for key in update.cleared:
         db.execute("DELETE FROM login_attempts WHERE attempt_key = ?", (key,))
-    if settlement.known is not None:
-        key, expire_time = settlement.known
+    if update.known is not None:
+        key, expire_time = update.known
         _put_attempts(db, key, set(), expire_time)
 
 
@@ -441,11 +441,11 @@ def _one_user(rows: list[sqlite3.Row]) -> User:
     return _user(rows[0])
 
 
-def _standing(row: sqlite3.Row) -> UserState:
-    return UserState(**_standing_values(row))
+def _user_state(row: sqlite3.Row) -> UserState:
+    return UserState(**_user_state_values(row))
 
 
-def _standing_values(row: sqlite3.Row) -> dict[str, Any]:
+def _user_state_values(row: sqlite3.Row) -> dict[str, Any]:
     return {
         "user_id": row["user_id"],
         "email": row["email"],
@@ -458,7 +458,7 @@ def _standing_values(row: sqlite3.Row) -> dict[str, Any]:
 
 def _user(row: sqlite3.Row) -> User:
     return User(
-        **_standing_values(row),
+        **_user_state_values(row),
         password_hash=row["password_hash"],
         password_change_required=bool(row["password_change_required"]),
         temporary_password_expire_time=_time(row["temporary_password_expire_time"]),

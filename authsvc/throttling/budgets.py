@@ -117,7 +117,7 @@ def counters_for(
 
 
 def _counter(name: str, key: str, budget: Budget, stored: Mapping[str, AttemptCount], now: datetime) -> Counter:
-    expire_time = datetime.fromtimestamp(math.ceil((now + budget.span).timestamp()), UTC)
+    expire_time = datetime.fromtimestamp(math.ceil((now + budget.window).timestamp()), UTC)
     return Counter(name, key, budget.failures, expire_time, is_running=key in stored and stored[key].count > 0)
 
 

@@ -82,8 +82,8 @@ class _Rows:
 async def _read_rows(store: Store, page_size: int) -> _Rows:
     rows = _Rows()
     async for page in iterate_user_pages(store, page_size):
-        rows.corrupt_ids.update(error.key for error in page.broken)
-        rows.findings.extend(_corrupt_finding(error) for error in page.broken)
+        rows.corrupt_ids.update(error.key for error in page.corrupt)
+        rows.findings.extend(_corrupt_finding(error) for error in page.corrupt)
         for user in page.users:
             address, problem = _address_of(user)
             if problem:

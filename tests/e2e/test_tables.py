@@ -216,7 +216,7 @@ def test_provisioned_billing(place: QueueSlot) -> None:
     place.client.create_table(**definition)
     _turn_on_pitr(place)
     line = place.wrong()
-    assert f"WRONG table {place.users}: billing: is PROVISIONED: it throttles above what it was given. " in line
+    assert f"WRONG table {place.users}: billing: is PROVISIONED: it throttles above its provisioned capacity. " in line
     place.mend(line)
     assert place.is_good()
 

@@ -1,4 +1,4 @@
-"""The reads that decide validations and tries: rows by key, strongly, many in one request, and only what is needed."""
+"""The batched, strongly consistent reads by key that decide validations and login attempts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,20 +12,21 @@ from authsvc.stores.dynamodb.items import Item
 from authsvc.telemetry import metrics
 
 USER_STATE_ATTRIBUTES = ("user_id", "email", "role", "is_active", "token_generation", "revoked_sessions")
-"""What a validation needs."""
+"""What a validation reads."""
 
 
 class BatchGet:
-    """Reads rows of one table.
+    """Reads rows of one table, up to 100 in one request.
 
     Args:
-        table: Its name.
-        key_name: Of the attribute that is its whole key.
-        attributes: What is read, the key among it; empty: all there are.
+        client: Makes the requests.
+        table: Name of the table.
+        key_name: Name of the attribute that is the whole key.
+        attributes: What is read, the key included; empty: everything.
     """
 
-    def __init__(self, calls: DynamoDBClient, table: str, key_name: str, attributes: Sequence[str] = ()) -> None:
-        self._calls = calls
+    def __init__(self, client: DynamoDBClient, table: str, key_name: str, attributes: Sequence[str] = ()) -> None:
+        self._client = client
         self._table = table
         self._key_name = key_name
         self._options: dict[str, Any] = {"ConsistentRead": True}
@@ -34,10 +35,13 @@ class BatchGet:
             self._options["ExpressionAttributeNames"] = {f"#{name}": name for name in attributes}
 
     async def __call__(self, keys: Sequence[str]) -> Mapping[str, Item | None]:
-        """Return the row of each key, None where there is none; what DynamoDB did not come to is missing.
+        """Make one attempt to read rows.
+
+        Returns:
+            The row of each key, None where there is none. Keys that DynamoDB left unprocessed are missing.
 
         Raises:
-            RetryableStoreError: There is no good answer, and trying again may help.
+            RetryableStoreError: The attempt failed, and another one may succeed.
             StoreUnavailableError: DynamoDB cannot answer.
             StoreSetupError: DynamoDB refuses the request itself.
         """
@@ -45,13 +49,13 @@ class BatchGet:
         body = orjson.dumps({"RequestItems": items, "ReturnConsumedCapacity": "TOTAL"})
         metrics.KEY_READS_BATCH_SIZE.observe(len(keys))
         with metrics.store_call("batch_get_item"):
-            response = await self._calls.send("BatchGetItem", body)
+            response = await self._client.send("BatchGetItem", body)
         try:
             count_consumed(response, "read")
             return self._rows(response, keys)
         except (ValueError, KeyError, TypeError, AttributeError):
             metrics.UNREADABLE_RESPONSES.inc()
-            # Less than a whole answer must never read as "no such row".
+            # An incomplete answer must never read as "no such row".
             raise RetryableStoreError("BatchGetItem: unreadable response") from None
 
     def _rows(self, response: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Item | None]:
@@ -59,7 +63,7 @@ class BatchGet:
         unprocessed = response["UnprocessedKeys"].get(self._table, {"Keys": ()})
         left_out = {key[self._key_name]["S"] for key in unprocessed["Keys"]}
         if not found.keys() | left_out <= set(keys):
-            raise ValueError("somebody else's rows")
+            raise ValueError("rows that were not asked for")
         return {key: found.get(key) for key in keys if key not in left_out}
 
 

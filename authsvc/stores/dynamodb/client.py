@@ -1,4 +1,4 @@
-"""One DynamoDB call: its retries, its deadline, and what its failures mean."""
+"""DynamoDB calls: one client per process, retries within the deadline, and the classification of errors."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ from authsvc.telemetry import metrics
 POOL_CONNECTIONS = 100
 
 BACKUPS_NOT_READY = "ContinuousBackupsUnavailableException"
-"""What DynamoDB says for some seconds after it has made a table."""
+"""DynamoDB's error for some seconds after it has created a table."""
 _TRANSIENT = frozenset(
     {
         "InternalServerError",
@@ -43,7 +43,7 @@ _TRANSIENT = frozenset(
         "TransactionConflict",
         "TransactionConflictException",
         "TransactionInProgressException",
-        # Credentials that ran out are fetched anew by botocore before the next attempt.
+        # botocore refreshes expired credentials before the next attempt.
         "ExpiredTokenException",
     }
 )
@@ -68,19 +68,19 @@ _METERED = {
     "TransactWriteItems": "write",
     "UpdateItem": "write",
 }
-"""Operations that consume capacity, and of which kind."""
+"""Operations that consume capacity units, and their kind."""
 _ITEMS = ("Item", "Items")
 _MAPS = (*_ITEMS, "CancellationReasons", "ConsumedCapacity")
-"""Members of answers that are maps, or lists of them."""
+"""Members of answers that must be maps or lists of maps."""
 _jitter = random.SystemRandom()
 
 
 class ConditionFailedError(Exception):
-    """A conditional write or a transaction was refused by one of its conditions, and changed nothing."""
+    """A condition of a write or transaction did not hold; nothing was changed."""
 
 
 class UnreadableResponseError(Exception):
-    """A response is not what DynamoDB sends: its body is cut, altered, or somebody else's."""
+    """A response is malformed: its body is truncated, altered, or not DynamoDB's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,8 @@ class _Request:
 class DynamoDBClient:
     """DynamoDB's operations, each within the request's deadline.
 
-    They go over the connections of an aiobotocore client, with its time-outs, proxies and certificates, but past its
-    pipeline, which costs three times as much as all the rest.
+    Uses the connections of an aiobotocore client with its time-outs, proxies and certificates, but bypasses botocore's
+    request pipeline, which costs three times as much as everything else.
 
     Args:
         client: An entered aiobotocore client.
@@ -112,28 +112,28 @@ class DynamoDBClient:
         self._credentials = credentials
         self._signer = Signer(client.meta.endpoint_url, client.meta.region_name)
         self.last_date = ""
-        """The Date header of the last answer, whatever it was; empty where there was none."""
+        """The Date header of the last answer; empty where it had none."""
 
     async def __call__(self, operation: str, **request: Any) -> dict[str, Any]:  # noqa: ANN401 - any argument of any operation
-        """Call an operation, trying again after failures that pass.
+        """Call an operation, with retries of transient failures.
 
         Args:
             operation: Name as in DynamoDB's API, for instance `GetItem`.
-            request: Its arguments, as there.
+            request: Its arguments as in DynamoDB's API.
 
         Returns:
             The response.
 
         Raises:
             ConditionFailedError: A condition did not hold.
-            StoreUnavailableError: No good answer came by the deadline, or within the attempts.
+            StoreUnavailableError: No attempt succeeded by the deadline.
             StoreSetupError: DynamoDB refuses the request itself.
         """
         kind = _METERED.get(operation)
         if kind is not None:
             request["ReturnConsumedCapacity"] = "TOTAL"
         with metrics.store_call(xform_name(operation)):
-            # Not orjson: what other programs wrote may hold lone surrogates.
+            # Not orjson: values that other programs wrote may hold lone surrogates.
             response = await self._attempts(operation, json.dumps(request).encode())
         if kind is not None:
             count_consumed(response, kind)
@@ -152,18 +152,18 @@ class DynamoDBClient:
         raise StoreUnavailableError(cause)
 
     def pause_seconds(self, attempts: int) -> float:
-        """Return how long to wait after so many attempts: full jitter, with a ceiling that doubles."""
+        """Return the pause after a number of attempts: full jitter below a bound that doubles."""
         return _jitter.uniform(0, self.timeouts.backoff_seconds * 2 ** (attempts - 1))
 
     async def get(self, table: str, **key: str) -> Mapping[str, Mapping[str, Any]] | None:
-        """Read an item strongly, by its key; None where there is none."""
+        """Read an item strongly by its key; None where there is none."""
         names = {name: {"S": value} for name, value in key.items()}
         response = await self("GetItem", TableName=table, Key=names, ConsistentRead=True)
         item: Mapping[str, Mapping[str, Any]] | None = response.get("Item")
         return item
 
     async def transact(self, *actions: Mapping[str, Any]) -> None:
-        """Write all or nothing; one token for all tries, so that a repeated one changes nothing more."""
+        """Write all or nothing. One idempotency token for all attempts: a repeated one changes nothing more."""
         await self("TransactWriteItems", TransactItems=actions, ClientRequestToken=str(uuid.uuid4()))
 
     async def send(self, operation: str, body: bytes) -> dict[str, Any]:
@@ -177,37 +177,37 @@ class DynamoDBClient:
             The response.
 
         Raises:
-            RetryableStoreError: It failed, and trying again may help.
+            RetryableStoreError: The attempt failed, and another one may succeed.
             ConditionFailedError: A condition did not hold.
-            StoreUnavailableError: It failed, and trying again will not help.
+            StoreUnavailableError: The attempt failed, and another one will not succeed.
             StoreSetupError: DynamoDB refuses the request itself.
         """
         try:
             if self._credentials is None:
-                raise NoCredentialsError  # noqa: TRY301 - told as botocore's own are
-            # They are refreshed before they run out.
+                raise NoCredentialsError  # noqa: TRY301 - classified as botocore's own are
+            # Refreshed before they expire.
             frozen = await self._credentials.get_frozen_credentials()
             headers = self._signer.headers(f"{_API}.{operation}", body, frozen, datetime.now(UTC))
             request = _Request(self._client.meta.endpoint_url, headers, body)
-            response = await self._client._endpoint.http_session.send(request)  # noqa: SLF001 - no other way
+            response = await self._client._endpoint.http_session.send(request)  # noqa: SLF001 - not available otherwise
             content = await response.content
             self.last_date = response.headers.get("date", "")
             return _answer(operation, response, content)
-        except Exception as error:  # noqa: BLE001 - a garbled answer makes libraries raise anything
-            cause = _cause_to_retry(error)
+        except Exception as error:  # noqa: BLE001 - libraries raise anything for a malformed answer
+            cause = _retryable_cause(error)
             metrics.STORE_FAILED_ATTEMPTS.labels(xform_name(operation), cause).inc()
             raise RetryableStoreError(f"{operation}: {cause}") from None
 
 
 def _answer(operation: str, response: AWSResponse, content: bytes) -> dict[str, Any]:
-    """Return what a response says; raise what botocore would make of an error's."""
+    """Return the content of a response; raise an error response as botocore would."""
     status = response.status_code
     try:
         answer = _parsed(response.headers, content)
     except UnreadableResponseError:
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
             raise
-        answer = {}  # a server in trouble, or a proxy before it
+        answer = {}  # a failing server, or a proxy in front of it
     if status == HTTPStatus.OK:
         return answer
     error = {"Code": str(answer.get("__type", status)).rpartition("#")[2]}
@@ -216,7 +216,7 @@ def _answer(operation: str, response: AWSResponse, content: bytes) -> dict[str, 
 
 
 def _parsed(headers: Mapping[str, str], content: bytes) -> dict[str, Any]:
-    """Return the JSON object in a body; anything else might read as an empty one, which means "no such item"."""
+    """Return the JSON object in a body; anything else could read as an empty one, which means "no such item"."""
     expected = headers.get("x-amz-crc32")
     if expected is not None and expected != str(zlib.crc32(content)):
         raise UnreadableResponseError("wrong checksum")
@@ -232,12 +232,12 @@ def _parsed(headers: Mapping[str, str], content: bytes) -> dict[str, Any]:
             if not isinstance(member, dict):
                 raise UnreadableResponseError(f"{name} without a map")
             if name in _ITEMS and not all(isinstance(attribute, dict) for attribute in member.values()):
-                raise UnreadableResponseError("an attribute is no map")
+                raise UnreadableResponseError("an attribute is not a map")
     return answer
 
 
 def _json(content: bytes) -> Any:  # noqa: ANN401 - JSON
-    """Return what a body says; one row with a lone surrogate, which orjson refuses, must not spoil all others."""
+    """Parse JSON; a row with a lone surrogate, which orjson refuses, must not fail the others."""
     try:
         return orjson.loads(content)
     except ValueError:
@@ -245,27 +245,27 @@ def _json(content: bytes) -> Any:  # noqa: ANN401 - JSON
 
 
 def count_consumed(response: Mapping[str, Any], kind: str) -> None:
-    """Count the capacity of which a response tells, if it does, `kind` being read or write."""
+    """Count the capacity units that a response reports, as `kind`: read or write."""
     consumed = response.get("ConsumedCapacity", [])
     for each in consumed if isinstance(consumed, list) else [consumed]:
         metrics.CONSUMED_UNITS.labels(each.get("TableName", ""), kind).inc(each.get("CapacityUnits") or 0.0)
 
 
-def _cause_to_retry(error: Exception) -> str:
-    """Return why a call failed, where another attempt can help; else raise what it means."""
+def _retryable_cause(error: Exception) -> str:
+    """Return the cause of a failure that may be retried; raise the meaning of any other."""
     match error:
         case NoCredentialsError():
             raise StoreUnavailableError("no AWS credentials are configured") from None
         case ClientError(response=response):
-            return _cause_in(response, response["ResponseMetadata"].get("HTTPStatusCode", 0))
+            return _cause_of_code(response, response["ResponseMetadata"].get("HTTPStatusCode", 0))
         case BotoCoreError() | OSError():
-            pass  # no answer came
+            pass  # no answer
         case _:
             metrics.UNREADABLE_RESPONSES.inc()
     return f"{type(error).__name__}"
 
 
-def _cause_in(response: Mapping[str, Any], status: int) -> str:
+def _cause_of_code(response: Mapping[str, Any], status: int) -> str:
     code = str(response["Error"].get("Code", ""))
     if code == "ConditionalCheckFailedException":
         raise ConditionFailedError from None
@@ -293,7 +293,7 @@ async def open_client(timeouts: DynamoDBTimeouts) -> AsyncIterator[DynamoDBClien
     """Open the process's one client, configured by AWS's own variables and files.
 
     Raises:
-        ConfigError: No region is configured, or AWS's settings are not what they must be.
+        ConfigError: No region is configured, or AWS's settings are malformed.
     """
     config = AioConfig(
         connect_timeout=timeouts.connect_seconds,
@@ -311,7 +311,7 @@ async def open_client(timeouts: DynamoDBTimeouts) -> AsyncIterator[DynamoDBClien
 
 
 def _region() -> str:
-    """Return the region: AWS_REGION (which botocore does not read), else as botocore finds it."""
+    """Return the region: AWS_REGION, which botocore does not read, else as botocore finds it."""
     region = os.environ.get("AWS_REGION") or BotocoreSession().get_config_variable("region")
     if not region:
         raise ConfigError(["AWS_REGION: must be set for the DynamoDB store"])

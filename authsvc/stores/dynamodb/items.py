@@ -1,4 +1,4 @@
-"""Rows of the DynamoDB tables and the models they hold: strict on reading, for other programs write rows too."""
+"""Conversions between DynamoDB items and models. Reading is strict: other programs write rows, too."""
 
 import base64
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from authsvc.stores.interface import OPTIMISTIC_LOCK_FIELDS
 from authsvc.telemetry import metrics
 
 Item: TypeAlias = Mapping[str, Mapping[str, Any]]
-"""An item as DynamoDB's API writes it: `{"email": {"S": "a@example.com"}, …}`."""
+"""An item in DynamoDB's JSON: `{"email": {"S": "a@example.com"}, …}`."""
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -24,12 +24,12 @@ _log = structlog.get_logger(__name__)
 
 
 def iso_time(time: datetime) -> str:
-    """Return a time as the tables hold it: ISO 8601 in UTC with `Z`."""
+    """Return a time as stored: ISO 8601 in UTC with `Z`."""
     return time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def item_of(**values: object) -> dict[str, dict[str, object]]:
-    """Return an item, typed by its values; None and empty sets are left out."""
+    """Return an item with the types of its values; None and empty sets are left out."""
     return {name: _attribute(value) for name, value in values.items() if value not in (None, frozenset())}
 
 
@@ -65,7 +65,7 @@ def user_item(user: User) -> dict[str, dict[str, object]]:
 
 
 def user_update(table: str, expected: User, new: User) -> dict[str, Any]:
-    """Return an UpdateItem that writes what differs, provided that what matters is as expected.
+    """Return an UpdateItem that writes the differences under the optimistic lock.
 
     Args:
         table: Name of the users table.
@@ -92,7 +92,7 @@ def user_update(table: str, expected: User, new: User) -> dict[str, Any]:
 
 
 def _condition(name: str, expected: Mapping[str, Any] | None) -> str:
-    """Require an attribute to be as expected, where an absent one may stand for its default."""
+    """Require an attribute to be as expected; an absent one equals its default."""
     if expected is None:
         return f"attribute_not_exists(#{name})"
     equal = f"#{name} = :expected_{name}"
@@ -102,7 +102,7 @@ def _condition(name: str, expected: Mapping[str, Any] | None) -> str:
 def user_from_item(item: Item) -> User:
     """Return the user in a row.
 
-    Only absent attributes get defaults; an attribute of a wrong type makes the row broken, never active.
+    Only absent attributes get defaults; an attribute of a wrong type makes the row corrupt, never active.
 
     Raises:
         CorruptItemError: An attribute is missing or unreadable. It is logged.
@@ -110,7 +110,7 @@ def user_from_item(item: Item) -> User:
     read = _Reader(item)
     try:
         return User(
-            **_standing(read),
+            **_user_state_values(read),
             password_hash=read.optional("password_hash", _text, None),
             password_change_required=read.optional("password_change_required", _flag, default=False),
             temporary_password_expire_time=read.optional("temporary_password_expires_at", _second, None),
@@ -118,24 +118,24 @@ def user_from_item(item: Item) -> User:
             update_time=read.optional("updated_at", _time, None),
         )
     except CorruptItemError as error:
-        _log_broken_user(error)
+        _log_corrupt_user(error)
         raise
 
 
 def user_state_from_item(item: Item) -> UserState:
-    """Return what a row says of a user's standing, as strictly as user_from_item.
+    """Return the user state in a row, as strictly as user_from_item.
 
     Raises:
         CorruptItemError: An attribute is missing or unreadable. It is logged.
     """
     try:
-        return UserState(**_standing(_Reader(item)))
+        return UserState(**_user_state_values(_Reader(item)))
     except CorruptItemError as error:
-        _log_broken_user(error)
+        _log_corrupt_user(error)
         raise
 
 
-def _standing(read: "_Reader") -> dict[str, Any]:
+def _user_state_values(read: "_Reader") -> dict[str, Any]:
     return {
         "user_id": read.required("user_id", _text),
         "email": read.required("email", _text),
@@ -146,16 +146,16 @@ def _standing(read: "_Reader") -> dict[str, Any]:
     }
 
 
-def _log_broken_user(error: CorruptItemError) -> None:
+def _log_corrupt_user(error: CorruptItemError) -> None:
     metrics.CORRUPT_ITEMS.inc()
     _log.error("row_broken", table="users", user_id=error.key, attribute=error.attribute)
 
 
-def claimant_from_item(item: Item) -> str:
-    """Return whom the claim of an address names.
+def owner_id_from_item(item: Item) -> str:
+    """Return the user id that the claim of an address names.
 
     Raises:
-        CorruptItemError: That is unreadable. It is logged, without the address that is the row's key.
+        CorruptItemError: It is unreadable. It is logged without the address, which is the row's key.
     """
     try:
         return _Reader(item).required("user_id", _text)
@@ -166,7 +166,7 @@ def claimant_from_item(item: Item) -> str:
 
 
 def attempt_count_from_item(item: Item) -> AttemptCount:
-    """Return what an item of the login attempts counts.
+    """Return the attempt count in an item of the login attempts.
 
     Raises:
         CorruptItemError: It is unreadable. It is logged.
@@ -233,7 +233,7 @@ def session_from_item(item: Item) -> Session:
 
 
 class _Reader:
-    """Reads a row's attributes, each by the type that it must have."""
+    """Reads attributes of a row, each by its required type."""
 
     def __init__(self, item: Item) -> None:
         self._item = item
@@ -258,7 +258,7 @@ def _text(attribute: Mapping[str, Any]) -> str:
 
 def _any_text(attribute: Mapping[str, Any]) -> str:
     text: str = attribute["S"]
-    text.encode()  # a lone surrogate is no text: it could not be sent on
+    text.encode()  # fails for a lone surrogate, which could not be sent to a client
     return text
 
 
@@ -285,5 +285,4 @@ def _second(attribute: Mapping[str, Any]) -> datetime:
 
 def _time(attribute: Mapping[str, Any]) -> datetime:
     time = datetime.fromisoformat(attribute["S"])
-    # In UTC the first and last hours of the calendar can be out of range.
     return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)

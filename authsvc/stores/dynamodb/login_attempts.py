@@ -1,8 +1,8 @@
-"""The counters of tries at passwords, in the table of login attempts.
+"""Counters of login attempts, in the table login-attempts.
 
-An item holds the ids of its tries as a set, not their number. So a write that is repeated because its response was lost
-counts nothing twice, and a try is taken out of the very counter that it was put into. Each write is a conditional
-update of one item: unlike transactions, these do not fail each other when a thousand guesses meet at one item.
+An item holds the ids of its attempts as a set, not their number: repeating a write whose response was lost counts
+nothing twice, and an attempt is removed only from the window that it was added to. Each write is a conditional update
+of one item: unlike transactions, a thousand concurrent ones do not cancel each other.
 """
 
 import asyncio
@@ -16,16 +16,16 @@ from authsvc.stores.dynamodb.client import ConditionFailedError, DynamoDBClient
 from authsvc.stores.dynamodb.items import attempt_count_from_item, item_of
 
 _ROUNDS = 2
-"""A counter that another try began between two writes is joined in the second round."""
+"""The second round adds to a window that another attempt started between the two writes of the first."""
 
 
 class LoginAttempts:
     """The counters in one table."""
 
-    def __init__(self, calls: DynamoDBClient, table: str) -> None:
-        self._calls = calls
+    def __init__(self, client: DynamoDBClient, table: str) -> None:
+        self._client = client
         self._table = table
-        self._reads = coalesced_reads(calls, table, "attempt_key")
+        self._reads = coalesced_reads(client, table, "attempt_key")
 
     async def get(self, keys: Sequence[str], now: datetime) -> dict[str, AttemptCount]:
         """See Store.get_attempt_counts."""
@@ -35,27 +35,31 @@ class LoginAttempts:
                 raise item
             if item is not None:
                 found[key] = attempt_count_from_item(item)
-        # TTL deletes days late.
+        # TTL deletes items days late.
         return {key: tries for key, tries in found.items() if tries.expire_time > now}
 
     async def reserve(self, attempt_id: str, counters: Sequence[Counter], now: datetime) -> bool:
         """See Store.reserve_attempt."""
         for number, counter in enumerate(counters):
-            if not await self._put_into(counter, attempt_id, now):
-                await self._take_out(attempt_id, (earlier.key for earlier in counters[:number]))
+            if not await self._add(counter, attempt_id, now):
+                await self._remove(attempt_id, (earlier.key for earlier in counters[:number]))
                 return False
         return True
 
-    async def _put_into(self, counter: Counter, attempt_id: str, now: datetime) -> bool:
-        # The likelier one first: a condition that fails costs as much as a write.
-        ways = (self._join, self._begin) if counter.is_running else (self._begin, self._join)
-        for put in ways * _ROUNDS:
-            if await put(counter, attempt_id, now):
+    async def _add(self, counter: Counter, attempt_id: str, now: datetime) -> bool:
+        # The likelier one first: a failed condition costs as much as a write.
+        ways = (
+            (self._add_to_window, self._start_window)
+            if counter.is_running
+            else (self._start_window, self._add_to_window)
+        )
+        for add in ways * _ROUNDS:
+            if await add(counter, attempt_id, now):
                 return True
         return False
 
-    async def _begin(self, counter: Counter, attempt_id: str, now: datetime) -> bool:
-        """Begin a counter anew, where it has expired or holds nothing."""
+    async def _start_window(self, counter: Counter, attempt_id: str, now: datetime) -> bool:
+        """Start a window, where the counter has expired or is empty."""
         return await self._has_updated(
             counter.key,
             "SET attempts = :attempt, expires_at = :end",
@@ -65,8 +69,8 @@ class LoginAttempts:
             now=int(now.timestamp()),
         )
 
-    async def _join(self, counter: Counter, attempt_id: str, now: datetime) -> bool:
-        """Put a try into a counter that runs, unless it is full."""
+    async def _add_to_window(self, counter: Counter, attempt_id: str, now: datetime) -> bool:
+        """Add an attempt to a running window, unless the counter is full."""
         return await self._has_updated(
             counter.key,
             "ADD attempts :attempt",
@@ -86,12 +90,12 @@ class LoginAttempts:
             "ExpressionAttributeValues": item_of(**{f":{name}": value for name, value in values.items()}),
         }
         try:
-            await self._calls("UpdateItem", **request)
+            await self._client("UpdateItem", **request)
         except ConditionFailedError:
             return False
         return True
 
-    async def _take_out(self, attempt_id: str, keys: Iterable[str]) -> None:
+    async def _remove(self, attempt_id: str, keys: Iterable[str]) -> None:
         attempt = frozenset({attempt_id})
         changes = (
             self._has_updated(key, "DELETE attempts :attempt", "attribute_exists(attempts)", attempt=attempt)
@@ -99,16 +103,16 @@ class LoginAttempts:
         )
         await asyncio.gather(*changes)
 
-    async def settle(self, attempt_id: str, settlement: CounterUpdate) -> None:
+    async def settle(self, attempt_id: str, update: CounterUpdate) -> None:
         """See Store.settle_attempt."""
-        changes = [self._take_out(attempt_id, settlement.released), *map(self._clear, settlement.cleared)]
-        if settlement.known is not None:
-            changes.append(self._remember(*settlement.known))
+        changes = [self._remove(attempt_id, update.released), *map(self._clear, update.cleared)]
+        if update.known is not None:
+            changes.append(self._mark_known(*update.known))
         await asyncio.gather(*changes)
 
     async def _clear(self, key: str) -> None:
-        await self._calls("DeleteItem", TableName=self._table, Key=item_of(attempt_key=key))
+        await self._client("DeleteItem", TableName=self._table, Key=item_of(attempt_key=key))
 
-    async def _remember(self, key: str, expire_time: datetime) -> None:
+    async def _mark_known(self, key: str, expire_time: datetime) -> None:
         item = item_of(attempt_key=key, expires_at=int(expire_time.timestamp()))
-        await self._calls("PutItem", TableName=self._table, Item=item)
+        await self._client("PutItem", TableName=self._table, Item=item)

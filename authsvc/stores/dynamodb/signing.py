@@ -1,6 +1,6 @@
-"""AWS Signature Version 4 for DynamoDB's requests: a POST with a body, and nothing in its URL.
+"""AWS Signature Version 4 for DynamoDB's requests: a POST with a body and no query.
 
-botocore's signer does the same for any request of any service, and takes a third of a read's time for it.
+botocore's signer handles every request of every service, and takes a third of a read's time.
 """
 
 import functools
@@ -38,13 +38,13 @@ class Signer:
             target: API and operation, the value of X-Amz-Target.
             body: The request.
             credentials: Botocore's frozen ones.
-            now: In UTC.
+            now: Current time in UTC.
         """
         time = f"{now:%Y%m%dT%H%M%SZ}"
         headers = {"content-type": _CONTENT_TYPE, "host": self._host, "x-amz-date": time}
         if credentials.token:
             headers["x-amz-security-token"] = credentials.token
-        headers["x-amz-target"] = target  # in the order of names, as the signature needs them
+        headers["x-amz-target"] = target  # sorted by name, as the signature requires
         names = ";".join(headers)
         lines = "".join(f"{name}:{value}\n" for name, value in headers.items())
         canonical = f"POST\n{self._path}\n\n{lines}\n{names}\n{hashlib.sha256(body).hexdigest()}"

@@ -1,4 +1,4 @@
-"""The store on DynamoDB: production, and the distributed engine."""
+"""The store on DynamoDB: production, and the distributed engine. Composes the modules beside it."""
 
 import contextlib
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
@@ -61,7 +61,7 @@ from authsvc.stores.interface import (
     ignore,
 )
 
-_TIDY_PAGE = 100
+_DELETE_PAGE_SIZE = 100
 
 _log = structlog.get_logger(__name__)
 
@@ -69,39 +69,39 @@ _log = structlog.get_logger(__name__)
 class DynamoDBStore:
     """Store on DynamoDB. Opened by open_dynamodb_store."""
 
-    def __init__(self, calls: DynamoDBClient, tables: Tables, on_user_changed: OnUserChanged) -> None:
-        self._calls = calls
+    def __init__(self, client: DynamoDBClient, tables: Tables, on_user_changed: OnUserChanged) -> None:
+        self._client = client
         self._tables = tables
         self._on_user_changed = on_user_changed
-        self._user_states = coalesced_reads(calls, tables.users, "user_id", USER_STATE_ATTRIBUTES)
-        self._addresses = EmailClaims(calls, tables)
-        self._counters = LoginAttempts(calls, tables.login_attempts)
+        self._user_states = coalesced_reads(client, tables.users, "user_id", USER_STATE_ATTRIBUTES)
+        self._claims = EmailClaims(client, tables)
+        self._counters = LoginAttempts(client, tables.login_attempts)
 
     async def ping(self) -> datetime | None:
-        """See Store: asks for a key that nobody has; the answer's Date header tells the time."""
-        await self._calls("GetItem", TableName=self._tables.users, Key=item_of(user_id="ping"))
-        date = self._calls.last_date
+        """See Store: reads a key that does not exist; the Date header of the answer tells the time."""
+        await self._client("GetItem", TableName=self._tables.users, Key=item_of(user_id="ping"))
+        date = self._client.last_date
         return parsedate_to_datetime(date) if date else None
 
     async def create_user(
         self, user: User, now: datetime, request_digest: bytes | None = None, email: Email | None = None
     ) -> User:
         """See Store."""
-        earlier = await self._requested_user(request_digest, user.email, now)
+        earlier = await self._find_user_of_request(request_digest, user.email, now)
         if earlier is not None:
             return earlier
         if await self._try_create(user, now, request_digest, email or Email(user.email)):
             return user
-        # Whoever was first may be an earlier try of this very request.
-        earlier = await self._requested_user(request_digest, user.email, now)
+        # The winner may be an earlier attempt of this very request.
+        earlier = await self._find_user_of_request(request_digest, user.email, now)
         if earlier is None:
             raise EmailAlreadyExistsError
         return earlier
 
     async def _try_create(self, user: User, now: datetime, request_digest: bytes | None, email: Email) -> bool:
-        """Add a user to a free address, telling the write of this very call from a lost race."""
-        holders = await self._addresses.holders(email)
-        if holders.rows:
+        """Create a user with a free address; return False for a lost race, not for a lost response."""
+        lookup = await self._claims.look_up(email)
+        if lookup.rows:
             return False
         put = {
             "TableName": self._tables.users,
@@ -109,28 +109,28 @@ class DynamoDBStore:
             "ConditionExpression": "attribute_not_exists(user_id)",
         }
         try:
-            await self._calls.transact(
+            await self._client.transact(
                 {"Put": put},
-                *self._addresses.claim_actions(user, holders),
-                *self._remembering(request_digest, user, now),
+                *self._claims.claim_actions(user, lookup),
+                *self._record_request(request_digest, user, now),
             )
         except ConditionFailedError:
-            # The id is random: where the row is, this call made it, whatever became of its address since.
-            return await self._calls.get(self._tables.users, user_id=user.user_id) is not None
+            # The id is random: if the row exists, this call wrote it, whatever happened to its address since.
+            return await self._client.get(self._tables.users, user_id=user.user_id) is not None
         return True
 
-    async def _requested_user(self, digest: bytes | None, email: str, now: datetime) -> User | None:
-        """Return the user whom the same request made before."""
+    async def _find_user_of_request(self, digest: bytes | None, email: str, now: datetime) -> User | None:
+        """Return the user that an earlier call with the same request id created."""
         if digest is None:
             return None
-        request = await self._calls.get(self._tables.unique, unique_key=_request_key(digest))
+        request = await self._client.get(self._tables.unique, unique_key=_request_key(digest))
         if request is None or int(request["expires_at"]["N"]) <= now.timestamp():
             return None
         if request["email"]["S"] != email:
             raise InvalidFieldError("request_id", "was used with another email")
         return await self.get_user(request["user_id"]["S"])
 
-    def _remembering(self, digest: bytes | None, user: User, now: datetime) -> Iterator[Mapping[str, Any]]:
+    def _record_request(self, digest: bytes | None, user: User, now: datetime) -> Iterator[Mapping[str, Any]]:
         if digest is None:
             return
         yield {
@@ -149,51 +149,51 @@ class DynamoDBStore:
 
     async def get_user(self, user_id: str) -> User:
         """See Store."""
-        item = await self._calls.get(self._tables.users, user_id=user_id)
+        item = await self._client.get(self._tables.users, user_id=user_id)
         if item is None:
             raise UserNotFoundError
         return user_from_item(item)
 
     async def get_user_states(self, user_ids: Collection[str]) -> Mapping[str, UserState | Exception | None]:
         """See Store."""
-        return {user_id: _standing(row) for user_id, row in (await self._user_states.get(user_ids)).items()}
+        return {user_id: _user_state(row) for user_id, row in (await self._user_states.get(user_ids)).items()}
 
     async def get_user_by_email(self, email: Email) -> EmailOwner:
         """See Store."""
-        holders = await self._addresses.holders(email)
-        if holders.claimant is not None and holders.is_claim_live:
-            return EmailOwner(user_from_item(holders.claimant), is_claimed=True)
-        if len(holders.rows) > 1:
-            _log.warning("email_ambiguous", user_ids=holders.user_ids)
-        if len(holders.rows) != 1:
+        lookup = await self._claims.look_up(email)
+        if lookup.owner is not None and lookup.is_claim_live:
+            return EmailOwner(user_from_item(lookup.owner), is_claimed=True)
+        if len(lookup.rows) > 1:
+            _log.warning("email_ambiguous", user_ids=lookup.user_ids)
+        if len(lookup.rows) != 1:
             raise UserNotFoundError
-        return EmailOwner(user_from_item(holders.rows[0]), is_claimed=False)
+        return EmailOwner(user_from_item(lookup.rows[0]), is_claimed=False)
 
     async def claim_email(self, user: User) -> bool:
         """See Store."""
         email = fields.parse_email(user.email)
-        holders = await self._addresses.holders(email)
-        if holders.is_claim_live or holders.user_ids != [user.user_id]:
-            return holders.is_claim_live and holders.claimant_id == user.user_id
+        lookup = await self._claims.look_up(email)
+        if lookup.is_claim_live or lookup.user_ids != [user.user_id]:
+            return lookup.is_claim_live and lookup.owner_id == user.user_id
         try:
-            await self._calls.transact(
-                self._addresses.check(user.user_id, {"S": user.email}), *self._addresses.claim_actions(user, holders)
+            await self._client.transact(
+                self._claims.check(user.user_id, {"S": user.email}), *self._claims.claim_actions(user, lookup)
             )
         except ConditionFailedError:
-            return await self._addresses.claimant_id(email.normal) == user.user_id
+            return await self._claims.owner_id(email.normal) == user.user_id
         return True
 
     async def list_users(self, limit: int, after_user_id: str | None) -> UserPage:
         """See Store."""
         start = {} if after_user_id is None else {"ExclusiveStartKey": item_of(user_id=after_user_id)}
-        response = await self._calls("Scan", TableName=self._tables.users, Limit=limit, **start)
+        response = await self._client("Scan", TableName=self._tables.users, Limit=limit, **start)
         last = response.get("LastEvaluatedKey")
-        users, broken = _read_users(response["Items"])
-        return UserPage(users, last and last["user_id"]["S"], broken)
+        users, corrupt = _read_users(response["Items"])
+        return UserPage(users, last and last["user_id"]["S"], corrupt)
 
     async def list_claims(self, limit: int, after_key: str | None) -> ClaimPage:
         """See Store."""
-        return await self._addresses.list_claims(limit, after_key)
+        return await self._claims.list_claims(limit, after_key)
 
     async def update_user(self, expected: User, new: User, new_email: Email | None = None) -> None:
         """See Store."""
@@ -204,31 +204,31 @@ class DynamoDBStore:
             else await self._change_email_actions(expected, new, new_email or Email(new.email))
         )
         try:
-            # A transaction even for one row: its token stops a try that was held up in the network from coming back
-            # after later changes.
+            # A transaction even for one row: its idempotency token keeps an attempt that was delayed in the network
+            # from overwriting later changes.
             await self._transact_user(new.user_id, update, *moving)
         except ConditionFailedError:
             if not await self._is_own_write(expected, new):
                 raise UserChangedError from None
 
     async def _change_email_actions(self, expected: User, new: User, new_email: Email) -> list[Mapping[str, Any]]:
-        """Claim the new address, and give up the old one where that is another one in normal form."""
-        holders = await self._addresses.holders(new_email)
-        if set(holders.user_ids) - {new.user_id}:
+        """Claim the new address, and release the old one where its normal form differs."""
+        lookup = await self._claims.look_up(new_email)
+        if set(lookup.user_ids) - {new.user_id}:
             raise EmailAlreadyExistsError
-        if self._addresses.is_spelling(expected.email, new.email):
-            return list(self._addresses.claim_actions(new, holders))
-        return [*await self._addresses.release_actions(expected), *self._addresses.claim_actions(new, holders)]
+        if self._claims.is_spelling(expected.email, new.email):
+            return list(self._claims.claim_actions(new, lookup))
+        return [*await self._claims.release_actions(expected), *self._claims.claim_actions(new, lookup)]
 
     async def _is_own_write(self, expected: User, new: User) -> bool:
-        """Tell whether a user is as a write wanted it: then that write was ours, and only its response was lost."""
-        item = await self._calls.get(self._tables.users, user_id=new.user_id)
+        """Tell whether the user is as this write wanted it: then only its response was lost."""
+        item = await self._client.get(self._tables.users, user_id=new.user_id)
         if item is None:
             return False
         user = user_from_item(item)
-        # A new hash is salted, so nobody else wrote it, whatever else has changed since.
+        # A new hash has a random salt: no other write could have set it, whatever else has changed since.
         has_own_hash = expected.password_hash != new.password_hash == user.password_hash
-        # Others add to revoked_sessions at any time.
+        # Other calls add to revoked_sessions at any time.
         return has_own_hash or _without_revocations(user) == _without_revocations(new)
 
     async def delete_user(self, user: User) -> None:
@@ -240,33 +240,33 @@ class DynamoDBStore:
             "ExpressionAttributeValues": item_of(**{":email": user.email}),
         }
         try:
-            release_actions = await self._addresses.release_actions(user)
+            release_actions = await self._claims.release_actions(user)
             await self._transact_user(user.user_id, {"Delete": delete}, *release_actions)
         except ConditionFailedError:
-            if await self._calls.get(self._tables.users, user_id=user.user_id) is not None:
+            if await self._client.get(self._tables.users, user_id=user.user_id) is not None:
                 raise UserChangedError from None
-        with contextlib.suppress(StoreUnavailableError):  # the user is deleted all the same
+        with contextlib.suppress(StoreUnavailableError):  # the user is deleted anyway
             await self._delete_sessions(user.user_id)
 
     async def _transact_user(self, user_id: str, *actions: Mapping[str, Any]) -> None:
-        """Change a user's row in a transaction, and tell of it however that ends."""
+        """Change a user's row in a transaction, and report the change however the transaction ends."""
         try:
-            await self._calls.transact(*actions)
+            await self._client.transact(*actions)
         finally:
             self._on_user_changed(user_id)
 
     async def _delete_sessions(self, user_id: str) -> None:
-        """Tidy up: without their user they are good for nothing, and TTL would find them."""
-        while page := (await self.list_sessions(user_id, _TIDY_PAGE, None)).sessions:
+        """Delete the sessions of a deleted user, which are useless; TTL would delete what is left."""
+        while page := (await self.list_sessions(user_id, _DELETE_PAGE_SIZE, None)).sessions:
             for session in page:
                 key = item_of(user_id=user_id, session_id=session.session_id)
-                await self._calls("DeleteItem", TableName=self._tables.sessions, Key=key)
+                await self._client("DeleteItem", TableName=self._tables.sessions, Key=key)
 
     async def create_session(self, session: Session) -> None:
         """See Store."""
-        # The id is random: where it exists, this very write made it and lost its response.
+        # The id is random: if it exists, this write made it and lost its response.
         with contextlib.suppress(ConditionFailedError):
-            await self._calls(
+            await self._client(
                 "PutItem",
                 TableName=self._tables.sessions,
                 Item=session_item(session),
@@ -275,13 +275,13 @@ class DynamoDBStore:
 
     async def get_session(self, user_id: str, session_id: str) -> Session | None:
         """See Store."""
-        item = await self._calls.get(self._tables.sessions, user_id=user_id, session_id=session_id)
+        item = await self._client.get(self._tables.sessions, user_id=user_id, session_id=session_id)
         return None if item is None else session_from_item(item)
 
     async def rotate_refresh_token(self, expected: Session, new: Session) -> bool:
         """See Store."""
         try:
-            await self._calls(
+            await self._client(
                 "PutItem",
                 TableName=self._tables.sessions,
                 Item=session_item(new),
@@ -297,7 +297,7 @@ class DynamoDBStore:
         start = {}
         if after_session_id is not None:
             start["ExclusiveStartKey"] = item_of(user_id=user_id, session_id=after_session_id)
-        response = await self._calls(
+        response = await self._client(
             "Query",
             TableName=self._tables.sessions,
             KeyConditionExpression="user_id = :user_id",
@@ -313,31 +313,31 @@ class DynamoDBStore:
         self, user_id: str, session_id: str, now: datetime, revoke_until_if_missing: datetime | None
     ) -> bool:
         """See Store."""
-        has_tried = False
+        has_attempted = False
         while True:
             session = await self.get_session(user_id, session_id)
             until = revoke_until_if_missing if session is None else session.last_token_expire_time
             try:
                 user = await self.get_user(user_id)
                 if until is None or user.has_ended_session(session_id, session):
-                    return has_tried
+                    return has_attempted
                 await self._revoke(user, session, revocation_entry(session_id, until), now)
             except ConditionFailedError:
-                # A refresh, another ending, or a change of the user came between, or an answer was lost: look again.
-                has_tried = True
+                # A concurrent refresh, revocation or change of the user won, or the response was lost: read again.
+                has_attempted = True
                 continue
             except UserNotFoundError:
                 return False
             return True
 
     async def _revoke(self, user: User, session: Session | None, entry: str, now: datetime) -> None:
-        over = user.expired_revocations(now)
-        if over:
-            await self._remove_revocations(user, over)
-        if len(user.revoked_sessions - over) >= MAX_REVOKED_SESSIONS:
+        expired = user.expired_revocations(now)
+        if expired:
+            await self._remove_revocations(user, expired)
+        if len(user.revoked_sessions - expired) >= MAX_REVOKED_SESSIONS:
             _log.warning("revocations_full", user_id=user.user_id, effect="all sessions of the user end")
-            ended = replace(user, token_generation=user.token_generation + 1, revoked_sessions=frozenset())
-            await self._transact_user(user.user_id, {"Update": user_update(self._tables.users, user, ended)})
+            update = user_update(self._tables.users, user, user.with_sessions_ended())
+            await self._transact_user(user.user_id, {"Update": update})
             return
         adding = {
             "TableName": self._tables.users,
@@ -347,10 +347,10 @@ class DynamoDBStore:
             "(attribute_not_exists(revoked_sessions) OR size(revoked_sessions) < :most)",
             "ExpressionAttributeValues": item_of(**{":entries": frozenset({entry}), ":most": MAX_REVOKED_SESSIONS}),
         }
-        await self._transact_user(user.user_id, {"Update": adding}, *self._ending(session, now))
+        await self._transact_user(user.user_id, {"Update": adding}, *self._end_actions(session, now))
 
     async def _remove_revocations(self, user: User, entries: frozenset[str]) -> None:
-        await self._calls(
+        await self._client(
             "UpdateItem",
             TableName=self._tables.users,
             Key=item_of(user_id=user.user_id),
@@ -359,8 +359,8 @@ class DynamoDBStore:
             ExpressionAttributeValues=item_of(**{":entries": entries}),
         )
 
-    def _ending(self, session: Session | None, now: datetime) -> Iterator[Mapping[str, Any]]:
-        """Mark a session as ended, provided that no token was issued since it was read."""
+    def _end_actions(self, session: Session | None, now: datetime) -> Iterator[Mapping[str, Any]]:
+        """Mark a session as ended, provided that no token was issued since the session was read."""
         if session is None:
             return
         yield {
@@ -380,20 +380,20 @@ class DynamoDBStore:
         """See Store."""
         return await self._counters.reserve(attempt_id, counters, now)
 
-    async def settle_attempt(self, attempt_id: str, settlement: CounterUpdate) -> None:
+    async def settle_attempt(self, attempt_id: str, update: CounterUpdate) -> None:
         """See Store."""
-        await self._counters.settle(attempt_id, settlement)
+        await self._counters.settle(attempt_id, update)
 
     async def create_tables(self) -> list[str]:
         """See Store."""
-        return await create_tables(self._calls, self._tables)
+        return await create_tables(self._client, self._tables)
 
     async def check_tables(self) -> list[Finding]:
         """See Store."""
-        return await check_tables(self._calls, self._tables)
+        return await check_tables(self._client, self._tables)
 
 
-def _standing(row: Item | Exception | None) -> UserState | Exception | None:
+def _user_state(row: Item | Exception | None) -> UserState | Exception | None:
     if row is None or isinstance(row, Exception):
         return row
     try:
@@ -411,13 +411,13 @@ def _without_revocations(user: User) -> User:
 
 
 def _read_users(rows: Iterable[Item]) -> tuple[list[User], list[CorruptItemError]]:
-    users, broken = [], []
+    users, corrupt = [], []
     for row in rows:
         try:
             users.append(user_from_item(row))
         except CorruptItemError as error:
-            broken.append(error)
-    return users, broken
+            corrupt.append(error)
+    return users, corrupt
 
 
 @asynccontextmanager
@@ -434,5 +434,5 @@ async def open_dynamodb_store(
     Raises:
         ConfigError: No region is configured.
     """
-    async with open_client(timeouts or DynamoDBTimeouts()) as calls:
-        yield DynamoDBStore(calls, Tables(table_prefix), on_user_changed)
+    async with open_client(timeouts or DynamoDBTimeouts()) as client:
+        yield DynamoDBStore(client, Tables(table_prefix), on_user_changed)

@@ -1,4 +1,4 @@
-"""The DynamoDB tables: what they must be, making them, and checking them."""
+"""The DynamoDB tables: their definitions, their creation, and their check."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
@@ -35,7 +35,7 @@ class Tables:
 
     @property
     def unique(self) -> str:
-        """Claims of addresses, and request ids that were used."""
+        """Claims of addresses, and used request ids."""
         return f"{self.prefix}unique"
 
     @property
@@ -45,7 +45,7 @@ class Tables:
 
     @property
     def login_attempts(self) -> str:
-        """Counters of failed logins, and which sources are known to an account."""
+        """Counters of failed logins, and marks of known sources."""
         return f"{self.prefix}login-attempts"
 
 
@@ -103,8 +103,8 @@ def _required(tables: Tables) -> Iterator[_Table]:
     yield _Table(tables.login_attempts, ("attempt_key",))
 
 
-async def create_tables(call: DynamoDBClient, tables: Tables) -> list[str]:
-    """Make the tables, indexes and TTL settings that are missing.
+async def create_tables(client: DynamoDBClient, tables: Tables) -> list[str]:
+    """Create the tables, indexes and TTL settings that are missing.
 
     Returns:
         What was done, a line each.
@@ -113,105 +113,107 @@ async def create_tables(call: DynamoDBClient, tables: Tables) -> list[str]:
         StoreSetupError: A table has other keys, or its index is another one.
         StoreUnavailableError: DynamoDB does not answer.
     """
-    return [line for table in _required(tables) for line in await _create(call, table)]
+    return [line for table in _required(tables) for line in await _create(client, table)]
 
 
-async def check_tables(call: DynamoDBClient, tables: Tables) -> list[Finding]:
-    """Compare keys, index, billing, TTL and PITR with what they must be.
+async def check_tables(client: DynamoDBClient, tables: Tables) -> list[Finding]:
+    """Compare keys, index, billing, TTL and PITR with the definitions.
 
     Raises:
         StoreUnavailableError: DynamoDB does not answer.
     """
-    return [finding for table in _required(tables) for finding in await _check(call, table)]
+    return [finding for table in _required(tables) for finding in await _check(client, table)]
 
 
-async def _create(call: DynamoDBClient, table: _Table) -> list[str]:
+async def _create(client: DynamoDBClient, table: _Table) -> list[str]:
     done = []
-    there = await _describe(call, table)
-    if there is None:
-        await _make(call("CreateTable", **table.definition), _describe(call, table))
-        await _wait_until_active(call, table)
+    found = await _describe(client, table)
+    if found is None:
+        await _create_or_find(client("CreateTable", **table.definition), _describe(client, table))
+        await _wait_until_active(client, table)
         done.append(f"created table {table.name}")
-        if await _enable_pitr(call, table):
+        if await _enable_pitr(client, table):
             done.append(f"enabled point-in-time recovery on {table.name}")
-    elif problem := _key_problem(table, there) or _index_problem(table, there):
+    elif problem := _key_problem(table, found) or _index_problem(table, found):
         raise StoreSetupError(f"table {table.name}: {problem}")
-    elif _index(there) is None and table.has_email_index:
-        await _create_index(call, table)
+    elif _index(found) is None and table.has_email_index:
+        await _create_index(client, table)
         done.append(f"created index {EMAIL_INDEX} on {table.name}")
-    if table.has_ttl and await _ttl_attribute(call, table) is None:
-        await _enable_ttl(call, table)
+    if table.has_ttl and await _ttl_attribute(client, table) is None:
+        await _enable_ttl(client, table)
         done.append(f"enabled TTL on {table.name}")
     return done
 
 
-async def _make(making: Awaitable[object], found: Coroutine[Any, Any, object]) -> None:
-    """Make something, which may be found to be there: another process or a try whose answer was lost has made it."""
+async def _create_or_find(creation: Awaitable[object], found: Coroutine[Any, Any, object]) -> None:
+    """Create something that may exist by now: another process, or an attempt whose response was lost, created it."""
     with closing(found):
         try:
-            await making
+            await creation
         except StoreSetupError:
             if await found is None:
                 raise
 
 
-async def _create_index(call: DynamoDBClient, table: _Table) -> None:
-    making = call(
+async def _create_index(client: DynamoDBClient, table: _Table) -> None:
+    creation = client(
         "UpdateTable",
         TableName=table.name,
         AttributeDefinitions=table.attributes,
         GlobalSecondaryIndexUpdates=[{"Create": table.index}],
     )
-    await _make(making, _find_index(call, table))
-    await _wait_until_active(call, table)
+    await _create_or_find(creation, _find_index(client, table))
+    await _wait_until_active(client, table)
 
 
-async def _find_index(call: DynamoDBClient, table: _Table) -> Mapping[str, Any] | None:
-    there = await _describe(call, table)
-    return None if there is None else _index(there)
+async def _find_index(client: DynamoDBClient, table: _Table) -> Mapping[str, Any] | None:
+    found = await _describe(client, table)
+    return None if found is None else _index(found)
 
 
-async def _wait_until_active(call: DynamoDBClient, table: _Table) -> None:
+async def _wait_until_active(client: DynamoDBClient, table: _Table) -> None:
     """Wait for a table and its index; DynamoDB takes seconds for a table, minutes for an index."""
 
-    async def look() -> bool:
-        return _is_active(await _describe(call, table))
+    async def is_done() -> bool:
+        return _is_active(await _describe(client, table))
 
     try:
-        await _until(look)
+        await _until(is_done)
     except TimeoutError:
-        raise StoreSetupError(f"table {table.name} is still being made: run this again in a minute") from None
+        raise StoreSetupError(
+            f"table {table.name} is still being created: run this command again in a minute"
+        ) from None
 
 
-async def _until(look: Callable[[], Awaitable[bool]]) -> None:
-    """Look again and again."""
+async def _until(is_done: Callable[[], Awaitable[bool]]) -> None:
+    """Poll until done."""
     async with asyncio.timeout(_ACTIVE_WAIT_SECONDS):
-        while not await look():  # noqa: ASYNC110 - DynamoDB sends no events
+        while not await is_done():  # noqa: ASYNC110 - DynamoDB offers no events
             await asyncio.sleep(_ACTIVE_POLL_SECONDS)
 
 
-def _is_active(there: Mapping[str, Any] | None) -> bool:
-    if there is None:
+def _is_active(found: Mapping[str, Any] | None) -> bool:
+    if found is None:
         return False
-    index = _index(there) or {}
-    return {there["TableStatus"], index.get("IndexStatus", "ACTIVE")} == {"ACTIVE"}
+    index = _index(found) or {}
+    return {found["TableStatus"], index.get("IndexStatus", "ACTIVE")} == {"ACTIVE"}
 
 
-async def _enable_ttl(call: DynamoDBClient, table: _Table) -> None:
-    making = call(
+async def _enable_ttl(client: DynamoDBClient, table: _Table) -> None:
+    creation = client(
         "UpdateTimeToLive",
         TableName=table.name,
         TimeToLiveSpecification={"Enabled": True, "AttributeName": TTL_ATTRIBUTE},
     )
-    await _make(making, _ttl_attribute(call, table))
+    await _create_or_find(creation, _ttl_attribute(client, table))
 
 
-async def _enable_pitr(call: DynamoDBClient, table: _Table) -> bool:
-    """Enable point-in-time recovery of a new table; False where the engine has none, as local ones do."""
+async def _enable_pitr(client: DynamoDBClient, table: _Table) -> bool:
+    """Enable point-in-time recovery of a new table; return False where the engine has none, as local engines."""
 
     async def enable() -> bool:
         try:
-            await call(
+            await client(
                 "UpdateContinuousBackups",
                 TableName=table.name,
                 PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": True},
@@ -227,44 +229,44 @@ async def _enable_pitr(call: DynamoDBClient, table: _Table) -> bool:
     except StoreSetupError:
         return False
     except TimeoutError:
-        remedy = "authsvc tables check says what enables it"
+        remedy = "authsvc tables check prints the command that enables it"
         raise StoreSetupError(f"table {table.name} has no point-in-time recovery yet: {remedy}") from None
     return True
 
 
-async def _describe(call: DynamoDBClient, table: _Table) -> Mapping[str, Any] | None:
+async def _describe(client: DynamoDBClient, table: _Table) -> Mapping[str, Any] | None:
     try:
-        response = await call("DescribeTable", TableName=table.name)
+        response = await client("DescribeTable", TableName=table.name)
     except StoreUnavailableError as error:
         if error.cause == "ResourceNotFoundException":
             return None
         raise
-    there: Mapping[str, Any] = response["Table"]
-    return there
+    found: Mapping[str, Any] = response["Table"]
+    return found
 
 
-def _index(there: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    indexes = there.get("GlobalSecondaryIndexes") or ()
+def _index(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    indexes = found.get("GlobalSecondaryIndexes") or ()
     return next((index for index in indexes if index["IndexName"] == EMAIL_INDEX), None)
 
 
-def _key_problem(table: _Table, there: Mapping[str, Any]) -> str:
-    types = {a["AttributeName"]: a["AttributeType"] for a in there["AttributeDefinitions"]}
-    if there["KeySchema"] == table.key_schema and all(types[key] == "S" for key in table.keys):
+def _key_problem(table: _Table, found: Mapping[str, Any]) -> str:
+    types = {a["AttributeName"]: a["AttributeType"] for a in found["AttributeDefinitions"]}
+    if found["KeySchema"] == table.key_schema and all(types[key] == "S" for key in table.keys):
         return ""
     return f"its keys must be {' and '.join(table.keys)}, strings"
 
 
-def _index_problem(table: _Table, there: Mapping[str, Any]) -> str:
-    index = _index(there)
+def _index_problem(table: _Table, found: Mapping[str, Any]) -> str:
+    index = _index(found)
     if index is None or not table.has_email_index:
         return ""
-    # Any projection will do: only the user id is taken from the index.
+    # Any projection is enough: only the user id is read from the index.
     return "" if index["KeySchema"] == table.index["KeySchema"] else f"its index {EMAIL_INDEX} must have the key email"
 
 
-async def _ttl_attribute(call: DynamoDBClient, table: _Table) -> str | None:
-    response = await call("DescribeTimeToLive", TableName=table.name)
+async def _ttl_attribute(client: DynamoDBClient, table: _Table) -> str | None:
+    response = await client("DescribeTimeToLive", TableName=table.name)
     description = response["TimeToLiveDescription"]
     if description["TimeToLiveStatus"] not in ("ENABLED", "ENABLING"):
         return None
@@ -272,53 +274,53 @@ async def _ttl_attribute(call: DynamoDBClient, table: _Table) -> str | None:
     return attribute
 
 
-async def _has_pitr(call: DynamoDBClient, table: _Table) -> bool | None:
-    """Tell whether point-in-time recovery is on; None where the engine has none."""
+async def _has_pitr(client: DynamoDBClient, table: _Table) -> bool | None:
+    """Return whether point-in-time recovery is on; None where the engine has none."""
     try:
-        response = await call("DescribeContinuousBackups", TableName=table.name)
+        response = await client("DescribeContinuousBackups", TableName=table.name)
     except StoreSetupError:
         return None
     backups: Mapping[str, Mapping[str, str]] = response["ContinuousBackupsDescription"]
     return backups.get("PointInTimeRecoveryDescription", {}).get("PointInTimeRecoveryStatus") == "ENABLED"
 
 
-async def _check(call: DynamoDBClient, table: _Table) -> list[Finding]:
-    there = await _describe(call, table)
+async def _check(client: DynamoDBClient, table: _Table) -> list[Finding]:
+    found = await _describe(client, table)
     subject = f"table {table.name}"
-    if there is None:
+    if found is None:
         return [Finding(subject, "is missing", _CREATE_REMEDY)]
     return [
-        Finding(f"{subject}: keys", _key_problem(table, there), "use another AUTHSVC_TABLE_PREFIX"),
-        *_index_findings(subject, table, there),
-        _billing_finding(subject, there),
-        *await _ttl_findings(call, subject, table),
-        *await _pitr_findings(call, subject, table),
+        Finding(f"{subject}: keys", _key_problem(table, found), "use another AUTHSVC_TABLE_PREFIX"),
+        *_index_findings(subject, table, found),
+        _billing_finding(subject, found),
+        *await _ttl_findings(client, subject, table),
+        *await _pitr_findings(client, subject, table),
     ]
 
 
-def _index_findings(subject: str, table: _Table, there: Mapping[str, Any]) -> Iterator[Finding]:
+def _index_findings(subject: str, table: _Table, found: Mapping[str, Any]) -> Iterator[Finding]:
     if not table.has_email_index:
         return
     subject = f"{subject}: index {EMAIL_INDEX}"
-    if _index(there) is None:
+    if _index(found) is None:
         yield Finding(subject, "is missing", _CREATE_REMEDY)
     else:
         updates = f'\'[{{"Delete": {{"IndexName": "{EMAIL_INDEX}"}}}}]\''
         remedy = f"aws dynamodb update-table --table-name {table.name} --global-secondary-index-updates {updates}"
-        yield Finding(subject, _index_problem(table, there), f"{remedy}; then {_CREATE_REMEDY}")
+        yield Finding(subject, _index_problem(table, found), f"{remedy}; then {_CREATE_REMEDY}")
 
 
-def _billing_finding(subject: str, there: Mapping[str, Any]) -> Finding:
-    mode = there.get("BillingModeSummary", {}).get("BillingMode", "PROVISIONED")
-    problem = "" if mode == "PAY_PER_REQUEST" else f"is {mode}: it throttles above what it was given"
-    remedy = f"aws dynamodb update-table --table-name {there['TableName']} --billing-mode PAY_PER_REQUEST"
+def _billing_finding(subject: str, found: Mapping[str, Any]) -> Finding:
+    mode = found.get("BillingModeSummary", {}).get("BillingMode", "PROVISIONED")
+    problem = "" if mode == "PAY_PER_REQUEST" else f"is {mode}: it throttles above its provisioned capacity"
+    remedy = f"aws dynamodb update-table --table-name {found['TableName']} --billing-mode PAY_PER_REQUEST"
     return Finding(f"{subject}: billing", problem, remedy)
 
 
-async def _ttl_findings(call: DynamoDBClient, subject: str, table: _Table) -> list[Finding]:
+async def _ttl_findings(client: DynamoDBClient, subject: str, table: _Table) -> list[Finding]:
     if not table.has_ttl:
         return []
-    attribute = await _ttl_attribute(call, table)
+    attribute = await _ttl_attribute(client, table)
     subject = f"{subject}: TTL on {TTL_ATTRIBUTE}"
     if attribute is None:
         return [Finding(subject, "is off", _CREATE_REMEDY)]
@@ -330,8 +332,8 @@ async def _ttl_findings(call: DynamoDBClient, subject: str, table: _Table) -> li
     return [Finding(subject, problem, remedy)]
 
 
-async def _pitr_findings(call: DynamoDBClient, subject: str, table: _Table) -> list[Finding]:
-    has_pitr = await _has_pitr(call, table)
+async def _pitr_findings(client: DynamoDBClient, subject: str, table: _Table) -> list[Finding]:
+    has_pitr = await _has_pitr(client, table)
     if has_pitr is None:
         return []
     remedy = (

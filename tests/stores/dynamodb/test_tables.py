@@ -66,7 +66,7 @@ async def test_what_cannot_be_made_is_told(operation: str) -> None:
 
 async def test_waiting_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "_ACTIVE_WAIT_SECONDS", 0.05)
-    with pytest.raises(StoreSetupError, match="auth-users is still being made"):
+    with pytest.raises(StoreSetupError, match="auth-users is still being created"):
         await create_tables(cast("DynamoDBClient", SlowDynamoDB(10**9)), Tables("auth-"))
 
 
