@@ -1,8 +1,7 @@
-"""Password hashing off the event loop: one thread at low priority, behind a short queue.
+"""The password-hashing queue: one thread of low priority, behind a short queue with two priorities.
 
-One thread, for a hash takes a core for a quarter of a second, and validations must go on beside it. Strangers, from
-whose addresses nobody has logged in before, come last and never get all places: a flood of guesses holds up nobody
-else.
+One thread, for a hash takes a core for a quarter of a second, and validations must go on beside it. Attempts from
+unknown sources come last and never get all slots: a flood of guesses neither locks nor crowds out a user.
 """
 
 import asyncio
@@ -21,16 +20,17 @@ from typing import Any, TypeVar
 from authsvc import request_context
 from authsvc.errors import OverloadedError
 from authsvc.passwords import hashes
+from authsvc.passwords.hashes import StoredHash
 from authsvc.telemetry import metrics
 
-QUEUE_LIMIT = 16
-"""Places of hashes that are to come, wait or run; more are refused at once."""
-UNKNOWN_SOURCES_LIMIT = 12
-"""How many of these may be strangers'."""
+CAPACITY = 16
+"""Slots of hashes that are reserved, waiting or running; further ones are refused at once."""
+UNKNOWN_SOURCE_CAPACITY = 12
+"""How many of these slots unknown sources may use."""
 THREAD_NICENESS = 19
-"""Where the thread cannot be an idle one."""
-TURNS = 2
-"""How many in a line do at a time what comes before and after a hash: one for each that is hashed, one to be next."""
+"""Where the thread cannot have idle priority."""
+CONCURRENT_PREPARATIONS = 2
+"""Slots per priority that may use the store at a time: one before the running hash, one for the next."""
 _SMOOTHING = 0.2
 
 T = TypeVar("T")
@@ -38,232 +38,235 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A hash to compute, and who waits for it."""
+    """A hash to compute, and the future of its result."""
 
     work: Callable[[], object]
-    begin: Callable[[], None]
+    on_start: Callable[[], None]
     future: Future[Any] = field(default_factory=Future)
 
     def run(self) -> None:
-        # First, so that whoever could not cancel it knows that it began.
-        self.begin()
+        # Before the future runs: a caller that can no longer cancel it must know that it has started.
+        self.on_start()
         if not self.future.set_running_or_notify_cancel():
             return
         try:
             result = self.work()
-        except BaseException as error:  # noqa: BLE001 - it is for whoever waits
+        except BaseException as error:  # noqa: BLE001 - delivered to the caller
             self.future.set_exception(error)
         else:
             self.future.set_result(result)
 
 
 @dataclass(slots=True)
-class _Line:
-    """Jobs that go in turn.
+class _Lane:
+    """The jobs of one priority, first in, first out.
 
     Args:
-        jobs: Those that wait, cancelled ones included.
-        pending: How many places are taken.
-        turns: How many more may begin what comes before a hash.
+        jobs: Waiting ones, cancelled ones included.
+        slots: How many slots are in use.
+        preparations: Bounds those that use the store at a time.
     """
 
     jobs: deque[_Job] = field(default_factory=deque)
-    pending: int = 0
-    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(TURNS))
+    slots: int = 0
+    preparations: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONCURRENT_PREPARATIONS))
 
 
 @dataclass(slots=True)
 class QueueSlot:
-    """A place in the queue, for one hash.
+    """A reserved slot, for one hash.
 
     Args:
-        is_used: Whether there is a hash: then the place is free when that is done.
+        is_used: Whether its hash was submitted: then the slot is released when the hash is done.
     """
 
-    line: _Line
+    lane: _Lane
     is_used: bool = False
 
 
 class HashQueue:
-    """The hashing thread.
+    """The queue and its thread.
 
     Args:
-        cost: bcrypt's cost of new hashes and of every failed attempt.
+        cost: bcrypt's, of new hashes and of every failed attempt.
+        capacity: Slots; further hashes are refused.
     """
 
-    def __init__(self, cost: int) -> None:
+    def __init__(self, cost: int, capacity: int = CAPACITY) -> None:
         self.cost = cost
+        self._capacity = capacity
         self._thread = ThreadPoolExecutor(1, "hashing", initializer=_lower_priority)
         self._lock = threading.Lock()
-        self._first, self._last = _Line(), _Line()
-        # A starved thread takes longer than its work; that must not keep the next job out once nobody is ahead.
-        self._seconds_per_job = self._cpu_seconds_per_job = _estimated_seconds(cost)
+        self._known, self._unknown = _Lane(), _Lane()
+        # A starved thread needs more wall time than CPU time. With an empty queue only the CPU time counts, or an
+        # estimate beyond every deadline would refuse all logins and never be corrected.
+        self._seconds_per_hash = self._cpu_seconds_per_hash = _estimate_seconds(cost)
 
     def close(self) -> None:
-        """Drop what waits, finish what runs."""
-        for job in [*self._first.jobs, *self._last.jobs]:
+        """Cancel waiting hashes, finish the running one."""
+        for job in [*self._known.jobs, *self._unknown.jobs]:
             job.future.cancel()
         self._thread.shutdown()
 
-    def check_capacity(self) -> None:
-        """Refuse whomever `place` would refuse now, stranger or not.
+    def require_capacity(self) -> None:
+        """Refuse early what no priority could be given a slot for.
 
         Raises:
-            OverloadedError: As there.
+            OverloadedError: As reserve_slot.
         """
         with self._lock:
-            self._check_room(self._first)
+            self._require_capacity(self._known)
 
     @contextmanager
-    def place(self, *, is_unknown_source: bool = False) -> Iterator[QueueSlot]:
-        """Take a place in the queue for the body, which may look things up before it has anything to hash.
+    def reserve_slot(self, *, is_unknown_source: bool = False) -> Iterator[QueueSlot]:
+        """Reserve a slot for the body, which may use the store before it has something to hash.
 
         Args:
-            is_unknown_source: Whether others go first.
+            is_unknown_source: Whether the lower priority applies.
 
         Raises:
-            OverloadedError: A hash would not be finished by the request's deadline, or the queue is full.
+            OverloadedError: The queue is full, or the hash would miss the request's deadline.
         """
-        line = self._last if is_unknown_source else self._first
+        lane = self._unknown if is_unknown_source else self._known
         with self._lock:
-            self._check_room(line)
-            line.pending += 1
+            self._require_capacity(lane)
+            lane.slots += 1
         metrics.HASHES_PENDING.inc()
-        place = QueueSlot(line)
+        slot = QueueSlot(lane)
         try:
-            yield place
+            yield slot
         finally:
-            if not place.is_used:
-                self._leave(line)
+            if not slot.is_used:
+                self._release(lane)
 
     @asynccontextmanager
-    async def turn(self, place: QueueSlot) -> AsyncIterator[bool]:
-        """Wait until a place is near the front, and keep that for the body, which does what comes before the hash.
+    async def prepare(self, slot: QueueSlot) -> AsyncIterator[bool]:
+        """Wait until a slot is near the front of the queue; the body does the store work around the hash.
 
-        Many who come at once would otherwise all ask the store at once, for hashes that are seconds away.
+        Otherwise a burst of logins would use the store at once, for hashes that are seconds away.
 
         Yields:
-            Whether others went first.
+            Whether the slot had to wait.
 
         Raises:
-            OverloadedError: It was not near the front by the request's deadline.
+            OverloadedError: The slot was not near the front by the request's deadline.
         """
-        turns = place.line.turns
-        must_wait = turns.locked()
-        async with self._in_time():
-            await turns.acquire()
+        preparations = slot.lane.preparations
+        must_wait = preparations.locked()
+        async with self._until_deadline():
+            await preparations.acquire()
         try:
-            self._check_time(ahead=0)
+            self._require_time(jobs_ahead=0)
             yield must_wait
         finally:
-            turns.release()
+            preparations.release()
 
     async def hash(self, password: str) -> str:
-        """Return the form in which a password is kept.
+        """Return the hash under which a password is stored.
 
         Raises:
-            OverloadedError: It would not be finished by the request's deadline, or the queue is full.
+            OverloadedError: The queue is full, or the hash would miss the request's deadline.
         """
-        with self.place() as place:
-            return await self._run(lambda: hashes.hash_password(password, self.cost), place)
+        with self.reserve_slot() as slot:
+            return await self._run(lambda: hashes.hash_password(password, self.cost), slot)
 
     async def verify(
-        self, password: str, stored: str | None, place: QueueSlot, begin: Callable[[], None] = lambda: None
+        self, password: str, stored: StoredHash | None, slot: QueueSlot, on_start: Callable[[], None] = lambda: None
     ) -> bool:
         """Tell whether a password is the stored one, at the same cost whatever is stored.
 
         Args:
             password: In NFC.
-            stored: A hash; None where there is none.
-            place: Not used before.
-            begin: Called in the hashing thread before the password is looked at. Where this method raises and has not
-                called it, nobody has looked.
+            stored: None where there is no readable hash.
+            slot: Unused.
+            on_start: Called in the hashing thread before the password is evaluated. Where this method raises without
+                that call, the password was not evaluated.
 
         Raises:
-            OverloadedError: It was not finished by the request's deadline.
+            OverloadedError: The hash was not finished by the request's deadline.
         """
-        return await self._run(lambda: hashes.verify_password(password, stored, self.cost), place, begin)
+        return await self._run(lambda: hashes.verify_password(password, stored, self.cost), slot, on_start)
 
-    async def _run(self, work: Callable[[], T], place: QueueSlot, begin: Callable[[], None] = lambda: None) -> T:
-        job = _Job(lambda: self._timed(work), begin)
-        place.is_used = True
-        job.future.add_done_callback(lambda _: self._leave(place.line))
+    async def _run(self, work: Callable[[], T], slot: QueueSlot, on_start: Callable[[], None] = lambda: None) -> T:
+        job = _Job(lambda: self._timed(work), on_start)
+        slot.is_used = True
+        job.future.add_done_callback(lambda _: self._release(slot.lane))
         with self._lock:
-            place.line.jobs.append(job)
+            slot.lane.jobs.append(job)
         self._thread.submit(self._run_next)
-        async with self._in_time():
+        async with self._until_deadline():
             result: T = await asyncio.wrap_future(job.future)
         return result
 
     @asynccontextmanager
-    async def _in_time(self) -> AsyncIterator[None]:
+    async def _until_deadline(self) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout_at(request_context.deadline()):
                 yield
         except TimeoutError:
             raise self._overloaded() from None
 
-    def _check_room(self, line: _Line) -> None:
-        strangers = self._last.pending
-        # At most one stranger's job runs already; those that wait are overtaken.
-        ahead = self._first.pending + (strangers if line is self._last else min(strangers, 1))
-        is_full = self._pending >= QUEUE_LIMIT or (line is self._last and strangers >= UNKNOWN_SOURCES_LIMIT)
-        if is_full:
+    def _require_capacity(self, lane: _Lane) -> None:
+        unknown = self._unknown.slots
+        # Of unknown sources only the running job is ahead of a known one: waiting ones are overtaken.
+        jobs_ahead = self._known.slots + (unknown if lane is self._unknown else min(unknown, 1))
+        is_lane_full = lane is self._unknown and unknown >= UNKNOWN_SOURCE_CAPACITY
+        if self._slots >= self._capacity or is_lane_full:
             raise self._overloaded()
-        self._check_time(ahead)
+        self._require_time(jobs_ahead)
 
-    def _check_time(self, ahead: int) -> None:
-        """Refuse a hash that would not be finished in time, if so many are ahead of it."""
-        seconds = ahead * self._seconds_per_job + self._cpu_seconds_per_job
+    def _require_time(self, jobs_ahead: int) -> None:
+        """Refuse a hash that would miss the deadline behind that many others."""
+        seconds = jobs_ahead * self._seconds_per_hash + self._cpu_seconds_per_hash
         if seconds > request_context.remaining_seconds():
             raise self._overloaded()
 
     @property
-    def _pending(self) -> int:
-        return self._first.pending + self._last.pending
+    def _slots(self) -> int:
+        return self._known.slots + self._unknown.slots
 
     def _run_next(self) -> None:
         with self._lock:
-            job = (self._first.jobs or self._last.jobs).popleft()
+            job = (self._known.jobs or self._unknown.jobs).popleft()
         job.run()
 
-    def _leave(self, line: _Line) -> None:
+    def _release(self, lane: _Lane) -> None:
         with self._lock:
-            line.pending -= 1
+            lane.slots -= 1
         metrics.HASHES_PENDING.dec()
 
     def _overloaded(self) -> OverloadedError:
         metrics.HASHES_REFUSED.inc()
-        return OverloadedError(timedelta(seconds=max(1.0, self._pending * self._seconds_per_job)))
+        return OverloadedError(timedelta(seconds=max(1.0, self._slots * self._seconds_per_hash)))
 
-    def _timed(self, job: Callable[[], T]) -> T:
+    def _timed(self, work: Callable[[], T]) -> T:
         begin, cpu_begin = time.monotonic(), time.thread_time()
         try:
-            return job()
+            return work()
         finally:
-            self._seconds_per_job = _smoothed(self._seconds_per_job, time.monotonic() - begin)
-            self._cpu_seconds_per_job = _smoothed(self._cpu_seconds_per_job, time.thread_time() - cpu_begin)
+            self._seconds_per_hash = _smoothed(self._seconds_per_hash, time.monotonic() - begin)
+            self._cpu_seconds_per_hash = _smoothed(self._cpu_seconds_per_hash, time.thread_time() - cpu_begin)
 
 
-def _estimated_seconds(cost: int) -> float:
-    """Return about how long a hash takes, from one that is a sixteenth of it, before there was any."""
+def _estimate_seconds(cost: int) -> float:
+    """Return the estimated CPU seconds of a hash, extrapolated from one of a sixteenth of its cost."""
     probe_cost = max(cost - 4, hashes.MIN_COST)
     begin = time.thread_time()
-    hashes.spend(probe_cost)
+    hashes.dummy_hash(probe_cost)
     return (time.thread_time() - begin) * (1 << (cost - probe_cost))
 
 
 def _smoothed(average: float, value: float) -> float:
-    """Return an average that follows the values."""
+    """Return the exponential moving average."""
     return average + _SMOOTHING * (value - average)
 
 
 def _lower_priority() -> None:
-    """Let validations go first; only Linux gives a thread a priority of its own."""
+    """Give the thread idle priority, so that validations come first; only Linux has priorities per thread."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
         try:
-            # Whatever is nicer, however nice, is not interrupted before the end of its slice.
+            # A nice thread, however nice, finishes its time slice before a thread that wakes up.
             os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
-        except OSError:  # a sandbox that lacks it, gVisor for instance
+        except OSError:  # a sandbox without it, gVisor for instance
             os.setpriority(os.PRIO_PROCESS, thread, THREAD_NICENESS)

@@ -8,9 +8,9 @@ from importlib import resources
 from authsvc.errors import PasswordRejectedError
 
 MAX_LENGTH = 256
-"""Longest password, in code points; at most PASSWORD_MAX_BYTES in UTF-8."""
+"""Longest password in code points; fields.PASSWORD_MAX_BYTES limits its UTF-8 form."""
 LOCAL_PART_MIN_LENGTH = 3
-"""Shorter local parts occur in any password by chance."""
+"""Shorter local parts occur in passwords by chance."""
 
 
 def check_policy(password: str, email: str, min_length: int, field: str = "password") -> None:
@@ -29,14 +29,14 @@ def check_policy(password: str, email: str, min_length: int, field: str = "passw
         raise PasswordRejectedError(field, f"must have at least {min_length} characters")
     if len(password) > MAX_LENGTH:
         raise PasswordRejectedError(field, f"must have at most {MAX_LENGTH} characters")
-    folded = _folded(password)
+    folded = _fold(password)
     if any(part in _common_passwords() for part in _repeated_parts(folded)):
         raise PasswordRejectedError(field, "is a commonly used password")
-    if _is_made_of(folded, _folded(email)):
+    if _consists_of(folded, _fold(email)):
         raise PasswordRejectedError(field, "is made of the email address")
 
 
-def _folded(text: str) -> str:
+def _fold(text: str) -> str:
     return unicodedata.normalize("NFC", text.casefold())
 
 
@@ -46,8 +46,8 @@ def _repeated_parts(text: str) -> list[str]:
     return [text[:n] for n in lengths if text[:n] * (len(text) // n) == text]
 
 
-def _is_made_of(password: str, email: str) -> bool:
-    """Tell whether a password has no letter beside the address or its local part."""
+def _consists_of(password: str, email: str) -> bool:
+    """Tell whether a password has no letter outside the address and its local part."""
     local_part = email.partition("@")[0]
     rest = password.replace(email, "")
     if len(local_part) >= LOCAL_PART_MIN_LENGTH:
@@ -59,4 +59,4 @@ def _is_made_of(password: str, email: str) -> bool:
 def _common_passwords() -> frozenset[str]:
     """Return the 20,000 most common passwords, as Django ships them."""
     data = resources.files("authsvc.passwords").joinpath("common_passwords.txt.gz").read_bytes()
-    return frozenset(_folded(line) for line in gzip.decompress(data).decode().splitlines())
+    return frozenset(_fold(line) for line in gzip.decompress(data).decode().splitlines())

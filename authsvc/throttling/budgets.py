@@ -1,9 +1,7 @@
-"""How many failed logins are let through, and when to try again: decisions on stored counters, without any I/O.
+"""Budgets of failed logins: which counters an attempt is added to, and when one is full. No I/O.
 
-A try is counted before its password is looked at, in each of its counters, or 1,000 guesses at once would all be looked
-at. A counter counts for a span that begins with its first try; it is full once it holds as many as its budget allows.
-What is stored is named by SHA-256 of the address in normal form, so an address without an account counts like any
-other.
+A counter counts the attempts of a window that starts with the first one; it is full once it holds as many as its budget
+admits. Keys contain the SHA-256 of the address in normal form, so an address without an account counts like any other.
 """
 
 import hashlib
@@ -16,21 +14,21 @@ from datetime import UTC, datetime, timedelta
 from authsvc.models import AttemptCount, Budget, Counter, CounterUpdate
 
 KNOWN_SOURCE_LIFE = timedelta(days=30)
-"""How long a source is known to an account after a login from it."""
+"""How long a source stays known to an account after a login from it."""
 KNOWN_SOURCE_RENEWAL = timedelta(days=1)
-"""How old that knowledge may get before a login renews it: one write a day, not one for each login."""
+"""A login renews the mark of a known source at most this often: one write a day, not one per login."""
 IPV6_SOURCE_BITS = 64
-"""What one subscriber has of IPv6, whose further bits are chosen at will."""
+"""One subscriber's prefix; the further bits are the subscriber's choice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """What bounds guessing.
+    """The budgets that limit guessing.
 
     Args:
-        pair: Of one account and one source.
-        account: Of one account, from all sources that are not known to it.
-        source: Of one source, over all accounts.
+        pair: One account from one source.
+        account: One account from all sources that are unknown to it.
+        source: One source over all accounts.
     """
 
     pair: Budget
@@ -40,11 +38,11 @@ class Budgets:
 
 @dataclass(frozen=True, slots=True)
 class AttemptKeys:
-    """Whose password is tried, and from where.
+    """The keys under which a login attempt is counted.
 
     Args:
         account: SHA-256 of the address in normal form, in hexadecimal digits.
-        source: As source_of returns it; empty where it is not known.
+        source: As source_of returns it; empty where the source is not given.
     """
 
     account: str
@@ -52,7 +50,7 @@ class AttemptKeys:
 
     @classmethod
     def of(cls, email: str, client_address: str) -> "AttemptKeys":
-        """Return the target of a try.
+        """Return the keys of an attempt.
 
         Args:
             email: In normal form.
@@ -62,32 +60,32 @@ class AttemptKeys:
 
     @property
     def account_key(self) -> str:
-        """Names the account's counter."""
+        """Key of the account's counter."""
         return f"account#{self.account}"
 
     @property
     def source_key(self) -> str:
-        """Names the source's counter."""
+        """Key of the source's counter."""
         return f"source#{self.source}"
 
     @property
     def pair_key(self) -> str:
-        """Names the counter of account and source; the account's own, where there is no source."""
+        """Key of the counter of account and source; the account's own where the source is not given."""
         return f"pair#{self.account}#{self.source}" if self.source else self.account_key
 
     @property
     def known_key(self) -> str:
-        """Names the mark that the source is known to the account."""
+        """Key of the mark that the source is known to the account."""
         return f"known#{self.account}#{self.source}"
 
     @property
-    def keys(self) -> list[str]:
-        """All that a try rests on."""
+    def all(self) -> list[str]:
+        """Every key that decides an attempt."""
         return [self.known_key, self.pair_key, self.account_key, self.source_key] if self.source else [self.account_key]
 
 
 def source_of(client_address: str) -> str:
-    """Return the source that an IP address belongs to: an IPv4 address itself, of IPv6 the /64; empty stays empty."""
+    """Return the source of an IP address: an IPv4 address itself, the /64 of an IPv6 address; empty stays empty."""
     if not client_address:
         return ""
     address = ipaddress.ip_address(client_address)
@@ -99,20 +97,20 @@ def source_of(client_address: str) -> str:
 
 
 def counters_for(
-    target: AttemptKeys, stored: Mapping[str, AttemptCount], budgets: Budgets, now: datetime
+    keys: AttemptKeys, stored: Mapping[str, AttemptCount], budgets: Budgets, now: datetime
 ) -> list[Counter]:
-    """Return the counters of a try, narrowest first.
+    """Return the counters of an attempt, narrowest first.
 
-    The account's counter is not for sources that are known to it: it is there for strangers to fill, and must shut out
-    nobody else. Where the source is not known, it is the only one.
+    The account's counter does not apply to sources known to the account: an attacker can fill it, and must not lock the
+    user out. Where the source is not given, it is the only counter.
     """
     counters = []
-    if target.source:
-        counters.append(_counter("pair", target.pair_key, budgets.pair, stored, now))
-    if target.known_key not in stored:
-        counters.append(_counter("account", target.account_key, budgets.account, stored, now))
-    if target.source:
-        counters.append(_counter("source", target.source_key, budgets.source, stored, now))
+    if keys.source:
+        counters.append(_counter("pair", keys.pair_key, budgets.pair, stored, now))
+    if keys.known_key not in stored:
+        counters.append(_counter("account", keys.account_key, budgets.account, stored, now))
+    if keys.source:
+        counters.append(_counter("source", keys.source_key, budgets.source, stored, now))
     return counters
 
 
@@ -122,7 +120,7 @@ def _counter(name: str, key: str, budget: Budget, stored: Mapping[str, AttemptCo
 
 
 def find_full_counter(counters: Iterable[Counter], stored: Mapping[str, AttemptCount]) -> Counter | None:
-    """Return the counter that refuses a try longest, with its real expiry; None where all have room."""
+    """Return the full counter that refuses longest, with its stored expiry; None where none is full."""
     full = [
         replace(counter, expire_time=tries.expire_time)
         for counter in counters
@@ -132,21 +130,19 @@ def find_full_counter(counters: Iterable[Counter], stored: Mapping[str, AttemptC
 
 
 def update_after_login(
-    target: AttemptKeys, counters: Iterable[Counter], stored: Mapping[str, AttemptCount], now: datetime
+    keys: AttemptKeys, counters: Iterable[Counter], stored: Mapping[str, AttemptCount], now: datetime
 ) -> CounterUpdate:
-    """Return what a login does: it clears its pair, and from a known source the account; its source becomes known."""
-    is_known = target.known_key in stored
-    cleared = [target.pair_key] if target.source else []
+    """Return the effect of a login: it clears its pair, from a known source also the account, and marks the source."""
+    is_known = keys.known_key in stored
+    cleared = [keys.pair_key] if keys.source else []
     if is_known:
-        cleared.append(target.account_key)
+        cleared.append(keys.account_key)
     released = [counter.key for counter in counters if counter.key not in cleared]
-    is_fresh = is_known and stored[target.known_key].expire_time > now + KNOWN_SOURCE_LIFE - KNOWN_SOURCE_RENEWAL
-    known = (
-        None if is_fresh or not target.source else (target.known_key, now.replace(microsecond=0) + KNOWN_SOURCE_LIFE)
-    )
+    is_fresh = is_known and stored[keys.known_key].expire_time > now + KNOWN_SOURCE_LIFE - KNOWN_SOURCE_RENEWAL
+    known = None if is_fresh or not keys.source else (keys.known_key, now.replace(microsecond=0) + KNOWN_SOURCE_LIFE)
     return CounterUpdate(tuple(released), tuple(cleared), known)
 
 
 def update_after_refund(counters: Iterable[Counter]) -> CounterUpdate:
-    """Return what a try does whose password was not looked at, or was right without letting anybody in."""
+    """Return the effect of an attempt that was not evaluated, or whose right password began no session."""
     return CounterUpdate(released=tuple(counter.key for counter in counters))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from authsvc import fields
 from authsvc.errors import CorruptItemError, InvalidFieldError
 from authsvc.models import Finding, User
-from authsvc.passwords import hashes
+from authsvc.passwords.hashes import parse_stored_hash
 from authsvc.stores.interface import Store
 from authsvc.usecases.users import PAGE_SIZE, iterate_user_pages, iterate_users
 
@@ -62,8 +62,8 @@ async def check_hashes(store: Store, cost: int) -> Finding:
         store: Where the users are.
         cost: The configured bcrypt cost.
     """
-    costs = {user.user_id: hashes.stored_cost(user.password_hash or "") async for user in iterate_users(store)}
-    above = {user_id: stored for user_id, stored in costs.items() if stored is not None and stored > cost}
+    stored = {user.user_id: parse_stored_hash(user.password_hash) async for user in iterate_users(store)}
+    above = {user_id: each.cost for user_id, each in stored.items() if each is not None and each.cost > cost}
     if not above:
         return Finding("password hashes")
     problem = f"{len(above)} cost more than AUTHSVC_BCRYPT_COST={cost}, for instance that of user {min(above)}"

@@ -12,8 +12,9 @@ from weakref import WeakValueDictionary
 from authsvc import fields
 from authsvc.errors import CorruptItemError, EmailAlreadyExistsError, InvalidFieldError, UserNotFoundError
 from authsvc.models import Clock, Email, User
-from authsvc.passwords import hashes, policy
+from authsvc.passwords import policy
 from authsvc.passwords.hash_queue import HashQueue
+from authsvc.passwords.hashes import parse_stored_hash
 from authsvc.stores.interface import Store, UserPage
 from authsvc.telemetry import audit
 from authsvc.telemetry.audit import Event
@@ -88,7 +89,7 @@ class Users:
         address = fields.parse_new_email(email)
         new = self._new_user(address, role)
         digest = _request_digest(request_id)
-        if hashes.stored_cost(password_hash) is None:
+        if parse_stored_hash(password_hash) is None:
             raise InvalidFieldError("password_hash", "must be bcrypt or bcrypt-sha256 of cost 4 to 16")
         return await self._create(replace(new, password_hash=password_hash), address, digest)
 

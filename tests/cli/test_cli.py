@@ -416,7 +416,7 @@ def test_a_password_is_reset_to_a_temporary_one(store: dict[str, str], alice: st
     assert re.fullmatch(r"must be changed before 20\d\d-\d\d-\d\d \d\d:\d\d UTC\n", done.stderr)
     stored = state(store, "password_hash")
     assert isinstance(stored, str)
-    assert hashes.verify_password(password, stored, 10)
+    assert hashes.verify_password(password, hashes.parse_stored_hash(stored), 10)
     assert state(store, "password_change_required") == 1
     assert state(store, "user_id") == alice
 
@@ -429,7 +429,7 @@ def test_a_user_is_created_with_a_temporary_password(store: dict[str, str]) -> N
     assert done.stderr.startswith("must be changed before 20")
     stored = state(store, "password_hash")
     assert isinstance(stored, str)
-    assert hashes.verify_password(password, stored, 10)
+    assert hashes.verify_password(password, hashes.parse_stored_hash(stored), 10)
     assert state(store, "password_change_required") == 1
     assert state(store, "user_id") == user_id
 

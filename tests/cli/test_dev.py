@@ -144,7 +144,9 @@ def test_broken_keys_are_said_and_a_new_file_made_where_there_is_none(used: Path
     keys.write_text("{")
     result = invoke("dev", AUTHSVC_LISTEN=taken)
     assert result.exit_code == 1
-    assert result.stderr == ('error: .authsvc/keys.json: not a JWK Set: {"keys": […]}; remove the file to get new keys\n')
+    assert result.stderr == (
+        'error: .authsvc/keys.json: not a JWK Set: {"keys": […]}; remove the file to get new keys\n'
+    )
     keys.unlink()
     assert is_ready(taken)
 

@@ -159,7 +159,9 @@ def change_keys(path: Path, change: Callable[[list[dict[str, object]]], object])
 def test_keys_from_the_future(settings: dict[str, str], keys: Path) -> None:
     tomorrow = int((utc_now() + timedelta(days=1)).timestamp())
     change_keys(keys, lambda keys: keys[0].update(create_time=tomorrow))
-    assert "were created in the future: this host's clock is slow. Remedy: set the clock" in wrong(invoke("doctor", **settings))
+    assert "were created in the future: this host's clock is slow. Remedy: set the clock" in wrong(
+        invoke("doctor", **settings)
+    )
 
 
 def test_no_next_key(settings: dict[str, str], keys: Path) -> None:
@@ -210,16 +212,16 @@ def test_callers_that_others_can_change(settings: dict[str, str], callers: Path)
     )
     callers.chmod(0o664)
     line = wrong(invoke("doctor", **settings, AUTHSVC_CALLERS=str(callers)))
-    assert line.startswith(f"callers in {callers}: other users than the owner may write the file, and so decide who may call. ")
+    assert line.startswith(
+        f"callers in {callers}: other users than the owner may write the file, and so decide who may call. "
+    )
     subprocess.run(shlex.split(remedy(line)), check=True)
     assert invoke("doctor", **settings, AUTHSVC_CALLERS=str(callers)).exit_code == 0
 
 
 def test_tls_identities_that_nobody_can_show(settings: dict[str, str], callers: Path) -> None:
     line = wrong(invoke("doctor", **settings, AUTHSVC_CALLERS=str(callers)))
-    assert line == (
-        f"callers in {callers}: TLS identities need a client CA. Remedy: set AUTHSVC_TLS_CLIENT_CA"
-    )
+    assert line == (f"callers in {callers}: TLS identities need a client CA. Remedy: set AUTHSVC_TLS_CLIENT_CA")
 
 
 # TLS

@@ -16,7 +16,7 @@ import pytest
 from authsvc import request_context
 from authsvc.errors import OverloadedError
 from authsvc.passwords import hash_queue, hashes
-from authsvc.passwords.hash_queue import QUEUE_LIMIT, THREAD_NICENESS, UNKNOWN_SOURCES_LIMIT, HashQueue
+from authsvc.passwords.hash_queue import CAPACITY, THREAD_NICENESS, UNKNOWN_SOURCE_CAPACITY, HashQueue
 from tests.support import TEST_COST
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a thread a priority of its own")
@@ -66,12 +66,12 @@ def hasher(gate: Gate) -> Iterator[HashQueue]:
 async def verify(
     hasher: HashQueue,
     password: str,
-    stored: str | None = None,
+    stored: Any = None,
     *,
     is_unknown_source: bool = False,
     begin: Callable[[], None] = lambda: None,
 ) -> bool:
-    with hasher.place(is_unknown_source=is_unknown_source) as place:
+    with hasher.reserve_slot(is_unknown_source=is_unknown_source) as place:
         return await hasher.verify(password, stored, place, begin)
 
 
@@ -86,8 +86,8 @@ async def test_it_hashes_and_verifies_with_its_cost() -> None:
     hasher = HashQueue(TEST_COST)
     stored = await hasher.hash("a password")
     assert stored.startswith("$2b$04$")
-    assert await verify(hasher, "a password", stored)
-    assert not await verify(hasher, "another", stored)
+    assert await verify(hasher, "a password", hashes.parse_stored_hash(stored))
+    assert not await verify(hasher, "another", hashes.parse_stored_hash(stored))
     assert not await verify(hasher, "a password")
     hasher.close()
 
@@ -137,7 +137,7 @@ async def test_elsewhere_than_on_linux_the_thread_is_like_others(monkeypatch: py
 
 
 async def test_a_full_queue_refuses_at_once(hasher: HashQueue, gate: Gate) -> None:
-    tasks = await queued(hasher, *map(str, range(QUEUE_LIMIT)))
+    tasks = await queued(hasher, *map(str, range(CAPACITY)))
     with pytest.raises(OverloadedError) as refused:
         await hasher.hash("one too many")
     assert refused.value.retry_delay.total_seconds() >= 1
@@ -145,7 +145,7 @@ async def test_a_full_queue_refuses_at_once(hasher: HashQueue, gate: Gate) -> No
         await verify(hasher, "one too many")
     gate.opened.set()
     await asyncio.gather(*tasks)
-    assert gate.done == [str(number) for number in range(QUEUE_LIMIT)]
+    assert gate.done == [str(number) for number in range(CAPACITY)]
     assert await hasher.hash("afterwards") == "afterwards at 4"
 
 
@@ -157,10 +157,10 @@ async def strangers(hasher: HashQueue, *names: str) -> list[asyncio.Task[bool]]:
 
 
 async def test_strangers_never_get_all_places(hasher: HashQueue, gate: Gate) -> None:
-    tasks: list[asyncio.Task[Any]] = [*await strangers(hasher, *map(str, range(UNKNOWN_SOURCES_LIMIT)))]
+    tasks: list[asyncio.Task[Any]] = [*await strangers(hasher, *map(str, range(UNKNOWN_SOURCE_CAPACITY)))]
     with pytest.raises(OverloadedError):
         await verify(hasher, "one stranger too many", is_unknown_source=True)
-    tasks += await queued(hasher, *map(str, range(UNKNOWN_SOURCES_LIMIT, QUEUE_LIMIT)))
+    tasks += await queued(hasher, *map(str, range(UNKNOWN_SOURCE_CAPACITY, CAPACITY)))
     with pytest.raises(OverloadedError):
         await verify(hasher, "one too many")
     gate.opened.set()
@@ -168,7 +168,7 @@ async def test_strangers_never_get_all_places(hasher: HashQueue, gate: Gate) -> 
 
 
 async def test_a_place_that_others_took_is_none_for_strangers(hasher: HashQueue, gate: Gate) -> None:
-    tasks: list[asyncio.Task[Any]] = [*await queued(hasher, *map(str, range(QUEUE_LIMIT)))]
+    tasks: list[asyncio.Task[Any]] = [*await queued(hasher, *map(str, range(CAPACITY)))]
     with pytest.raises(OverloadedError):
         await verify(hasher, "stranger", is_unknown_source=True)
     gate.opened.set()
@@ -227,12 +227,12 @@ async def test_how_long_a_hash_takes_is_known_before_the_first(slow_clock: SlowC
 async def test_the_first_estimate_is_about_what_a_hash_takes() -> None:
     with closing(HashQueue(TEST_COST + 4)) as hasher:
         begin = time.thread_time()
-        hashes.spend(TEST_COST + 4)
+        hashes.dummy_hash(TEST_COST + 4)
         seconds = time.thread_time() - begin
         with request_context.time_limit(seconds / 10), pytest.raises(OverloadedError):
-            hasher.check_capacity()
+            hasher.require_capacity()
         with request_context.time_limit(seconds * 10):
-            hasher.check_capacity()
+            hasher.require_capacity()
 
 
 async def test_what_would_end_too_late_is_refused_at_once(slow_clock: SlowClock, hasher: HashQueue, gate: Gate) -> None:
@@ -300,35 +300,35 @@ async def test_a_starved_thread_goes_on_once_nobody_is_ahead(
 async def test_a_place_is_taken_before_there_is_anything_to_hash(hasher: HashQueue, gate: Gate) -> None:
     gate.opened.set()
     with ExitStack() as places:
-        for number in range(QUEUE_LIMIT):
-            hasher.check_capacity()
-            places.enter_context(hasher.place(is_unknown_source=number < UNKNOWN_SOURCES_LIMIT))
+        for number in range(CAPACITY):
+            hasher.require_capacity()
+            places.enter_context(hasher.reserve_slot(is_unknown_source=number < UNKNOWN_SOURCE_CAPACITY))
         with pytest.raises(OverloadedError):
-            hasher.check_capacity()
+            hasher.require_capacity()
         with pytest.raises(OverloadedError):
             await hasher.hash("one too many")
-    hasher.check_capacity()
+    hasher.require_capacity()
     assert await hasher.hash("afterwards") == "afterwards at 4"
 
 
 async def test_a_place_is_for_one_hash(hasher: HashQueue, gate: Gate) -> None:
     """It is free when that is done, and again when the next one is."""
     gate.opened.set()
-    for _ in range(QUEUE_LIMIT + 1):
+    for _ in range(CAPACITY + 1):
         await verify(hasher, "a password")
-        with hasher.place():
+        with hasher.reserve_slot():
             pass
     with ExitStack() as places:
-        for _ in range(QUEUE_LIMIT):
-            places.enter_context(hasher.place())
+        for _ in range(CAPACITY):
+            places.enter_context(hasher.reserve_slot())
         with pytest.raises(OverloadedError):
-            hasher.check_capacity()
+            hasher.require_capacity()
 
 
 async def in_turn(hasher: HashQueue, begun: list[str], name: str, *, is_unknown_source: bool) -> None:
     """Take a place and a turn, note it, and hash."""
-    with hasher.place(is_unknown_source=is_unknown_source) as place:
-        async with hasher.turn(place) as has_waited:
+    with hasher.reserve_slot(is_unknown_source=is_unknown_source) as place:
+        async with hasher.prepare(place) as has_waited:
             begun.append(f"{name} {'has waited' if has_waited else 'at once'}")
             await hasher.verify(name, None, place)
 
@@ -379,8 +379,8 @@ async def test_a_turn_that_comes_too_late_for_a_hash_is_overload(
     """Whoever begins all the same asks the store in vain, and blames it."""
     gate.opened.set()
     begun: list[str] = []
-    with hasher.place() as place, request_context.time_limit(0.5), pytest.raises(OverloadedError):
-        async with hasher.turn(place):
+    with hasher.reserve_slot() as place, request_context.time_limit(0.5), pytest.raises(OverloadedError):
+        async with hasher.prepare(place):
             begun.append("too late")
     assert not begun
     await in_turn(hasher, begun, "next", is_unknown_source=False)
@@ -413,7 +413,7 @@ async def test_a_hash_that_nobody_waits_for_never_runs(hasher: HashQueue, gate: 
 
 
 async def test_a_cancelled_hash_gives_its_place_back(hasher: HashQueue, gate: Gate) -> None:
-    tasks = await queued(hasher, *map(str, range(QUEUE_LIMIT)))
+    tasks = await queued(hasher, *map(str, range(CAPACITY)))
     tasks[-1].cancel()
     with pytest.raises(asyncio.CancelledError):
         await tasks[-1]

@@ -66,9 +66,7 @@ class Stage:
 
 
 @pytest.fixture
-async def stage(
-    settings: ServeSettings, clock: FakeClock, tmp_path: Path
-) -> AsyncIterator[Stage]:
+async def stage(settings: ServeSettings, clock: FakeClock, tmp_path: Path) -> AsyncIterator[Stage]:
     api_key, keys, callers = new_api_key(), tmp_path / "keys.json", tmp_path / "callers.toml"
     WITNESS.hide(api_key)
     generate_key_file(keys, "ES256", clock())
@@ -248,7 +246,7 @@ async def test_every_reason_of_a_refused_login_is_in_the_document(
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(client.service.logins._hashing, "verify", fail)  # noqa: SLF001 - what fails is not the subject
+            patch.setattr(client.service.logins._hash_queue, "verify", fail)  # noqa: SLF001 - what fails is not the subject
             await failure(client.log_in())
 
     temporary = await client.create_with_temporary_password("temporary@example.com")
@@ -277,7 +275,7 @@ async def test_a_guess_is_on_record_though_its_client_hung_up(stage: Stage, monk
         entered.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(stage.client.service.logins._hashing, "verify", stand_still)  # noqa: SLF001 - as above
+    monkeypatch.setattr(stage.client.service.logins._hash_queue, "verify", stand_still)  # noqa: SLF001 - as above
     position = len(WITNESS.lines.getvalue())
     async with grpc.aio.insecure_channel(stage.client.address) as channel:
         stub: Any = auth_grpc.AuthServiceStub(channel)

@@ -195,7 +195,7 @@ async def test_a_hash_of_lower_cost_is_upgraded_at_the_next_login(
     proxied: Proxied, rounds: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ASVS-11.4.2."""
-    hashing: Any = proxied.client.service.logins._hashing  # noqa: SLF001 - the settings allow no lower cost than 10
+    hashing: Any = proxied.client.service.logins._hash_queue  # noqa: SLF001 - the settings allow no lower cost than 10
     monkeypatch.setattr(hashing, "cost", TEST_COST + 2)
     proxied.tables.put_user("carol", "carol@example.com", password_hash=hash_of(PASSWORD, cost=TEST_COST))
     rounds.clear()

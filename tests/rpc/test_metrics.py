@@ -175,7 +175,7 @@ async def test_hashes_that_wait_and_that_are_refused_count(client: Client, monke
     await client.create_user()
     assert value("authsvc_hashes_pending") == 0
     refused = Since("authsvc_hashes_refused_total")
-    monkeypatch.setattr("authsvc.passwords.hash_queue.QUEUE_LIMIT", 0)
+    monkeypatch.setattr(client.service.logins._hash_queue, "_capacity", 0)  # noqa: SLF001 - without a flood
     assert (await failure(client.log_in())).reason == "OVERLOADED"
     assert (refused.growth, value("authsvc_hashes_pending")) == (1, 0)
 

@@ -288,7 +288,7 @@ async def test_an_imported_hash_logs_in_and_is_upgraded(
     shared: Shared, monkeypatch: pytest.MonkeyPatch, prefix: str
 ) -> None:
     """ASVS-11.4.2."""
-    hashing: Any = shared.client.service.logins._hashing  # noqa: SLF001 - settings allow no lower cost than 10
+    hashing: Any = shared.client.service.logins._hash_queue  # noqa: SLF001 - settings allow no lower cost than 10
     monkeypatch.setattr(hashing, "cost", TEST_COST + 1)
     password = PASSWORD + "x" * 100 if prefix == "$bcrypt-sha256$" else PASSWORD
     stored = imported(prefix)
@@ -300,7 +300,9 @@ async def test_an_imported_hash_logs_in_and_is_upgraded(
     assert shared.tables.get_user(alice.user_id)["password_hash"]["S"] == stored
     token = (await shared.client.log_in(password=password)).tokens.access_token
     upgraded = shared.tables.get_user(alice.user_id)["password_hash"]["S"]
-    assert hashes.stored_cost(upgraded) == TEST_COST + 1
+    rehashed = hashes.parse_stored_hash(upgraded)
+    assert rehashed is not None
+    assert rehashed.cost == TEST_COST + 1
     assert (await shared.client.validate(token)).state == auth_pb2.TOKEN_STATE_ACTIVE
     assert await shared.client.log_in(password=password)
     assert shared.tables.get_user(alice.user_id)["password_hash"]["S"] == upgraded
@@ -318,7 +320,7 @@ async def test_a_hash_of_another_cost_is_not_imported(client: Client, cost: int)
 async def test_a_rehash_that_loses_a_race_is_dropped(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or it would bring the old password back."""
     client = shared.client
-    hashing: Any = client.service.logins._hashing  # noqa: SLF001 - settings allow no lower cost than 10
+    hashing: Any = client.service.logins._hash_queue  # noqa: SLF001 - settings allow no lower cost than 10
     monkeypatch.setattr(hashing, "cost", TEST_COST + 1)
     alice = await client.import_user(imported("$2b$"))
     set_by_other = hash_of(NEW_PASSWORD, cost=TEST_COST + 1)
@@ -340,7 +342,7 @@ async def test_a_login_does_not_fail_for_a_rehash(
     client: Client, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     await client.create_user()
-    hashing: Any = client.service.logins._hashing  # noqa: SLF001 - the second job finds the queue full
+    hashing: Any = client.service.logins._hash_queue  # noqa: SLF001 - the second job finds the queue full
 
     async def fail(_password: str) -> str:
         raise error

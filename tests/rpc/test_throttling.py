@@ -20,7 +20,7 @@ import pytest
 
 from authsvc.config import Address, ServeSettings
 from authsvc.models import Budget
-from authsvc.passwords.hash_queue import UNKNOWN_SOURCES_LIMIT
+from authsvc.passwords.hash_queue import UNKNOWN_SOURCE_CAPACITY
 from authsvc.server.app import PRODUCTION_LIMITS
 from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
 from authsvc.throttling.budgets import AttemptKeys
@@ -344,8 +344,8 @@ def shut(gate: Gate) -> None:
 
 async def until_pending(client: Client, number: int) -> None:
     """Wait until so many hashes wait or run."""
-    hashing: Any = client.service.logins._hashing  # noqa: SLF001 - the queue has no other window
-    while hashing._pending != number:  # noqa: ASYNC110, SLF001 - no event tells
+    hashing: Any = client.service.logins._hash_queue  # noqa: SLF001 - the queue has no other window
+    while hashing._slots != number:  # noqa: ASYNC110, SLF001 - no event tells
         await asyncio.sleep(0.001)
 
 
@@ -366,26 +366,28 @@ async def test_guesses_hold_up_nobody_at_a_known_source(client: Client, gate: Ga
     await log_in(client, HOME)
     shut(gate)
     guesses = [asyncio.create_task(guess(client, address=source(number))) for number in range(60)]
-    await until_pending(client, UNKNOWN_SOURCES_LIMIT)
+    await until_pending(client, UNKNOWN_SOURCE_CAPACITY)
     owner = [asyncio.create_task(log_in(client, HOME)) for _ in range(3)]
-    await until_pending(client, UNKNOWN_SOURCES_LIMIT + 3)
+    await until_pending(client, UNKNOWN_SOURCE_CAPACITY + 3)
     gate.opened.set()
     assert await asyncio.gather(*owner) == ["OK"] * 3
     reasons = Counter(await asyncio.gather(*guesses))
-    assert reasons == {"INVALID_CREDENTIALS": UNKNOWN_SOURCES_LIMIT, "OVERLOADED": 60 - UNKNOWN_SOURCES_LIMIT}
+    assert reasons == {"INVALID_CREDENTIALS": UNKNOWN_SOURCE_CAPACITY, "OVERLOADED": 60 - UNKNOWN_SOURCE_CAPACITY}
 
 
 async def test_what_was_not_looked_at_is_given_back(client: Client, gate: Gate) -> None:
     """OVERLOADED, and a client that went away while it waited."""
     await client.create_user()
     shut(gate)
-    others = [asyncio.create_task(guess(client, address=source(number))) for number in range(UNKNOWN_SOURCES_LIMIT - 1)]
-    await until_pending(client, UNKNOWN_SOURCES_LIMIT - 1)
+    others = [
+        asyncio.create_task(guess(client, address=source(number))) for number in range(UNKNOWN_SOURCE_CAPACITY - 1)
+    ]
+    await until_pending(client, UNKNOWN_SOURCE_CAPACITY - 1)
     for _ in range(11):
         async with going_away(client, HOME):
-            await until_pending(client, UNKNOWN_SOURCES_LIMIT)
+            await until_pending(client, UNKNOWN_SOURCE_CAPACITY)
             assert await guess(client) == "OVERLOADED"
-        await until_pending(client, UNKNOWN_SOURCES_LIMIT - 1)
+        await until_pending(client, UNKNOWN_SOURCE_CAPACITY - 1)
     gate.opened.set()
     await asyncio.gather(*others)
     for address in (ELSEWHERE, HOME):
@@ -396,7 +398,7 @@ async def test_counters_that_the_store_did_not_come_to_are_asked_for_again(proxi
     """Or a full one that was left out would let a guess through."""
     await fill_pair(proxied.client)
     for _ in range(3):
-        proxied.client.service.logins._attempts._refusals.clear()  # noqa: SLF001 - what is remembered asks nobody
+        proxied.client.service.logins._throttle._refusal_cache.clear()  # noqa: SLF001 - what is remembered asks nobody
         proxied.proxy.forget()
         with proxied.proxy.fault(Unprocessed(0.5)):
             assert await log_in(proxied.client) == "TOO_MANY_ATTEMPTS"

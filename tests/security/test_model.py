@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from authsvc.models import Email
 from authsvc.errors import (
     AuthsvcError,
     EmailAlreadyExistsError,
@@ -23,7 +22,7 @@ from authsvc.errors import (
     PasswordRejectedError,
     UserNotFoundError,
 )
-from authsvc.models import LEEWAY
+from authsvc.models import LEEWAY, Email
 from authsvc.passwords.hash_queue import HashQueue
 from authsvc.stores.dynamodb.store import open_dynamodb_store
 from authsvc.stores.interface import Store

@@ -64,7 +64,7 @@ NOT_FOR_SECRETS = {
     "random": {  # how long to pause, to remember and to wait, and who is next
         "client": {"SystemRandom"},
         "login_throttle": {"SystemRandom"},
-        "pace": {"SystemRandom"},
+        "refusal_pacer": {"SystemRandom"},
     },
     "uuid": {"client": {"uuid4"}},  # makes a transaction's tries one
 }

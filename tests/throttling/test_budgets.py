@@ -30,13 +30,13 @@ def test_a_source_is_an_ipv4_address_or_an_ipv6_network(address: str, source: st
 
 
 def test_no_key_holds_an_email_in_clear() -> None:
-    assert not any("alice" in key or "example" in key for key in TARGET.keys)
+    assert not any("alice" in key or "example" in key for key in TARGET.all)
     assert TARGET.account_key == "account#ff8d9819fc0e12bf0d24892e45987e249a28dce836a85cad60e28eaaa8c6d976"
 
 
 def test_a_target_rests_on_four_keys_and_without_a_source_on_one() -> None:
-    assert len(set(TARGET.keys)) == 4
-    assert NOWHERE.keys == [TARGET.account_key] == [NOWHERE.pair_key]
+    assert len(set(TARGET.all)) == 4
+    assert NOWHERE.all == [TARGET.account_key] == [NOWHERE.pair_key]
 
 
 def test_a_stranger_counts_in_three_counters_narrowest_first() -> None:

@@ -14,7 +14,7 @@ from authsvc import request_context
 from authsvc.errors import InvalidCredentialsError, OverloadedError, StoreUnavailableError, TooManyAttemptsError
 from authsvc.models import AttemptCount, Counter, CounterUpdate
 from authsvc.passwords import hashes
-from authsvc.passwords.hash_queue import QUEUE_LIMIT, TURNS, UNKNOWN_SOURCES_LIMIT, HashQueue
+from authsvc.passwords.hash_queue import CAPACITY, CONCURRENT_PREPARATIONS, UNKNOWN_SOURCE_CAPACITY, HashQueue
 from authsvc.stores.sqlite import SQLiteStore, open_sqlite_store
 from authsvc.throttling import login_throttle
 from authsvc.throttling.budgets import AttemptKeys
@@ -24,7 +24,7 @@ from tests.support import PASSWORD, TEST_COST, FakeClock
 from tests.throttling.test_budgets import BUDGETS
 
 SOURCE = "192.0.2.7"
-KEYS = AttemptKeys.of(EMAIL, SOURCE).keys
+KEYS = AttemptKeys.of(EMAIL, SOURCE).all
 
 
 class Gate:
@@ -153,7 +153,7 @@ async def test_a_guess_is_reserved_when_it_is_soon_looked_at(
     await asyncio.to_thread(gate.entered.wait)
     for _ in range(100):
         await asyncio.sleep(0)
-    assert len(begun) == TURNS
+    assert len(begun) == CONCURRENT_PREPARATIONS
     gate.opened.set()
     for guess in guesses:
         with pytest.raises(InvalidCredentialsError):
@@ -200,7 +200,7 @@ def counting(fake: FakeStore, hashing: HashQueue, clock: FakeClock) -> LoginThro
 
 async def refusal(counting: LoginThrottle, source: str = SOURCE, email: str = EMAIL) -> TooManyAttemptsError:
     with pytest.raises(TooManyAttemptsError) as refused:
-        async with counting.reserved(email, source):
+        async with counting.reserve(email, source):
             pytest.fail("was let through")
     return refused.value
 
@@ -213,7 +213,7 @@ async def test_a_counter_that_keeps_changing_refuses_for_a_moment(counting: Logi
     fake.takes = False
     refused = await refusal(counting)
     assert (refused.counter, refused.retry_delay) == ("contended", timedelta(seconds=1))
-    assert fake.reads == 1 + login_throttle.RESERVE_TRIES
+    assert fake.reads == 1 + login_throttle.MAX_RESERVATIONS
 
 
 async def test_a_refusal_of_a_pair_is_remembered_for_that_pair(
@@ -224,9 +224,9 @@ async def test_a_refusal_of_a_pair_is_remembered_for_that_pair(
         assert (await refusal(counting)).retry_delay == timedelta(seconds=seconds)
         assert fake.reads == 1
         clock.advance(seconds=1)
-    async with counting.reserved(EMAIL, "192.0.2.8"):
+    async with counting.reserve(EMAIL, "192.0.2.8"):
         pass
-    async with counting.reserved("bob@example.com", SOURCE):
+    async with counting.reserve("bob@example.com", SOURCE):
         pass
 
 
@@ -248,7 +248,7 @@ async def test_a_refusal_of_an_account_is_remembered_for_each_source(
     for source in (SOURCE, SOURCE, "", ""):
         assert (await refusal(counting, source)).counter == "account"
     assert fake.reads == 2
-    async with counting.reserved(EMAIL, "192.0.2.8"):
+    async with counting.reserve(EMAIL, "192.0.2.8"):
         pass
 
 
@@ -262,7 +262,7 @@ async def test_a_refusal_is_forgotten_after_ten_seconds_at_most(
     clock.advance(seconds=4)
     await refusal(counting)
     clock.advance(seconds=6)
-    async with counting.reserved(EMAIL, SOURCE):
+    async with counting.reserve(EMAIL, SOURCE):
         pass
 
 
@@ -283,20 +283,19 @@ async def test_what_came_together_is_not_forgotten_together(
 
 async def test_a_login_ends_what_is_remembered(counting: LoginThrottle, fake: FakeStore, clock: FakeClock) -> None:
     """A guess beside the last one that had room was refused, and the last one was right."""
-    async with counting.reserved(EMAIL, SOURCE):
+    async with counting.reserve(EMAIL, SOURCE):
         fill(fake, AttemptKeys.of(EMAIL, SOURCE).pair_key, clock)
         await refusal(counting)
     fake.tries.clear()
-    async with counting.reserved(EMAIL, SOURCE):
+    async with counting.reserve(EMAIL, SOURCE):
         pass
 
 
 async def test_no_more_refusals_are_remembered_than_there_is_room_for(
-    hashing: HashQueue, fake: FakeStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    hashing: HashQueue, fake: FakeStore, clock: FakeClock
 ) -> None:
-    monkeypatch.setattr(login_throttle, "MAX_REMEMBERED", 2)
     store: Any = fake
-    counting = LoginThrottle(store, hashing, BUDGETS, clock)
+    counting = LoginThrottle(store, hashing, BUDGETS, clock, cache_capacity=2)
     for source in (SOURCE, "192.0.2.8", "192.0.2.9"):
         fill(fake, AttemptKeys.of(EMAIL, source).pair_key, clock)
         await refusal(counting, source)
@@ -311,14 +310,14 @@ async def test_no_more_refusals_are_remembered_than_there_is_room_for(
 @contextmanager
 def full(hashing: HashQueue, *, of_strangers: bool) -> Iterator[None]:
     with ExitStack() as places:
-        for _ in range(UNKNOWN_SOURCES_LIMIT if of_strangers else QUEUE_LIMIT):
-            places.enter_context(hashing.place(is_unknown_source=of_strangers))
+        for _ in range(UNKNOWN_SOURCE_CAPACITY if of_strangers else CAPACITY):
+            places.enter_context(hashing.reserve_slot(is_unknown_source=of_strangers))
         yield
 
 
 async def overload(counting: LoginThrottle, source: str = SOURCE) -> None:
     with pytest.raises(OverloadedError):
-        async with counting.reserved(EMAIL, source):
+        async with counting.reserve(EMAIL, source):
             pytest.fail("was let through")
 
 
@@ -339,34 +338,34 @@ async def test_where_strangers_places_are_taken_the_store_says_once_who_is_one(
         for _ in range(3):
             await overload(counting)
         assert fake.reads == 1
-        async with counting.reserved(EMAIL, home):
+        async with counting.reserve(EMAIL, home):
             pass
         clock.advance(seconds=10)
         fake.tries[AttemptKeys.of(EMAIL, SOURCE).known_key] = AttemptCount(0, clock() + timedelta(days=1))
-        async with counting.reserved(EMAIL, SOURCE):  # which has logged in elsewhere meanwhile
+        async with counting.reserve(EMAIL, SOURCE):  # which has logged in elsewhere meanwhile
             pass
 
 
 async def test_a_login_makes_a_stranger_one_no_more(
     counting: LoginThrottle, fake: FakeStore, hashing: HashQueue, clock: FakeClock
 ) -> None:
-    async with counting.reserved(EMAIL, SOURCE):
+    async with counting.reserve(EMAIL, SOURCE):
         pass
     fake.tries[AttemptKeys.of(EMAIL, SOURCE).known_key] = AttemptCount(0, clock() + timedelta(days=1))
     with full(hashing, of_strangers=True):
-        async with counting.reserved(EMAIL, SOURCE):
+        async with counting.reserve(EMAIL, SOURCE):
             pass
 
 
 async def test_a_place_is_given_back_whatever_becomes_of_the_try(
     counting: LoginThrottle, fake: FakeStore, hashing: HashQueue
 ) -> None:
-    for _ in range(QUEUE_LIMIT + 1):
+    for _ in range(CAPACITY + 1):
         with pytest.raises(LookupError):
-            async with counting.reserved(EMAIL, SOURCE):
+            async with counting.reserve(EMAIL, SOURCE):
                 raise LookupError
     fake.takes = False
-    for _ in range(QUEUE_LIMIT + 1):
+    for _ in range(CAPACITY + 1):
         await refusal(counting)
 
 
@@ -375,9 +374,9 @@ async def test_a_try_that_has_waited_rests_on_a_new_look(
 ) -> None:
     """Its counters may have filled up or expired meanwhile."""
     async with AsyncExitStack() as turns:
-        for _ in range(TURNS):
-            place = turns.enter_context(hashing.place(is_unknown_source=True))
-            await turns.enter_async_context(hashing.turn(place))
+        for _ in range(CONCURRENT_PREPARATIONS):
+            place = turns.enter_context(hashing.reserve_slot(is_unknown_source=True))
+            await turns.enter_async_context(hashing.prepare(place))
         refused = asyncio.create_task(refusal(counting))
         while not fake.reads:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0)
@@ -393,6 +392,6 @@ async def test_a_store_that_fails_while_settling_is_logged(
         raise StoreUnavailableError("down")
 
     monkeypatch.setattr(fake, "settle_attempt", fail)
-    async with counting.reserved(EMAIL, SOURCE):
+    async with counting.reserve(EMAIL, SOURCE):
         pass
     await counting.aclose()

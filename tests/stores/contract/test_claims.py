@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from authsvc.models import Email
 from authsvc.errors import CorruptItemError
+from authsvc.models import Email
 from authsvc.stores.dynamodb.store import DynamoDBStore
 from tests.dynamodb import Tables
 from tests.stores.contract.test_store import NOW, new_user

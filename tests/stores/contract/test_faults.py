@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from authsvc.models import Email
 from authsvc.errors import (
     EmailAlreadyExistsError,
     InvalidCredentialsError,
@@ -16,7 +15,7 @@ from authsvc.errors import (
     UserChangedError,
     UserNotFoundError,
 )
-from authsvc.models import CounterUpdate, User, revocation_entry
+from authsvc.models import CounterUpdate, Email, User, revocation_entry
 from authsvc.passwords.hash_queue import HashQueue
 from authsvc.server.app import Limits
 from authsvc.stores.dynamodb.store import DynamoDBStore, open_dynamodb_store

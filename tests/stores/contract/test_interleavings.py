@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from authsvc.models import Email
 from authsvc.errors import AuthsvcError, RetryableStoreError, UserNotFoundError
-from authsvc.models import User
+from authsvc.models import Email, User
 from authsvc.passwords.hash_queue import HashQueue
 from authsvc.stores.dynamodb.client import ConditionFailedError, DynamoDBClient, open_client
 from authsvc.stores.dynamodb.store import DynamoDBStore, open_dynamodb_store
@@ -33,6 +32,7 @@ class Interrupted(DynamoDBClient):
     """Calls of which one is interrupted by something else that happens."""
 
     def __init__(self, calls: DynamoDBClient) -> None:
+        self.timeouts = calls.timeouts
         self._calls = calls
         self._meanwhile: Callable[[], Awaitable[object]] | None = None
         self._steps = itertools.count()

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import pytest
 
-from authsvc.models import Email
 from authsvc.errors import (
     AuthsvcError,
     EmailAlreadyExistsError,
@@ -21,7 +20,7 @@ from authsvc.errors import (
     PasswordChangeRequiredError,
     UserNotFoundError,
 )
-from authsvc.models import User
+from authsvc.models import Email, User
 from authsvc.passwords.hash_queue import HashQueue
 from authsvc.usecases.sessions import Tokens
 from authsvc.usecases.users import TemporaryPassword

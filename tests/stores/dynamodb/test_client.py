@@ -18,11 +18,6 @@ from tests.engines import Engine
 from tests.support import use_engine
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("authsvc.stores.dynamodb.client.BACKOFF_BASE_SECONDS", 0.0)
-
-
 @pytest.fixture
 def forget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
     """Take variables from the environment, and what AWS's files say with them."""

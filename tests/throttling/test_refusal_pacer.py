@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from authsvc import request_context
-from authsvc.throttling.pace import GAP_SECONDS, MAX_WAIT_SECONDS, RefusalPacer
+from authsvc.throttling.refusal_pacer import INTERVAL_SECONDS, MAX_WAIT_SECONDS, RefusalPacer
 
 
 class Clock:
@@ -73,7 +73,7 @@ class Crowd:
 
     async def come(self) -> None:
         begin = self._clock.now
-        await self._pace.turn()
+        await self._pace.wait()
         self.waits.append(self._clock.now - begin)
 
     async def come_again_and_again(self) -> None:
@@ -92,14 +92,14 @@ def crowd(pace: RefusalPacer, clock: Clock) -> Crowd:
 async def test_one_alone_does_not_wait(crowd: Crowd, clock: Clock) -> None:
     for _ in range(3):
         await crowd.come()
-        await clock.go_on(GAP_SECONDS)
+        await clock.go_on(INTERVAL_SECONDS)
     assert crowd.waits == [0.0, 0.0, 0.0]
 
 
 async def test_those_who_come_together_leave_one_after_another(crowd: Crowd, clock: Clock) -> None:
     crowd.gather(40)
     await clock.go_on(1.0)
-    assert crowd.waits == pytest.approx([number * GAP_SECONDS for number in range(40)])
+    assert crowd.waits == pytest.approx([number * INTERVAL_SECONDS for number in range(40)])
     await crowd.come()
     assert crowd.waits[-1] == 0
 
@@ -107,8 +107,8 @@ async def test_those_who_come_together_leave_one_after_another(crowd: Crowd, clo
 async def test_a_loop_that_was_late_does_not_let_them_out_together(crowd: Crowd, clock: Clock) -> None:
     crowd.gather(40)
     await settled()
-    clock.now += 10 * GAP_SECONDS
-    await clock.go_on(GAP_SECONDS / 2)
+    clock.now += 10 * INTERVAL_SECONDS
+    await clock.go_on(INTERVAL_SECONDS / 2)
     assert len(crowd.waits) <= 3
 
 
@@ -119,14 +119,14 @@ async def test_most_of_40_without_a_pause_wait_less_than_50_milliseconds(crowd: 
         task.cancel()
     assert median(crowd.waits) < 0.04  # which leaves some for the call itself
     # Besides, there are those whose patience ends.
-    assert 5.0 / GAP_SECONDS <= len(crowd.waits) < 1.3 * 5.0 / GAP_SECONDS
+    assert 5.0 / INTERVAL_SECONDS <= len(crowd.waits) < 1.3 * 5.0 / INTERVAL_SECONDS
 
 
 async def test_who_comes_later_is_mostly_next_but_not_always(pace: RefusalPacer, clock: Clock) -> None:
     order: list[int] = []
 
     async def come(number: int) -> None:
-        await pace.turn()
+        await pace.wait()
         order.append(number)
 
     tasks = [asyncio.create_task(come(number)) for number in range(40)]
@@ -138,7 +138,7 @@ async def test_who_comes_later_is_mostly_next_but_not_always(pace: RefusalPacer,
 
 
 async def test_nobody_waits_for_longer_than_a_second(crowd: Crowd, clock: Clock) -> None:
-    number = 2 * int(MAX_WAIT_SECONDS / GAP_SECONDS)
+    number = 2 * int(MAX_WAIT_SECONDS / INTERVAL_SECONDS)
     crowd.gather(number)
     await clock.go_on(MAX_WAIT_SECONDS)
     assert len(crowd.waits) == number
@@ -170,7 +170,7 @@ async def test_who_goes_away_takes_nobodys_turn(crowd: Crowd, clock: Clock) -> N
         with suppress(asyncio.CancelledError):
             await task
     await clock.go_on(1.0)
-    assert crowd.waits == pytest.approx([number * GAP_SECONDS for number in range(5)])
+    assert crowd.waits == pytest.approx([number * INTERVAL_SECONDS for number in range(5)])
     await crowd.come()
     assert crowd.waits[-1] == 0
 
@@ -182,7 +182,7 @@ async def test_a_turn_goes_to_somebody_who_is_still_there(crowd: Crowd, clock: C
         task.cancel()
     clock.strike()
     await settled()
-    assert crowd.waits == pytest.approx([0.0, GAP_SECONDS])
+    assert crowd.waits == pytest.approx([0.0, INTERVAL_SECONDS])
 
 
 async def test_all_may_go_away(crowd: Crowd, clock: Clock) -> None:
@@ -193,4 +193,4 @@ async def test_all_may_go_away(crowd: Crowd, clock: Clock) -> None:
     crowd.gather(2)  # before the time of those who are gone
     await clock.go_on(1.0)
     await crowd.come()
-    assert crowd.waits == pytest.approx([0.0, GAP_SECONDS, 2 * GAP_SECONDS, 0.0])
+    assert crowd.waits == pytest.approx([0.0, INTERVAL_SECONDS, 2 * INTERVAL_SECONDS, 0.0])
