@@ -1,12 +1,13 @@
 # Needs Python >= 3.11 and make; everything else is installed into .venv by hash.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST = $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --durations=25
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test soak bench check proto .venv
+.PHONY: help dev test test-engines soak bench check proto .venv
 
 help: ## list the targets
-	@sed -n 's/^\([a-z.]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z.-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
 
 .venv: .venv/installed ## the locked environment alone, with authsvc installed editable
 
@@ -26,14 +27,18 @@ dev: .venv ## run the service on this machine, ready to call
 	@exec $(BIN)/authsvc dev
 
 # A first installation of the engines takes longer than a test may.
-test: .venv ## the whole test suite, with its coverage
+test: .venv ## the test suite on SQLite, dynoxide and, for the contract, moto, with its coverage
 	@$(BIN)/python -m tests.engines
-	@$(BIN)/python -m pytest --cov --numprocesses=auto --maxprocesses=4 --dist=worksteal
+	@$(PYTEST) --cov
+
+test-engines: .venv ## what make test leaves out: ministack, moto's other tests, long races
+	@$(BIN)/python -m tests.engines
+	@$(PYTEST) -m engines
 
 # Not in CI. AUTHSVC_TEST_SOAK=0.02 shortens all of it to a few minutes, to see that it works.
 soak: .venv ## the long tests, an hour and more, with a report
 	@$(BIN)/python -m tests.engines
-	@$(BIN)/python -m pytest -m soak tests/soak
+	@$(BIN)/python -m pytest -m soak
 
 # What draws the plots comes on top of the locked environment, which the next `make .venv` need not know.
 .venv/bench: .venv/installed requirements/bench.txt

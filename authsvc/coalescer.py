@@ -32,10 +32,14 @@ _Waiters: TypeAlias = dict[asyncio.Future[V | Exception], int]
 
 
 class Coalescer(Generic[V]):
-    """Reads keys in batches by `read`, which makes one attempt.
+    """Reads keys in batches.
 
-    A key that its result lacks got no answer; RetryableStoreError: none of them did; any other error is final for all of
-    them. `pause_seconds` tells how long to pause after so many attempts without an answer.
+    Args:
+        read: Makes one attempt. A key that is missing from its result got no answer; with RetryableStoreError no key
+            did; any other error is final for all keys of the batch.
+        max_attempts: Per caller and key.
+        pause_seconds: Returns the pause after a number of attempts without an answer.
+        max_read_seconds: Of one attempt.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from authsvc.models import utc_now
 from authsvc.server.app import Limits
 from authsvc.telemetry import logs
 from authsvc.tokens.key_file import generate_key_file
-from tests.engines import CONCURRENT_ENGINES, ENGINES, Engine, require_or_skip
+from tests.engines import CONCURRENT_ENGINES, ENGINES, QUICK_ENGINE, Engine, require_or_skip
 from tests.support import PASSWORD, PATIENT_LIMITS, WITNESS, Client, FakeClock, make_settings, served
 
 # A busy machine is slow, which is no failure.
@@ -23,6 +23,47 @@ hypothesis.settings.load_profile("patient")
 
 # The loops of one process share grpc.aio's poller: one may be woken for what another has taken, and asyncio says so.
 logging.getLogger("asyncio").addFilter(lambda record: "PollerCompletionQueue" not in record.getMessage())
+
+
+TESTS = Path(__file__).parent
+SLOW_ENGINES = {*ENGINES, "failing"} - {QUICK_ENGINE}
+QUICK_ON_MOTO = {TESTS / "rpc" / "test_main_job.py", TESTS / "stores" / "contract" / "test_store.py"}
+"""What `make test` runs on moto as well."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests on other engines than SQLite and dynoxide, which `make test-engines` runs."""
+    for item in items:
+        slow = SLOW_ENGINES - ({"moto"} if item.path in QUICK_ON_MOTO else set())
+        if not slow.isdisjoint(_engines_of(item)):
+            item.add_marker("engines")
+
+
+def _engines_of(item: pytest.Item) -> set[str]:
+    """Return the names of a test's engines, with other parameters and fixtures of it."""
+    params = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return {*getattr(item, "fixturenames", ()), *(value for value in params if isinstance(value, str))}
+
+
+MOTO_IN_MAIN_LEG = ("test_main_job.py", "test_store.py")
+"""Where moto is part of `make test`: the main job and the contract."""
+ENGINES_OF_OTHER_LEG = {"ministack", "external", "failing"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make test` leaves out and `make test-engines` runs."""
+    for item in items:
+        if isinstance(item, pytest.Function) and _is_of_other_leg(item):
+            item.add_marker(pytest.mark.engines)
+
+
+def _is_of_other_leg(item: pytest.Function) -> bool:
+    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    engines = {*item.fixturenames, *(value for value in values if isinstance(value, str))}
+    is_moto_left_out = "moto" in engines and item.path.name not in MOTO_IN_MAIN_LEG
+    return is_moto_left_out or not engines.isdisjoint(ENGINES_OF_OTHER_LEG)
 
 
 @pytest.fixture(scope="session", autouse=True)

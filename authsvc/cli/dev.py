@@ -190,7 +190,8 @@ def _welcome(service: app.App, token: IssuedToken | None, credentials: Path, set
     reach = "this machine only" if settings.listen.is_loopback else "open to every client that can connect"
     greeting = f"authsvc serves on {address}: gRPC, plain text, {reach}. Ctrl-C ends it."
     if token is None:
-        return f"{greeting}\nThe admin cannot log in with the password in {credentials}: correct it, or remove the file to get a new one."
+        advice = "correct it, or remove the file to get a new one."
+        return f"{greeting}\nThe admin cannot log in with the password in {credentials}: {advice}"
     example = {"email": _EXAMPLE_EMAIL, "password": _EXAMPLE_PASSWORD}
     admin = f"-H {shlex.quote(f'authorization: Bearer {token.text}')} "
     create = _grpcurl(address, "UserService/CreateUser", json.dumps({**example, "request_id": "first"}), admin)

@@ -70,8 +70,8 @@ async def _bind(runner: web.AppRunner, listen: Address) -> Address:
         listener = socket.create_server((listen.host, listen.port), family=family)
     except OSError as error:
         reason = str(error.strerror).partition(" (")[0]  # some Python versions append the address
-        problem = f"AUTHSVC_HTTP_LISTEN: cannot listen on {listen}: {reason}; set another address, or an empty value to turn it off"
-        raise ConfigError([problem]) from None
+        remedy = "set another address, or an empty value to turn it off"
+        raise ConfigError([f"AUTHSVC_HTTP_LISTEN: cannot listen on {listen}: {reason}; {remedy}"]) from None
     await web.SockSite(runner, listener).start()
     return Address(listen.host, runner.addresses[0][1])
 

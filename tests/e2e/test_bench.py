@@ -3,9 +3,12 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.engines import Engine
 
 
+@pytest.mark.engines
 def test_measures_a_validation_beside_the_empty_rpc(dynoxide: Engine) -> None:
     command = [sys.executable, "-m", "bench", "fresh", "batch-64", "--rounds", "1", "--load", "64"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

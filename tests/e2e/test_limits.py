@@ -58,6 +58,7 @@ def is_served(channel: grpc.Channel) -> bool:
     return stub.ValidateToken(request, wait_for_ready=True, timeout=GIVE_UP_SECONDS).state == INACTIVE
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux sets limits of another process")
 def test_without_files_left_those_who_are_there_are_served(serve: Process, address: str, channel: grpc.Channel) -> None:
     """F18."""
@@ -90,6 +91,7 @@ def many_connections(address: str, number: int) -> Iterator[int]:
         yield taken
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux tells what another process has")
 def test_ten_thousand_connections_leave_others_served_and_no_memory_behind(
     serve: Process, address: str, channel: grpc.Channel

@@ -14,6 +14,7 @@ from tests.engines.engine import Capability, ClientOptions, Engine, EngineUnavai
 __all__ = [
     "CONCURRENT_ENGINES",
     "ENGINES",
+    "QUICK_ENGINE",
     "REQUIRED_IN_CI",
     "Capability",
     "ClientOptions",
@@ -25,7 +26,9 @@ __all__ = [
 
 CONCURRENT_ENGINES = ("dynoxide", "ministack", *(["external"] if os.environ.get(external.VARIABLE) else []))
 ENGINES = ("moto", *CONCURRENT_ENGINES)
-REQUIRED_IN_CI = frozenset({"dynoxide", "ministack"})
+QUICK_ENGINE = "dynoxide"
+"""The engine of `make test`; `make test-engines` runs the others."""
+REQUIRED_IN_CI = frozenset({"dynoxide", "ministack", "moto"})
 
 
 def launch(name: str) -> AbstractContextManager[Engine]:

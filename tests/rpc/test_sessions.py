@@ -159,6 +159,7 @@ def read_units(tables: Tables, user_id: str) -> float:
     return answer["ConsumedCapacity"]["CapacityUnits"]
 
 
+@pytest.mark.engines
 async def test_a_thousand_sessions_ended_one_by_one_stay_ended(proxied: Proxied, clock: FakeClock) -> None:
     """The user stays within one read unit, and no entry is forgotten before its tokens are over."""
     client = proxied.client

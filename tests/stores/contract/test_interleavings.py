@@ -241,6 +241,7 @@ async def test_at_every_step(
             await play_at_every_step(scene, name, interrupting, is_lost=False)
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize("name", INTERRUPTED)
 async def test_before_the_second_try_of_every_write(
     name: str, moto: Engine, table_prefix: str, signing_keys: Path, monkeypatch: pytest.MonkeyPatch

@@ -33,9 +33,9 @@ def forget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Non
 
 
 async def test_without_credentials_the_store_is_unavailable(
-    moto: Engine, monkeypatch: pytest.MonkeyPatch, forget: Callable[..., None]
+    dynoxide: Engine, monkeypatch: pytest.MonkeyPatch, forget: Callable[..., None]
 ) -> None:
-    use_engine(moto, monkeypatch)
+    use_engine(dynoxide, monkeypatch)
     forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
     async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as calls:
         with pytest.raises(StoreUnavailableError, match="no AWS credentials"):
@@ -50,9 +50,9 @@ async def test_a_region_is_needed(forget: Callable[..., None]) -> None:
 
 
 async def test_the_region_may_be_the_default_one(
-    moto: Engine, monkeypatch: pytest.MonkeyPatch, forget: Callable[..., None]
+    dynoxide: Engine, monkeypatch: pytest.MonkeyPatch, forget: Callable[..., None]
 ) -> None:
-    use_engine(moto, monkeypatch)
+    use_engine(dynoxide, monkeypatch)
     forget("AWS_REGION")
     async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as calls:
         await calls("ListTables")
@@ -72,11 +72,11 @@ class Answer:
 
 
 @pytest.fixture
-async def answer(moto: Engine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Answer]:
+async def answer(dynoxide: Engine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Answer]:
     answer = Answer()
     server = web.Server(answer)
     listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
-    use_engine(moto, monkeypatch, f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}")
+    use_engine(dynoxide, monkeypatch, f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}")
     yield answer
     listener.close()
     await server.shutdown(1)
@@ -186,10 +186,10 @@ async def test_a_body_that_does_not_match_its_checksum_is_no_answer(calls: Dynam
         await calls.send("BatchGetItem", b"{}")
 
 
-async def test_a_server_that_is_not_there_is_no_answer(moto: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_is_not_there_is_no_answer(dynoxide: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as nobody:  # has the port, and does not listen
         nobody.bind(("127.0.0.1", 0))
-        use_engine(moto, monkeypatch, f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        use_engine(dynoxide, monkeypatch, f"http://127.0.0.1:{nobody.getsockname()[1]}")
         async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as calls:
             with pytest.raises(RetryableStoreError, match="EndpointConnectionError"):
                 await calls.send("BatchGetItem", b"{}")
