@@ -26,44 +26,24 @@ logging.getLogger("asyncio").addFilter(lambda record: "PollerCompletionQueue" no
 
 
 TESTS = Path(__file__).parent
-SLOW_ENGINES = {*ENGINES, "failing"} - {QUICK_ENGINE}
-QUICK_ON_MOTO = {TESTS / "rpc" / "test_main_job.py", TESTS / "stores" / "contract" / "test_store.py"}
-"""What `make test` runs on moto as well."""
+MOTO_IN_EVERY_RUN = {TESTS / "rpc" / "test_main_job.py", TESTS / "stores" / "contract" / "test_store.py"}
+"""The main job and the basic contract."""
+OTHER_ENGINES = {*ENGINES, "failing"} - {QUICK_ENGINE}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests on other engines than SQLite and dynoxide, which `make test-engines` runs."""
+    """Mark tests on other engines than SQLite and dynoxide: `make test-engines` runs them, `make test` does not."""
     for item in items:
-        slow = SLOW_ENGINES - ({"moto"} if item.path in QUICK_ON_MOTO else set())
-        if not slow.isdisjoint(_engines_of(item)):
-            item.add_marker("engines")
-
-
-def _engines_of(item: pytest.Item) -> set[str]:
-    """Return the names of a test's engines, with other parameters and fixtures of it."""
-    params = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    return {*getattr(item, "fixturenames", ()), *(value for value in params if isinstance(value, str))}
-
-
-MOTO_IN_MAIN_LEG = ("test_main_job.py", "test_store.py")
-"""Where moto is part of `make test`: the main job and the contract."""
-ENGINES_OF_OTHER_LEG = {"ministack", "external", "failing"}
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what `make test` leaves out and `make test-engines` runs."""
-    for item in items:
-        if isinstance(item, pytest.Function) and _is_of_other_leg(item):
+        others = OTHER_ENGINES - {"moto"} if item.path in MOTO_IN_EVERY_RUN else OTHER_ENGINES
+        if isinstance(item, pytest.Function) and not others.isdisjoint(_engines_of(item)):
             item.add_marker(pytest.mark.engines)
 
 
-def _is_of_other_leg(item: pytest.Function) -> bool:
-    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    engines = {*item.fixturenames, *(value for value in values if isinstance(value, str))}
-    is_moto_left_out = "moto" in engines and item.path.name not in MOTO_IN_MAIN_LEG
-    return is_moto_left_out or not engines.isdisjoint(ENGINES_OF_OTHER_LEG)
+def _engines_of(item: pytest.Function) -> set[str]:
+    """Return the names of a test's engines, among those of its other fixtures and parameters."""
+    params = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return {*item.fixturenames, *(value for value in params if isinstance(value, str))}
 
 
 @pytest.fixture(scope="session", autouse=True)
