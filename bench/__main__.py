@@ -15,8 +15,6 @@ from bench.variants import Variant, select
 
 EXISTING = click.Path(path_type=Path, exists=True)
 FOLDER = Path(__file__).parent / "results"
-BEGIN = "<!-- written by python -m bench -->\n"
-END = "<!-- end -->\n"
 
 
 def say(line: str) -> None:
@@ -84,14 +82,12 @@ def _measure_the_rest(bench: Bench, servers: Servers, results: Results) -> None:
 
 
 def _publish(results: Results, docs: Path) -> None:
-    """Write the plots, and the tables between their marks in the page."""
+    """Draw the plots, and write the tables into the page."""
     from bench import plots  # noqa: PLC0415 - matplotlib is installed by `make bench` alone
 
     plots.draw(results, docs)
     page = docs / "performance.md"
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{report.whole(results)}\n\n{END}{after}")
+    page.write_text(report.update_page(page.read_text(), results))
 
 
 main()

@@ -1,6 +1,6 @@
 """The results as tables: in Markdown, which a terminal shows as well."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from bench import costs
 from bench.bars import BARS, Bar
@@ -13,6 +13,7 @@ _PRICES = (
     f"${costs.DOLLARS_PER_MILLION_WRITES} for a million write units, "
     f"${costs.DOLLARS_PER_GB_MONTH:.2f} for a GB and month with point-in-time recovery."
 )
+END = "<!-- end -->\n"
 _HEADER = ("variant", "CPU µs", "× empty RPC", "calls/s", "p50 ms", "p99 ms", "p99.9 ms", "RSS MiB", "errors")
 
 
@@ -64,21 +65,53 @@ def dollars_table(results: Results) -> str:
 
 
 def whole(results: Results) -> str:
-    """Return everything that was measured, in sections."""
-    return "\n\n".join(f"{'### ' * bool(title)}{title}\n\n{body}".strip() for title, body in _sections(results))
+    """Return everything that was measured, in sections, as the terminal shows it."""
+    sections = [("The bars", bars_table(results)), *_tables(results)]
+    if results.costs:
+        sections.append(("Dollars a month", _dollars(results)))
+    return f"{_measured(results)}\n\n{_titled(sections)}"
 
 
-def _sections(results: Results) -> Iterator[tuple[str, str]]:
+def update_page(page: str, results: Results) -> str:
+    """Return the page with its blocks replaced; a block that the page lacks is appended.
+
+    Args:
+        page: Markdown. Each block stands between `<!-- NAME, written by python -m bench -->` and END.
+        results: What the blocks show.
+    """
+    blocks = {
+        "bars": f"{_measured(results)}\n\n{bars_table(results)}",
+        "dollars": _dollars(results) if results.costs else "Not measured.",
+        "tables": _titled(_tables(results)),
+    }
+    for name, text in blocks.items():
+        begin = f"<!-- {name}, written by python -m bench -->\n"
+        before, _, rest = page.partition(begin)
+        _, _, after = rest.partition(END)
+        page = f"{before}{begin}\n{text}\n\n{END}{after}"
+    return page
+
+
+def _measured(results: Results) -> str:
     rounds = f"{len(results.rounds)} round" + "s" * (len(results.rounds) != 1)
-    yield "", f"Measured on {results.date} in {rounds}. {results.machine}."
-    yield "The bars", bars_table(results)
+    return f"Measured on {results.date} in {rounds}. {results.machine}."
+
+
+def _dollars(results: Results) -> str:
+    return f"{_PRICES}\n\n{dollars_table(results)}"
+
+
+def _titled(sections: Iterable[tuple[str, str]]) -> str:
+    return "\n\n".join(f"### {title}\n\n{body}" for title, body in sections)
+
+
+def _tables(results: Results) -> Iterator[tuple[str, str]]:
     left_out = "".join(f"\n\nLeft out: {name}: {reason}." for name, reason in results.left_out.items())
     yield "Every variant", figures_table(results) + left_out
     if results.units:
         yield "Read units of a fresh validation", units_table(results)
     if results.costs:
         yield "Units of each RPC", costs_table(results)
-        yield "Dollars a month", f"{_PRICES}\n\n{dollars_table(results)}"
 
 
 def _row(results: Results, name: str) -> Sequence[str]:

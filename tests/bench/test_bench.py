@@ -67,6 +67,17 @@ def test_results_survive_their_file(results: Results, tmp_path: Path) -> None:
     assert "| fresh 64 " in report.whole(read)
 
 
+def test_the_page_shows_the_newest_results_in_their_places(results: Results) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
+    old = report.update_page(page, Results(date="2001-01-01"))
+    new = report.update_page(old, results)
+    assert "2001-01-01" in old
+    assert "2001-01-01" not in new
+    assert new == report.update_page(page, results)
+    bars, dollars, variants = (new.index(text) for text in ("| bar ", "| users ", "| variant "))
+    assert bars < dollars < variants
+
+
 def test_a_month_costs_what_the_model_multiplies_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs, "CALLS_A_MONTH", {"ValidateToken": 2_000.0, "Authenticate": 4.0})
     units = {"ValidateToken": (1.0, 0.0), "Authenticate": (2.5, 1.0)}
