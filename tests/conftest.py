@@ -1,10 +1,13 @@
 """Fixtures of all tests."""
 
+import functools
 import logging
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import aiobotocore.httpsession
+import botocore.session
 import hypothesis
 import pytest
 
@@ -44,6 +47,15 @@ def _engines_of(item: pytest.Function) -> set[str]:
     """Return the names of a test's engines, among those of its other fixtures and parameters."""
     params = item.callspec.params.values() if hasattr(item, "callspec") else ()
     return {*item.fixturenames, *(value for value in params if isinstance(value, str))}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _aws_files_read_once() -> Iterator[None]:
+    """Share what every DynamoDB client reads for itself, in more time than most tests take; engines need no TLS."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(botocore.session, "create_loader", functools.cache(botocore.session.create_loader))
+        patch.setattr(aiobotocore.httpsession, "get_cert_path", lambda verify: None if verify is True else verify)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
