@@ -17,6 +17,7 @@ from authsvc import request_context
 from authsvc.config import Address, ServeSettings
 from authsvc.errors import OperatorError, StoreUnavailableError
 from authsvc.models import Clock, utc_now
+from authsvc.passwords.hash_queue import CAPACITY as HASH_QUEUE_CAPACITY
 from authsvc.passwords.hash_queue import HashQueue
 from authsvc.rpc.auth_service import AuthService
 from authsvc.rpc.authorization import Authorization
@@ -59,6 +60,7 @@ class Limits:
         stale_fallback_seconds: How long a validation waits for the store where an older read may answer instead.
         drain_seconds: From NOT_SERVING to the end of new calls beyond loopback: balancers need time to notice.
         file_poll_seconds: Between two checks of the watched files.
+        hash_queue_capacity: Slots of the hash queue.
         connections: Of the gRPC port.
         dynamodb: Time-outs and retries.
     """
@@ -67,6 +69,7 @@ class Limits:
     stale_fallback_seconds: float = STALE_FALLBACK_TIMEOUT_SECONDS
     drain_seconds: float = 2.0
     file_poll_seconds: float = 0.5
+    hash_queue_capacity: int = HASH_QUEUE_CAPACITY
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     dynamodb: DynamoDBTimeouts = field(default_factory=DynamoDBTimeouts)
 
@@ -117,7 +120,9 @@ async def run_app(
     callers_file = None if settings.callers is None else watch_callers_file(settings.callers)
     tokens = AccessTokens(key_file.content, settings.issuer, settings.audience, settings.access_token_ttl)
     async with AsyncExitStack() as stack:
-        hash_queue = stack.enter_context(contextlib.closing(HashQueue(settings.bcrypt_cost)))
+        hash_queue = stack.enter_context(
+            contextlib.closing(HashQueue(settings.bcrypt_cost, limits.hash_queue_capacity))
+        )
         cache = UserStateCache(monotonic)
         store = await stack.enter_async_context(open_store(settings, cache.invalidate, limits.dynamodb))
         sessions = Sessions(store, tokens, SessionLifetimes(settings.session_idle_ttl, settings.session_max_ttl), clock)

@@ -27,7 +27,7 @@ from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from tests.engines import Engine
 from tests.faults import GARBAGE, Fault, FaultyProxy, Hang, Reset, Throttle
 from tests.rpc.conftest import Proxied
-from tests.support import PATIENT_LIMITS, Client, FakeClock, failure, make_settings, served, use_engine
+from tests.support import PATIENT_LIMITS, Client, FakeClock, connected, failure, make_settings, served, use_engine
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
 AUTH = "authsvc.v1.AuthService."
@@ -171,12 +171,15 @@ async def test_sqlite_counts_too(client: Client) -> None:
 # The process
 
 
-async def test_hashes_that_wait_and_that_are_refused_count(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hashes_that_wait_and_that_are_refused_count(
+    client: Client, settings: ServeSettings, clock: FakeClock
+) -> None:
     await client.create_user()
     assert value("authsvc_hashes_pending") == 0
     refused = Since("authsvc_hashes_refused_total")
-    monkeypatch.setattr(client.service.logins._hash_queue, "_capacity", 0)  # noqa: SLF001 - without a flood
-    assert (await failure(client.log_in())).reason == "OVERLOADED"
+    limits = replace(PATIENT_LIMITS, hash_queue_capacity=0)
+    async with app.run_app(settings, clock, limits=limits) as service, connected(service) as full:
+        assert (await failure(full.log_in())).reason == "OVERLOADED"
     assert (refused.growth, value("authsvc_hashes_pending")) == (1, 0)
 
 
