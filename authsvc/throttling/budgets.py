@@ -122,9 +122,9 @@ def _counter(name: str, key: str, budget: Budget, stored: Mapping[str, AttemptCo
 def find_full_counter(counters: Iterable[Counter], stored: Mapping[str, AttemptCount]) -> Counter | None:
     """Return the full counter that refuses longest, with its stored expiry; None where none is full."""
     full = [
-        replace(counter, expire_time=tries.expire_time)
+        replace(counter, expire_time=attempts.expire_time)
         for counter in counters
-        if (tries := stored.get(counter.key)) is not None and tries.count >= counter.limit
+        if (attempts := stored.get(counter.key)) is not None and attempts.count >= counter.limit
     ]
     return max(full, key=lambda counter: counter.expire_time, default=None)
 

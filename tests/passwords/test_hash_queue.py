@@ -23,7 +23,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives 
 
 
 class Gate:
-    """Stands where passwords are hashed: lets nothing through until it is opened."""
+    """Replaces password hashing; blocks until it is opened."""
 
     def __init__(self) -> None:
         self.opened = threading.Event()
@@ -56,45 +56,45 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 
 @pytest.fixture
-def hasher(gate: Gate) -> Iterator[HashQueue]:
-    hasher = HashQueue(TEST_COST)
-    yield hasher
+def queue(gate: Gate) -> Iterator[HashQueue]:
+    queue = HashQueue(TEST_COST)
+    yield queue
     gate.opened.set()
-    hasher.close()
+    queue.close()
 
 
 async def verify(
-    hasher: HashQueue,
+    queue: HashQueue,
     password: str,
     stored: Any = None,
     *,
     is_unknown_source: bool = False,
-    begin: Callable[[], None] = lambda: None,
+    on_start: Callable[[], None] = lambda: None,
 ) -> bool:
-    with hasher.reserve_slot(is_unknown_source=is_unknown_source) as place:
-        return await hasher.verify(password, stored, place, begin)
+    with queue.reserve_slot(is_unknown_source=is_unknown_source) as slot:
+        return await queue.verify(password, stored, slot, on_start)
 
 
-async def queued(hasher: HashQueue, *names: str) -> list[asyncio.Task[str]]:
-    """Passwords that wait or run, in order."""
-    tasks = [asyncio.create_task(hasher.hash(name)) for name in names]
+async def queued(queue: HashQueue, *names: str) -> list[asyncio.Task[str]]:
+    """Queue passwords; return their hashes, in order."""
+    tasks = [asyncio.create_task(queue.hash(name)) for name in names]
     await asyncio.sleep(0)
     return tasks
 
 
 async def test_it_hashes_and_verifies_with_its_cost() -> None:
-    hasher = HashQueue(TEST_COST)
-    stored = await hasher.hash("a password")
+    queue = HashQueue(TEST_COST)
+    stored = await queue.hash("a password")
     assert stored.startswith("$2b$04$")
-    assert await verify(hasher, "a password", hashes.parse_stored_hash(stored))
-    assert not await verify(hasher, "another", hashes.parse_stored_hash(stored))
-    assert not await verify(hasher, "a password")
-    hasher.close()
+    assert await verify(queue, "a password", hashes.parse_stored_hash(stored))
+    assert not await verify(queue, "another", hashes.parse_stored_hash(stored))
+    assert not await verify(queue, "a password")
+    queue.close()
 
 
-async def test_one_thread_does_all_of_it_in_turn(hasher: HashQueue, gate: Gate) -> None:
+async def test_one_thread_does_all_of_it_in_turn(queue: HashQueue, gate: Gate) -> None:
     gate.opened.set()
-    tasks = await queued(hasher, "1", "2", "3")
+    tasks = await queued(queue, "1", "2", "3")
     assert await asyncio.gather(*tasks) == ["1 at 4", "2 at 4", "3 at 4"]
     assert gate.done == ["1", "2", "3"]
     assert len(gate.threads) == 1
@@ -102,10 +102,10 @@ async def test_one_thread_does_all_of_it_in_turn(hasher: HashQueue, gate: Gate) 
 
 
 @on_linux
-async def test_the_thread_steps_back_for_validations(hasher: HashQueue, gate: Gate) -> None:
+async def test_the_thread_steps_back_for_validations(queue: HashQueue, gate: Gate) -> None:
     gate.opened.set()
     before = os.sched_getscheduler(threading.get_native_id())
-    await hasher.hash("1")
+    await queue.hash("1")
     assert gate.policy == os.SCHED_IDLE
     assert os.sched_getscheduler(threading.get_native_id()) == before
 
@@ -119,8 +119,8 @@ async def test_where_a_sandbox_knows_no_idle_threads_the_thread_is_nice(
 
     monkeypatch.setattr(os, "sched_setscheduler", refuse)
     gate.opened.set()
-    with closing(HashQueue(TEST_COST)) as hasher:
-        assert await hasher.hash("1") == "1 at 4"
+    with closing(HashQueue(TEST_COST)) as queue:
+        assert await queue.hash("1") == "1 at 4"
     assert gate.niceness == THREAD_NICENESS
 
 
@@ -132,71 +132,73 @@ async def test_elsewhere_than_on_linux_the_thread_is_like_others(monkeypatch: py
     monkeypatch.setattr(os, "setpriority", refuse)
     monkeypatch.setattr(os, "sched_setscheduler", refuse, raising=False)
     gate.opened.set()
-    with closing(HashQueue(TEST_COST)) as hasher:
-        assert await hasher.hash("1") == "1 at 4"
+    with closing(HashQueue(TEST_COST)) as queue:
+        assert await queue.hash("1") == "1 at 4"
 
 
-async def test_a_full_queue_refuses_at_once(hasher: HashQueue, gate: Gate) -> None:
-    tasks = await queued(hasher, *map(str, range(CAPACITY)))
+async def test_a_full_queue_refuses_at_once(queue: HashQueue, gate: Gate) -> None:
+    tasks = await queued(queue, *map(str, range(CAPACITY)))
     with pytest.raises(OverloadedError) as refused:
-        await hasher.hash("one too many")
+        await queue.hash("one too many")
     assert refused.value.retry_delay.total_seconds() >= 1
     with pytest.raises(OverloadedError):
-        await verify(hasher, "one too many")
+        await verify(queue, "one too many")
     gate.opened.set()
     await asyncio.gather(*tasks)
     assert gate.done == [str(number) for number in range(CAPACITY)]
-    assert await hasher.hash("afterwards") == "afterwards at 4"
+    assert await queue.hash("afterwards") == "afterwards at 4"
 
 
-async def strangers(hasher: HashQueue, *names: str) -> list[asyncio.Task[bool]]:
-    """Strangers' passwords that wait or run, in order."""
-    tasks = [asyncio.create_task(verify(hasher, name, is_unknown_source=True)) for name in names]
+async def unknown_sources(queue: HashQueue, *names: str) -> list[asyncio.Task[bool]]:
+    """Queue passwords of unknown sources; return their verifications, in order."""
+    tasks = [asyncio.create_task(verify(queue, name, is_unknown_source=True)) for name in names]
     await asyncio.sleep(0)
     return tasks
 
 
-async def test_strangers_never_get_all_places(hasher: HashQueue, gate: Gate) -> None:
-    tasks: list[asyncio.Task[Any]] = [*await strangers(hasher, *map(str, range(UNKNOWN_SOURCE_CAPACITY)))]
+async def test_strangers_never_get_all_places(queue: HashQueue, gate: Gate) -> None:
+    tasks: list[asyncio.Task[Any]] = [*await unknown_sources(queue, *map(str, range(UNKNOWN_SOURCE_CAPACITY)))]
     with pytest.raises(OverloadedError):
-        await verify(hasher, "one stranger too many", is_unknown_source=True)
-    tasks += await queued(hasher, *map(str, range(UNKNOWN_SOURCE_CAPACITY, CAPACITY)))
+        await verify(queue, "one unknown source too many", is_unknown_source=True)
+    tasks += await queued(queue, *map(str, range(UNKNOWN_SOURCE_CAPACITY, CAPACITY)))
     with pytest.raises(OverloadedError):
-        await verify(hasher, "one too many")
+        await verify(queue, "one too many")
     gate.opened.set()
     await asyncio.gather(*tasks)
 
 
-async def test_a_place_that_others_took_is_none_for_strangers(hasher: HashQueue, gate: Gate) -> None:
-    tasks: list[asyncio.Task[Any]] = [*await queued(hasher, *map(str, range(CAPACITY)))]
+async def test_a_place_that_others_took_is_none_for_strangers(queue: HashQueue, gate: Gate) -> None:
+    tasks: list[asyncio.Task[Any]] = [*await queued(queue, *map(str, range(CAPACITY)))]
     with pytest.raises(OverloadedError):
-        await verify(hasher, "stranger", is_unknown_source=True)
+        await verify(queue, "unknown", is_unknown_source=True)
     gate.opened.set()
     await asyncio.gather(*tasks)
 
 
-async def test_strangers_come_last(hasher: HashQueue, gate: Gate) -> None:
-    tasks: list[asyncio.Task[Any]] = [*await strangers(hasher, "runs", "stranger 1", "stranger 2")]
+async def test_strangers_come_last(queue: HashQueue, gate: Gate) -> None:
+    tasks: list[asyncio.Task[Any]] = [*await unknown_sources(queue, "runs", "unknown 1", "unknown 2")]
     await asyncio.to_thread(gate.entered.wait)
-    tasks += [asyncio.create_task(verify(hasher, "known")), *await queued(hasher, "new")]
+    tasks += [asyncio.create_task(verify(queue, "known")), *await queued(queue, "new")]
     gate.opened.set()
     await asyncio.gather(*tasks)
-    assert gate.done == ["runs", "known", "new", "stranger 1", "stranger 2"]
+    assert gate.done == ["runs", "known", "new", "unknown 1", "unknown 2"]
 
 
-async def test_what_begins_is_told_and_what_waits_is_not(hasher: HashQueue, gate: Gate) -> None:
-    begun: list[str] = []
-    tasks = [asyncio.create_task(verify(hasher, name, begin=partial(begun.append, name))) for name in ("runs", "waits")]
+async def test_what_begins_is_told_and_what_waits_is_not(queue: HashQueue, gate: Gate) -> None:
+    started: list[str] = []
+    tasks = [
+        asyncio.create_task(verify(queue, name, on_start=partial(started.append, name))) for name in ("runs", "waits")
+    ]
     await asyncio.to_thread(gate.entered.wait)
-    assert begun == ["runs"]
+    assert started == ["runs"]
     gate.opened.set()
     await asyncio.gather(*tasks)
-    assert begun == ["runs", "waits"]
+    assert started == ["runs", "waits"]
 
 
 @dataclass
 class SlowClock:
-    """Makes every hash seem to take so long, and so much of a core."""
+    """Gives every hash a fixed duration and CPU time."""
 
     seconds: float = 1.0
     cpu_seconds: float = 1.0
@@ -219,32 +221,32 @@ def slow_clock(monkeypatch: pytest.MonkeyPatch) -> SlowClock:
     return clock
 
 
-async def test_how_long_a_hash_takes_is_known_before_the_first(slow_clock: SlowClock, hasher: HashQueue) -> None:
+async def test_how_long_a_hash_takes_is_known_before_the_first(slow_clock: SlowClock, queue: HashQueue) -> None:
     with request_context.time_limit(0.5), pytest.raises(OverloadedError):
-        await hasher.hash("would end after a second")
+        await queue.hash("would end after a second")
 
 
 async def test_the_first_estimate_is_about_what_a_hash_takes() -> None:
-    with closing(HashQueue(TEST_COST + 4)) as hasher:
+    with closing(HashQueue(TEST_COST + 4)) as queue:
         begin = time.thread_time()
         hashes.dummy_hash(TEST_COST + 4)
         seconds = time.thread_time() - begin
         with request_context.time_limit(seconds / 10), pytest.raises(OverloadedError):
-            hasher.require_capacity()
+            queue.require_capacity()
         with request_context.time_limit(seconds * 10):
-            hasher.require_capacity()
+            queue.require_capacity()
 
 
-async def test_what_would_end_too_late_is_refused_at_once(slow_clock: SlowClock, hasher: HashQueue, gate: Gate) -> None:
+async def test_what_would_end_too_late_is_refused_at_once(slow_clock: SlowClock, queue: HashQueue, gate: Gate) -> None:
     gate.opened.set()
-    await hasher.hash("measured")
+    await queue.hash("measured")
     gate.opened.clear()
-    (running,) = await queued(hasher, "runs")
+    (running,) = await queued(queue, "runs")
     with request_context.time_limit(1.5), pytest.raises(OverloadedError):
-        await hasher.hash("would end after 2 s")
-    (waiting,) = await queued(hasher, "ends after 2 s")
+        await queue.hash("would end after 2 s")
+    (waiting,) = await queued(queue, "ends after 2 s")
     with request_context.time_limit(2.5), pytest.raises(OverloadedError) as refused:
-        await hasher.hash("would end after 3 s")
+        await queue.hash("would end after 3 s")
     assert refused.value.retry_delay.total_seconds() == pytest.approx(2)
     gate.opened.set()
     await asyncio.gather(running, waiting)
@@ -252,194 +254,197 @@ async def test_what_would_end_too_late_is_refused_at_once(slow_clock: SlowClock,
 
 
 async def test_the_strangers_that_others_overtake_do_not_delay_them(
-    slow_clock: SlowClock, hasher: HashQueue, gate: Gate
+    slow_clock: SlowClock, queue: HashQueue, gate: Gate
 ) -> None:
     gate.opened.set()
-    await hasher.hash("measured")
+    await queue.hash("measured")
     gate.opened.clear()
-    tasks: list[asyncio.Task[Any]] = [*await strangers(hasher, "runs", "waits 1", "waits 2")]
+    tasks: list[asyncio.Task[Any]] = [*await unknown_sources(queue, "runs", "waits 1", "waits 2")]
     with request_context.time_limit(2.5):
         with pytest.raises(OverloadedError):
-            await verify(hasher, "would end after 4 s", is_unknown_source=True)
-        tasks += await queued(hasher, "ends after 2 s")
+            await verify(queue, "would end after 4 s", is_unknown_source=True)
+        tasks += await queued(queue, "ends after 2 s")
     with request_context.time_limit(2.5), pytest.raises(OverloadedError):
-        await hasher.hash("would end after 3 s")
+        await queue.hash("would end after 3 s")
     gate.opened.set()
     await asyncio.gather(*tasks)
 
 
-async def test_the_estimate_follows_what_hashes_take(slow_clock: SlowClock, hasher: HashQueue, gate: Gate) -> None:
+async def test_the_estimate_follows_what_hashes_take(slow_clock: SlowClock, queue: HashQueue, gate: Gate) -> None:
     gate.opened.set()
-    await hasher.hash("slow")
+    await queue.hash("slow")
     slow_clock.seconds = slow_clock.cpu_seconds = 0.001
     with request_context.time_limit(1.0), pytest.raises(OverloadedError):
-        await hasher.hash("refused by the old estimate")
-    await hasher.hash("fast")
+        await queue.hash("refused by the old estimate")
+    await queue.hash("fast")
     with request_context.time_limit(1.0):
-        await hasher.hash("taken by the new one")
+        await queue.hash("taken by the new one")
 
 
 async def test_a_starved_thread_goes_on_once_nobody_is_ahead(
-    slow_clock: SlowClock, hasher: HashQueue, gate: Gate
+    slow_clock: SlowClock, queue: HashQueue, gate: Gate
 ) -> None:
-    """Or an estimate beyond every deadline would let nobody in to correct it."""
+    """Otherwise an estimate beyond every deadline would refuse every hash, and never be corrected."""
     gate.opened.set()
     slow_clock.seconds, slow_clock.cpu_seconds = 60.0, 0.25
-    await hasher.hash("took a minute")
+    await queue.hash("took a minute")
     with request_context.time_limit(0.2), pytest.raises(OverloadedError):
-        await hasher.hash("needs longer at the best")
+        await queue.hash("needs longer at the best")
     gate.opened.clear()
     with request_context.time_limit(2.5):
-        (taken,) = await queued(hasher, "nobody is ahead")
+        (taken,) = await queued(queue, "none is ahead")
         with pytest.raises(OverloadedError):
-            await hasher.hash("would end after a minute")
+            await queue.hash("would end after a minute")
     gate.opened.set()
     assert await taken
 
 
-async def test_a_place_is_taken_before_there_is_anything_to_hash(hasher: HashQueue, gate: Gate) -> None:
+async def test_a_place_is_taken_before_there_is_anything_to_hash(queue: HashQueue, gate: Gate) -> None:
     gate.opened.set()
-    with ExitStack() as places:
+    with ExitStack() as slots:
         for number in range(CAPACITY):
-            hasher.require_capacity()
-            places.enter_context(hasher.reserve_slot(is_unknown_source=number < UNKNOWN_SOURCE_CAPACITY))
+            queue.require_capacity()
+            slots.enter_context(queue.reserve_slot(is_unknown_source=number < UNKNOWN_SOURCE_CAPACITY))
         with pytest.raises(OverloadedError):
-            hasher.require_capacity()
+            queue.require_capacity()
         with pytest.raises(OverloadedError):
-            await hasher.hash("one too many")
-    hasher.require_capacity()
-    assert await hasher.hash("afterwards") == "afterwards at 4"
+            await queue.hash("one too many")
+    queue.require_capacity()
+    assert await queue.hash("afterwards") == "afterwards at 4"
 
 
-async def test_a_place_is_for_one_hash(hasher: HashQueue, gate: Gate) -> None:
-    """It is free when that is done, and again when the next one is."""
+async def test_a_place_is_for_one_hash(queue: HashQueue, gate: Gate) -> None:
+    """It is released when the hash is done, and can be reserved again."""
     gate.opened.set()
     for _ in range(CAPACITY + 1):
-        await verify(hasher, "a password")
-        with hasher.reserve_slot():
+        await verify(queue, "a password")
+        with queue.reserve_slot():
             pass
-    with ExitStack() as places:
+    with ExitStack() as slots:
         for _ in range(CAPACITY):
-            places.enter_context(hasher.reserve_slot())
+            slots.enter_context(queue.reserve_slot())
         with pytest.raises(OverloadedError):
-            hasher.require_capacity()
+            queue.require_capacity()
 
 
-async def in_turn(hasher: HashQueue, begun: list[str], name: str, *, is_unknown_source: bool) -> None:
-    """Take a place and a turn, note it, and hash."""
-    with hasher.reserve_slot(is_unknown_source=is_unknown_source) as place:
-        async with hasher.prepare(place) as has_waited:
-            begun.append(f"{name} {'has waited' if has_waited else 'at once'}")
-            await hasher.verify(name, None, place)
+async def prepare_and_verify(queue: HashQueue, started: list[str], name: str, *, is_unknown_source: bool) -> None:
+    """Reserve a slot, prepare it, note the start, and verify."""
+    with queue.reserve_slot(is_unknown_source=is_unknown_source) as slot:
+        async with queue.prepare(slot) as has_waited:
+            started.append(f"{name} {'has waited' if has_waited else 'at once'}")
+            await queue.verify(name, None, slot)
 
 
 @pytest.mark.parametrize("is_unknown_source", [True, False])
 async def test_one_is_made_ready_while_another_is_hashed(
-    hasher: HashQueue, gate: Gate, *, is_unknown_source: bool
+    queue: HashQueue, gate: Gate, *, is_unknown_source: bool
 ) -> None:
-    begun: list[str] = []
-    tasks = [asyncio.create_task(in_turn(hasher, begun, name, is_unknown_source=is_unknown_source)) for name in "ABCD"]
+    started: list[str] = []
+    tasks = [
+        asyncio.create_task(prepare_and_verify(queue, started, name, is_unknown_source=is_unknown_source))
+        for name in "ABCD"
+    ]
     await asyncio.to_thread(gate.entered.wait)
-    assert begun == ["A at once", "B at once"]
+    assert started == ["A at once", "B at once"]
     gate.opened.set()
     await asyncio.gather(*tasks)
-    assert begun == ["A at once", "B at once", "C has waited", "D has waited"]
-    await in_turn(hasher, begun, "E", is_unknown_source=is_unknown_source)
-    assert begun[-1] == "E at once"
+    assert started == ["A at once", "B at once", "C has waited", "D has waited"]
+    await prepare_and_verify(queue, started, "E", is_unknown_source=is_unknown_source)
+    assert started[-1] == "E at once"
 
 
-async def test_strangers_keep_nobody_elses_turn(hasher: HashQueue, gate: Gate) -> None:
-    begun: list[str] = []
-    tasks = [asyncio.create_task(in_turn(hasher, begun, name, is_unknown_source=True)) for name in "ABC"]
+async def test_strangers_keep_nobody_elses_turn(queue: HashQueue, gate: Gate) -> None:
+    started: list[str] = []
+    tasks = [asyncio.create_task(prepare_and_verify(queue, started, name, is_unknown_source=True)) for name in "ABC"]
     await asyncio.to_thread(gate.entered.wait)
-    tasks.append(asyncio.create_task(in_turn(hasher, begun, "known", is_unknown_source=False)))
+    tasks.append(asyncio.create_task(prepare_and_verify(queue, started, "known", is_unknown_source=False)))
     await asyncio.sleep(0)
-    assert begun == ["A at once", "B at once", "known at once"]
+    assert started == ["A at once", "B at once", "known at once"]
     gate.opened.set()
     await asyncio.gather(*tasks)
     assert gate.done == ["A", "known", "B", "C"]
 
 
-async def test_a_turn_that_does_not_come_in_time_is_overload(hasher: HashQueue, gate: Gate) -> None:
-    begun: list[str] = []
-    tasks = [asyncio.create_task(in_turn(hasher, begun, name, is_unknown_source=True)) for name in "AB"]
+async def test_a_turn_that_does_not_come_in_time_is_overload(queue: HashQueue, gate: Gate) -> None:
+    started: list[str] = []
+    tasks = [asyncio.create_task(prepare_and_verify(queue, started, name, is_unknown_source=True)) for name in "AB"]
     await asyncio.to_thread(gate.entered.wait)
     with request_context.time_limit(0.02), pytest.raises(OverloadedError):
-        await in_turn(hasher, begun, "late", is_unknown_source=True)
+        await prepare_and_verify(queue, started, "late", is_unknown_source=True)
     gate.opened.set()
     await asyncio.gather(*tasks)
-    await in_turn(hasher, begun, "next", is_unknown_source=True)
+    await prepare_and_verify(queue, started, "next", is_unknown_source=True)
     assert gate.done == ["A", "B", "next"]
-    assert begun[2:] == ["next at once"]
+    assert started[2:] == ["next at once"]
 
 
 async def test_a_turn_that_comes_too_late_for_a_hash_is_overload(
-    slow_clock: SlowClock, hasher: HashQueue, gate: Gate
+    slow_clock: SlowClock, queue: HashQueue, gate: Gate
 ) -> None:
-    """Whoever begins all the same asks the store in vain, and blames it."""
+    """Otherwise a request without enough time would call the store, and report the store as unavailable."""
     gate.opened.set()
-    begun: list[str] = []
-    with hasher.reserve_slot() as place, request_context.time_limit(0.5), pytest.raises(OverloadedError):
-        async with hasher.prepare(place):
-            begun.append("too late")
-    assert not begun
-    await in_turn(hasher, begun, "next", is_unknown_source=False)
-    assert begun == ["next at once"]
+    started: list[str] = []
+    with queue.reserve_slot() as slot, request_context.time_limit(0.5), pytest.raises(OverloadedError):
+        async with queue.prepare(slot):
+            started.append("too late")
+    assert not started
+    await prepare_and_verify(queue, started, "next", is_unknown_source=False)
+    assert started == ["next at once"]
 
 
-async def test_a_deadline_that_has_passed_is_refused_at_once(hasher: HashQueue, gate: Gate) -> None:
+async def test_a_deadline_that_has_passed_is_refused_at_once(queue: HashQueue, gate: Gate) -> None:
     with request_context.time_limit(-1.0), pytest.raises(OverloadedError):
-        await hasher.hash("late")
+        await queue.hash("late")
     assert not gate.entered.is_set()
 
 
-async def test_a_hash_that_takes_too_long_is_overload(hasher: HashQueue, gate: Gate) -> None:
+async def test_a_hash_that_takes_too_long_is_overload(queue: HashQueue, gate: Gate) -> None:
     with request_context.time_limit(0.02), pytest.raises(OverloadedError):
-        await hasher.hash("never ends")
+        await queue.hash("never ends")
     gate.opened.set()
-    assert await hasher.hash("next") == "next at 4"
+    assert await queue.hash("next") == "next at 4"
 
 
-async def test_a_hash_that_nobody_waits_for_never_runs(hasher: HashQueue, gate: Gate) -> None:
-    running, cancelled, waiting = await queued(hasher, "runs", "is cancelled", "waits")
+async def test_a_hash_that_nobody_waits_for_never_runs(queue: HashQueue, gate: Gate) -> None:
+    running, cancelled, waiting = await queued(queue, "runs", "is cancelled", "waits")
     cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):
         await cancelled
     with request_context.time_limit(0.02), pytest.raises(OverloadedError):
-        await hasher.hash("is too late")
+        await queue.hash("is too late")
     gate.opened.set()
     await asyncio.gather(running, waiting)
     assert gate.done == ["runs", "waits"]
 
 
-async def test_a_cancelled_hash_gives_its_place_back(hasher: HashQueue, gate: Gate) -> None:
-    tasks = await queued(hasher, *map(str, range(CAPACITY)))
+async def test_a_cancelled_hash_gives_its_place_back(queue: HashQueue, gate: Gate) -> None:
+    tasks = await queued(queue, *map(str, range(CAPACITY)))
     tasks[-1].cancel()
     with pytest.raises(asyncio.CancelledError):
         await tasks[-1]
-    (replacement,) = await queued(hasher, "replacement")
+    (replacement,) = await queued(queue, "replacement")
     gate.opened.set()
     await asyncio.gather(*tasks[:-1], replacement)
     assert "replacement" in gate.done
 
 
 async def test_a_fault_while_hashing_reaches_whoever_waits(
-    hasher: HashQueue, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    queue: HashQueue, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> bool:
         raise LookupError("broken")
 
     monkeypatch.setattr(hashes, "verify_password", fail)
     with pytest.raises(LookupError, match="broken"):
-        await verify(hasher, "x")
+        await verify(queue, "x")
     gate.opened.set()
-    assert await hasher.hash("next") == "next at 4"
+    assert await queue.hash("next") == "next at 4"
 
 
-async def test_closing_finishes_what_runs_and_drops_what_waits(hasher: HashQueue, gate: Gate) -> None:
-    running, waiting = await queued(hasher, "runs", "waits")
+async def test_closing_finishes_what_runs_and_drops_what_waits(queue: HashQueue, gate: Gate) -> None:
+    running, waiting = await queued(queue, "runs", "waits")
     await asyncio.to_thread(gate.entered.wait)
-    closed = asyncio.create_task(asyncio.to_thread(hasher.close))
+    closed = asyncio.create_task(asyncio.to_thread(queue.close))
     await asyncio.wait([waiting])
     gate.opened.set()
     await closed

@@ -33,7 +33,7 @@ def cost_of(stored: str) -> int | None:
 
 
 def problem(password: str, email: str = EMAIL, min_length: int = 15) -> str:
-    """Why a password is refused; empty where it is not."""
+    """Return why a password is refused; empty where it is accepted."""
     try:
         check_policy(password, email, min_length)
     except PasswordRejectedError as error:
@@ -94,7 +94,7 @@ def test_the_list_is_long() -> None:
 
 @pytest.mark.parametrize("min_length", [8, 15])
 def test_every_listed_password_that_is_long_enough_is_refused(min_length: int) -> None:
-    """ASVS-6.2.4, NIST-3.1.1.2-d: and the reason is told."""
+    """ASVS-6.2.4, NIST-3.1.1.2-d: and the client learns the reason."""
     listed = [word for word in listed_passwords() if len(word) >= min_length]
     assert listed
     assert {problem(word, min_length=min_length) for word in listed} == {"is a commonly used password"}
@@ -302,20 +302,20 @@ NO_SALT = [
 
 
 class Work:
-    """What bcrypt was made to do: the cost of every hash."""
+    """Replaces bcrypt; records the cost of every hash."""
 
     def __init__(self) -> None:
         self.costs: list[int] = []
 
     gensalt = staticmethod(bcrypt.gensalt)
 
-    def hashpw(self, secret: bytes, salt: bytes) -> bytes:
-        hashed = bcrypt.hashpw(secret, salt)
+    def hashpw(self, password: bytes, salt: bytes) -> bytes:
+        hashed = bcrypt.hashpw(password, salt)
         self.costs.append(int(salt.split(b"$")[2]))
         return hashed
 
-    def checkpw(self, secret: bytes, hashed: bytes) -> bool:
-        is_right = bcrypt.checkpw(secret, hashed)
+    def checkpw(self, password: bytes, hashed: bytes) -> bool:
+        is_right = bcrypt.checkpw(password, hashed)
         self.costs.append(int(hashed.split(b"$")[2]))
         return is_right
 

@@ -11,10 +11,10 @@ from tests.rpc.test_foreign_rows import hash_of
 from tests.support import PASSWORD, TEST_COST, Client, Failure, failure
 
 SOURCE = "192.0.2.7"
-LOOK_UP = Counter({"GetItem": 2, "Query": 1})
-"""Finding a user by address: claim and row, and the index."""
+FIND_USER = Counter({"GetItem": 2, "Query": 1})
+"""Finds a user by address: claim and row, and the index."""
 RESERVE = Counter({"BatchGetItem": 1, "UpdateItem": 3})
-"""Looking at a try's counters and whether its source is known, and putting it into the three."""
+"""Reads an attempt's counters and its known-source mark, and adds it to three counters."""
 SESSION = Counter({"PutItem": 1})
 
 
@@ -59,25 +59,25 @@ async def test_a_token_that_is_refused_by_itself_costs_no_read(proxied: Proxied)
 
 
 async def test_a_first_login_from_a_source(proxied: Proxied, rounds: list[int]) -> None:
-    """It gives back two counters, clears the third, and marks the source as known."""
+    """It is released from two counters, clears the third, and marks the source as known."""
     await proxied.client.create_user()
     proxied.proxy.forget()
     rounds.clear()
     await proxied.client.log_in(client_address=SOURCE)
     settled = Counter({"UpdateItem": 2, "DeleteItem": 1, "PutItem": 1})
-    assert proxied.proxy.requests == RESERVE + LOOK_UP + SESSION + settled
+    assert proxied.proxy.requests == RESERVE + FIND_USER + SESSION + settled
     assert rounds == [2**TEST_COST]
 
 
 async def test_a_login_from_a_known_source(proxied: Proxied, rounds: list[int]) -> None:
-    """It leaves the account's counter alone, and clears it."""
+    """It is not added to the account's counter, and clears it."""
     await proxied.client.create_user()
     await proxied.client.log_in(client_address=SOURCE)
     proxied.proxy.forget()
     rounds.clear()
     await proxied.client.log_in(client_address=SOURCE)
     reserved, settled = Counter({"BatchGetItem": 1, "UpdateItem": 2}), Counter({"UpdateItem": 1, "DeleteItem": 2})
-    assert proxied.proxy.requests == reserved + LOOK_UP + SESSION + settled
+    assert proxied.proxy.requests == reserved + FIND_USER + SESSION + settled
     assert rounds == [2**TEST_COST]
 
 
@@ -86,7 +86,7 @@ async def test_a_login_without_a_source(proxied: Proxied, rounds: list[int]) -> 
     proxied.proxy.forget()
     rounds.clear()
     await proxied.client.log_in()
-    assert proxied.proxy.requests == Counter({"BatchGetItem": 1, "UpdateItem": 2}) + LOOK_UP + SESSION
+    assert proxied.proxy.requests == Counter({"BatchGetItem": 1, "UpdateItem": 2}) + FIND_USER + SESSION
     assert rounds == [2**TEST_COST]
 
 
@@ -107,7 +107,7 @@ async def test_a_change_of_password_is_a_look_up_two_hashes_and_two_writes(proxi
     rounds.clear()
     await proxied.client.change_password("another password of words")
     counted = Counter({"BatchGetItem": 1, "UpdateItem": 2})
-    assert proxied.proxy.requests == counted + LOOK_UP + Counter({"TransactWriteItems": 1}) + SESSION
+    assert proxied.proxy.requests == counted + FIND_USER + Counter({"TransactWriteItems": 1}) + SESSION
     assert rounds == [2**TEST_COST] * 2
 
 
@@ -153,7 +153,7 @@ async def test_every_refused_login_costs_the_same(proxied: Proxied, rounds: list
         proxied.proxy.forget()
         rounds.clear()
         refused = await refused_login(proxied.client, method)
-        assert proxied.proxy.requests == RESERVE + LOOK_UP
+        assert proxied.proxy.requests == RESERVE + FIND_USER
         assert sum(rounds) == 2**TEST_COST
         assert (refused.code.name, refused.reason, refused.text) == (
             "UNAUTHENTICATED",
@@ -164,7 +164,7 @@ async def test_every_refused_login_costs_the_same(proxied: Proxied, rounds: list
 
 
 def counters(proxied: Proxied) -> list[int]:
-    """How many tries each counter holds."""
+    """Return how many attempts each counter holds."""
     return [len(row["attempts"]["SS"]) for row in proxied.tables.rows(proxied.tables.login_attempts) if len(row) == 3]
 
 
@@ -177,7 +177,7 @@ async def test_every_throttled_login_costs_the_same(
     await prepare(proxied, what)
     for _ in range(10):
         await failure(proxied.client.log_in(password="a wrong password of words", client_address=SOURCE))
-    for reads in (1, 0, 0):  # the first refusal is remembered
+    for reads in (1, 0, 0):  # the first refusal is cached
         proxied.proxy.forget()
         rounds.clear()
         refused = await refused_login(proxied.client, method)
@@ -195,8 +195,8 @@ async def test_a_hash_of_lower_cost_is_upgraded_at_the_next_login(
     proxied: Proxied, rounds: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ASVS-11.4.2."""
-    hashing: Any = proxied.client.service.logins._hash_queue  # noqa: SLF001 - the settings allow no lower cost than 10
-    monkeypatch.setattr(hashing, "cost", TEST_COST + 2)
+    hash_queue: Any = proxied.client.service.logins._hash_queue  # noqa: SLF001 - the settings' minimum cost is 10
+    monkeypatch.setattr(hash_queue, "cost", TEST_COST + 2)
     proxied.tables.put_user("carol", "carol@example.com", password_hash=hash_of(PASSWORD, cost=TEST_COST))
     rounds.clear()
     refused = await failure(proxied.client.log_in("carol@example.com", "another password of words"))

@@ -1,4 +1,4 @@
-"""Authenticate: who gets in, with what, and what the session is."""
+"""Authenticate: who can log in, with which password, and which session results."""
 
 from datetime import UTC, datetime
 

@@ -39,7 +39,7 @@ async def test_a_wrong_current_password_changes_nothing(shared: Shared) -> None:
 
 
 async def test_a_changed_password_replaces_the_old_one(anywhere: Client) -> None:
-    """F8: also where the index still answers as it was."""
+    """F8: also where the index is stale."""
     alice = await anywhere.create_user()
     tokens = await anywhere.change_password(
         NEW_PASSWORD, email="ALICE@example.com", client_address="192.0.2.1", client_label="phone"
@@ -108,7 +108,7 @@ async def test_a_temporary_password_is_for_one_change(anywhere: Client, clock: F
     assert created.user.password_change_required
     assert created.temporary_password_expire_time.ToDatetime(UTC) == clock.now + timedelta(hours=24)
     clock.advance(hours=23)
-    for _ in range(2):  # which does not consume it
+    for _ in range(2):  # it is not consumed
         refused = await failure(anywhere.log_in(password=temporary))
         assert (refused.code.name, refused.reason) == ("FAILED_PRECONDITION", "PASSWORD_CHANGE_REQUIRED")
     assert await reason_of_login(anywhere, WRONG) == "INVALID_CREDENTIALS"
@@ -153,9 +153,9 @@ async def test_a_reset_replaces_any_password_by_a_temporary_one(anywhere: Client
 async def test_temporary_passwords_are_random_and_within_the_policy(client: Client) -> None:
     """ASVS-6.4.1: at least 80 bits."""
     alice = await client.create_user()
-    told = {(await client.reset_password(alice.user_id)).temporary_password for _ in range(20)}
-    assert len(told) == 20
-    for text in told:
+    passwords = {(await client.reset_password(alice.user_id)).temporary_password for _ in range(20)}
+    assert len(passwords) == 20
+    for text in passwords:
         assert len(text.replace("-", "")) * 5 >= 80
         policy.check_policy(text, alice.email, 15)
 
@@ -193,7 +193,7 @@ async def test_a_temporary_password_survives_a_lost_response(proxied: Proxied) -
 
 @pytest.mark.parametrize("engine", ["dynoxide"], indirect=True)
 async def test_a_disabled_user_changes_no_password(shared: Shared) -> None:
-    """And is told what nobody is told."""
+    """The response is that of an unknown user."""
     alice = await shared.client.create_user()
     await shared.client.update_user(alice.user_id, is_active=False)
     refused = await failure(shared.client.change_password(NEW_PASSWORD))
@@ -207,7 +207,7 @@ Overtaking = Callable[[Users, str], Awaitable[object]]
 
 
 def overtake_the_next_change(client: Client, monkeypatch: pytest.MonkeyPatch, overtaking: Overtaking) -> None:
-    """Let somebody else be done with the user between two calls of the next change."""
+    """Let another call change the user between two store calls of the next change."""
     store = client.service.logins._store  # noqa: SLF001 - the moment between two of its calls
     update_user = store.update_user
 
@@ -222,17 +222,17 @@ def overtake_the_next_change(client: Client, monkeypatch: pytest.MonkeyPatch, ov
 @pytest.mark.parametrize(
     "overtaking",
     [
-        lambda accounts, user_id: accounts.reset_password(user_id),
-        lambda accounts, user_id: accounts.update_user(user_id, is_active=False),
-        lambda accounts, user_id: accounts.update_user(user_id, email="moved@example.com"),
-        lambda accounts, user_id: accounts.delete_user(user_id),
+        lambda users, user_id: users.reset_password(user_id),
+        lambda users, user_id: users.update_user(user_id, is_active=False),
+        lambda users, user_id: users.update_user(user_id, email="moved@example.com"),
+        lambda users, user_id: users.delete_user(user_id),
     ],
     ids=["reset", "disabled", "moved", "deleted"],
 )
 async def test_a_change_whose_proof_was_overtaken_is_refused(
     client: Client, monkeypatch: pytest.MonkeyPatch, overtaking: Overtaking
 ) -> None:
-    """What was proved of the old password proves nothing of what there is now."""
+    """The verified password is no longer the stored one."""
     await client.create_user()
     overtake_the_next_change(client, monkeypatch, overtaking)
     assert (await failure(client.change_password(NEW_PASSWORD))).reason == "INVALID_CREDENTIALS"
@@ -242,8 +242,8 @@ async def test_a_change_whose_proof_was_overtaken_is_refused(
 @pytest.mark.parametrize(
     "overtaking",
     [
-        lambda accounts, user_id: accounts.update_user(user_id, role="editor"),
-        lambda accounts, user_id: accounts.end_all_sessions(user_id),
+        lambda users, user_id: users.update_user(user_id, role="editor"),
+        lambda users, user_id: users.end_all_sessions(user_id),
     ],
     ids=["role", "sessions"],
 )
@@ -288,8 +288,8 @@ async def test_an_imported_hash_logs_in_and_is_upgraded(
     shared: Shared, monkeypatch: pytest.MonkeyPatch, prefix: str
 ) -> None:
     """ASVS-11.4.2."""
-    hashing: Any = shared.client.service.logins._hash_queue  # noqa: SLF001 - settings allow no lower cost than 10
-    monkeypatch.setattr(hashing, "cost", TEST_COST + 1)
+    hash_queue: Any = shared.client.service.logins._hash_queue  # noqa: SLF001 - the settings' minimum cost is 10
+    monkeypatch.setattr(hash_queue, "cost", TEST_COST + 1)
     password = PASSWORD + "x" * 100 if prefix == "$bcrypt-sha256$" else PASSWORD
     stored = imported(prefix)
     assert stored.startswith(prefix)
@@ -318,10 +318,10 @@ async def test_a_hash_of_another_cost_is_not_imported(client: Client, cost: int)
 
 @pytest.mark.parametrize("engine", ["dynoxide"], indirect=True)
 async def test_a_rehash_that_loses_a_race_is_dropped(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or it would bring the old password back."""
+    """Otherwise it would restore the old password."""
     client = shared.client
-    hashing: Any = client.service.logins._hash_queue  # noqa: SLF001 - settings allow no lower cost than 10
-    monkeypatch.setattr(hashing, "cost", TEST_COST + 1)
+    hash_queue: Any = client.service.logins._hash_queue  # noqa: SLF001 - the settings' minimum cost is 10
+    monkeypatch.setattr(hash_queue, "cost", TEST_COST + 1)
     alice = await client.import_user(imported("$2b$"))
     set_by_other = hash_of(NEW_PASSWORD, cost=TEST_COST + 1)
     store = client.service.logins._store  # noqa: SLF001 - the moment between two of its calls
@@ -342,13 +342,13 @@ async def test_a_login_does_not_fail_for_a_rehash(
     client: Client, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     await client.create_user()
-    hashing: Any = client.service.logins._hash_queue  # noqa: SLF001 - the second job finds the queue full
+    hash_queue: Any = client.service.logins._hash_queue  # noqa: SLF001 - the second job finds the queue full
 
     async def fail(_password: str) -> str:
         raise error
 
-    monkeypatch.setattr(hashing, "cost", TEST_COST + 1)
-    monkeypatch.setattr(hashing, "hash", fail)
+    monkeypatch.setattr(hash_queue, "cost", TEST_COST + 1)
+    monkeypatch.setattr(hash_queue, "hash", fail)
     assert await client.log_in()
 
 

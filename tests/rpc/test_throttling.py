@@ -1,6 +1,6 @@
-"""Guessing passwords is hopeless, and cannot be turned against others.
+"""Login throttling: it stops guessing, and cannot be used to lock users out.
 
-Each number of the documents is tripped here once (ASVS-6.1.1).
+Each documented budget is used up here once (ASVS-6.1.1).
 """
 
 import asyncio
@@ -61,7 +61,7 @@ def source(number: int) -> str:
 
 
 async def reason_of(call: Awaitable[object]) -> str:
-    """Return how a call ends, with OK or a reason."""
+    """Return the error reason of a call, or OK."""
     try:
         await call
     except grpc.aio.AioRpcError as error:
@@ -83,7 +83,7 @@ async def fill_pair(client: Client, address: str = ELSEWHERE, email: str = EMAIL
 
 
 async def fill_account(client: Client) -> int:
-    """Guess, each time from somewhere else, until that is refused; return how many guesses were looked at."""
+    """Guess, each time from another source, until a guess is refused; return how many were evaluated."""
     number = 0
     while await guess(client, address=source(number)) == "INVALID_CREDENTIALS":
         number += 1
@@ -91,7 +91,7 @@ async def fill_account(client: Client) -> int:
 
 
 async def test_an_account_and_a_source_have_ten_failures_in_fifteen_minutes(anywhere: Client, clock: FakeClock) -> None:
-    """ASVS-6.3.1: after them even the right password is not looked at; other accounts and sources are."""
+    """ASVS-6.3.1: after them even the right password is not evaluated; other accounts and sources are admitted."""
     await anywhere.create_user()
     await fill_pair(anywhere)
     clock.advance(minutes=14)
@@ -105,18 +105,18 @@ async def test_an_account_and_a_source_have_ten_failures_in_fifteen_minutes(anyw
 
 
 async def test_an_account_has_a_hundred_failures_a_day_from_strangers(anywhere: Client, clock: FakeClock) -> None:
-    """NIST-3.2.2: the 101st consecutive try is refused, with the right password too, until a day has passed."""
+    """NIST-3.2.2: the 101st consecutive attempt is refused, with the right password too, until a day has passed."""
     await anywhere.create_user()
     assert await fill_account(anywhere) == 100
     refused = await failure(anywhere.log_in(client_address=ELSEWHERE))
     assert (refused.reason, refused.retry_seconds) == ("TOO_MANY_ATTEMPTS", 24 * 3600)
-    assert await reason_of(anywhere.log_in()) == "TOO_MANY_ATTEMPTS"  # from nowhere, too
+    assert await reason_of(anywhere.log_in()) == "TOO_MANY_ATTEMPTS"  # without a source, too
     clock.advance(hours=24)
     assert await log_in(anywhere) == "OK"
 
 
 async def test_a_source_has_three_hundred_failures_in_fifteen_minutes(client: Client, clock: FakeClock) -> None:
-    """One source that tries a thousand accounts is stopped; others log in meanwhile."""
+    """One source that attempts a thousand accounts is stopped; others log in meanwhile."""
     await client.create_user()
     spraying = [guess(client, f"user{number}@example.com") for number in range(1000)]
     reasons = [await each for each in spraying]
@@ -136,7 +136,7 @@ async def test_the_owner_is_never_locked_out_where_they_were_before(anywhere: Cl
     assert await guess(anywhere) == "TOO_MANY_ATTEMPTS"
     assert (await anywhere.validate(before.access_token)).state == auth_pb2.TOKEN_STATE_ACTIVE
     assert await log_in(anywhere, HOME) == "OK"
-    # Which clears the account: others hear of it once their refusals are forgotten.
+    # That clears the account: other sources are admitted once their cached refusals expire.
     clock.advance(seconds=10)
     assert await log_in(anywhere) == "OK"
 
@@ -226,7 +226,7 @@ async def test_a_thousand_guesses_at_once_from_a_thousand_sources(concurrently: 
     answers = asyncio.gather(*(guess(concurrently, address=source(number)) for number in range(1000)))
     assert [await log_in(concurrently, HOME) for _ in range(3)] == ["OK"] * 3
     reasons = Counter(await answers)
-    # Each login of the owner clears the account; a guess that was looked at too late was looked at, too.
+    # Each login of the owner clears the account; a guess whose answer came too late was evaluated, too.
     assert reasons["INVALID_CREDENTIALS"] <= hashed.count(WRONG.encode()) <= 4 * 100
     assert reasons.keys() <= {"INVALID_CREDENTIALS", "TOO_MANY_ATTEMPTS", "OVERLOADED"}
 
@@ -285,12 +285,12 @@ async def test_a_refusal_tells_the_log_why_and_no_address(client: Client) -> Non
 
 @asynccontextmanager
 async def reached_from_elsewhere(client: Client) -> AsyncIterator[Client]:
-    """The same service by an address of this machine that is not the loopback's."""
+    """The same service at an address of this machine other than loopback."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))
         except OSError:
-            pytest.skip("this machine has no address but the loopback's")
+            pytest.skip("this machine has no address other than loopback")
         host: str = probe.getsockname()[0]
     port = client.address.rpartition(":")[2]
     service = replace(client.service, address=f"{host}:{port}")
@@ -299,22 +299,24 @@ async def reached_from_elsewhere(client: Client) -> AsyncIterator[Client]:
 
 
 async def test_a_strangers_client_address_is_ignored(settings: ServeSettings, clock: FakeClock) -> None:
-    """Or whoever can connect would be known everywhere, and could fill anybody's counters."""
+    """Otherwise any client could claim a known source, and fill the counters of any account."""
     open_to_all = replace(settings, listen=Address("0.0.0.0", 0), allow_open=True, allow_plaintext=True)  # noqa: S104
-    async with served(open_to_all, clock) as client, reached_from_elsewhere(client) as stranger:
+    async with served(open_to_all, clock) as client, reached_from_elsewhere(client) as untrusted:
         alice = await client.create_user()
         await log_in(client, HOME)
-        assert [await guess(stranger, address=source(number)) for number in range(100)] == ["INVALID_CREDENTIALS"] * 100
-        assert await log_in(stranger, HOME) == "TOO_MANY_ATTEMPTS"
+        assert [await guess(untrusted, address=source(number)) for number in range(100)] == [
+            "INVALID_CREDENTIALS"
+        ] * 100
+        assert await log_in(untrusted, HOME) == "TOO_MANY_ATTEMPTS"
         assert await log_in(client, HOME) == "OK"
         clock.advance(seconds=10)
-        assert await log_in(stranger, HOME) == "OK"  # the owner has cleared the account
+        assert await log_in(untrusted, HOME) == "OK"  # the owner has cleared the account
         sessions = (await client.list_sessions(alice.user_id)).sessions
         assert sorted(session.client_address for session in sessions) == ["", HOME, HOME]
 
 
 class Gate:
-    """Stands before bcrypt: lets nothing through until it is opened."""
+    """Blocks bcrypt until it is opened."""
 
     def __init__(self) -> None:
         self.entered = threading.Event()
@@ -343,15 +345,15 @@ def shut(gate: Gate) -> None:
 
 
 async def until_pending(client: Client, number: int) -> None:
-    """Wait until so many hashes wait or run."""
-    hashing: Any = client.service.logins._hash_queue  # noqa: SLF001 - the queue has no other window
-    while hashing._slots != number:  # noqa: ASYNC110, SLF001 - no event tells
+    """Wait until that many slots are in use."""
+    hash_queue: Any = client.service.logins._hash_queue  # noqa: SLF001 - nothing else shows its length
+    while hash_queue._slots != number:  # noqa: ASYNC110, SLF001 - no event tells
         await asyncio.sleep(0.001)
 
 
 @asynccontextmanager
-async def going_away(client: Client, address: str) -> AsyncIterator[None]:
-    """A guess whose client hangs up at the end of the body."""
+async def disconnecting_guess(client: Client, address: str) -> AsyncIterator[None]:
+    """Run a guess whose client disconnects at the end of the body."""
     request = auth_pb2.AuthenticateRequest(email=EMAIL, password=WRONG, client_address=address)
     async with grpc.aio.insecure_channel(client.address) as channel:
         stub: Any = auth_grpc.AuthServiceStub(channel)
@@ -361,7 +363,7 @@ async def going_away(client: Client, address: str) -> AsyncIterator[None]:
 
 
 async def test_guesses_hold_up_nobody_at_a_known_source(client: Client, gate: Gate) -> None:
-    """While both the queue and the account's budget are under attack; strangers' guesses wait behind the owner."""
+    """Queue and account budget are under attack; guesses from unknown sources wait behind the owner."""
     await client.create_user()
     await log_in(client, HOME)
     shut(gate)
@@ -376,7 +378,7 @@ async def test_guesses_hold_up_nobody_at_a_known_source(client: Client, gate: Ga
 
 
 async def test_what_was_not_looked_at_is_given_back(client: Client, gate: Gate) -> None:
-    """OVERLOADED, and a client that went away while it waited."""
+    """OVERLOADED, and a client that disconnected while it waited."""
     await client.create_user()
     shut(gate)
     others = [
@@ -384,7 +386,7 @@ async def test_what_was_not_looked_at_is_given_back(client: Client, gate: Gate) 
     ]
     await until_pending(client, UNKNOWN_SOURCE_CAPACITY - 1)
     for _ in range(11):
-        async with going_away(client, HOME):
+        async with disconnecting_guess(client, HOME):
             await until_pending(client, UNKNOWN_SOURCE_CAPACITY)
             assert await guess(client) == "OVERLOADED"
         await until_pending(client, UNKNOWN_SOURCE_CAPACITY - 1)
@@ -395,10 +397,10 @@ async def test_what_was_not_looked_at_is_given_back(client: Client, gate: Gate) 
 
 
 async def test_counters_that_the_store_did_not_come_to_are_asked_for_again(proxied: Proxied) -> None:
-    """Or a full one that was left out would let a guess through."""
+    """Otherwise a full counter that was left out would admit a guess."""
     await fill_pair(proxied.client)
     for _ in range(3):
-        proxied.client.service.logins._throttle._refusal_cache.clear()  # noqa: SLF001 - what is remembered asks nobody
+        proxied.client.service.logins._throttle._refusal_cache.clear()  # noqa: SLF001 - they save the read
         proxied.proxy.forget()
         with proxied.proxy.fault(Unprocessed(0.5)):
             assert await log_in(proxied.client) == "TOO_MANY_ATTEMPTS"
@@ -407,8 +409,8 @@ async def test_counters_that_the_store_did_not_come_to_are_asked_for_again(proxi
 
 def _without_counters(reply: Reply) -> Reply:
     answer = json.loads(reply.body)
-    left_out = {table: {"Keys": [{"attempt_key": {"S": "left out"}}]} for table in answer["Responses"]}
-    return reply.with_body(json.dumps({**answer, "UnprocessedKeys": left_out}).encode())
+    unprocessed = {table: {"Keys": [{"attempt_key": {"S": "left out"}}]} for table in answer["Responses"]}
+    return reply.with_body(json.dumps({**answer, "UnprocessedKeys": unprocessed}).encode())
 
 
 NO_COUNTERS = [
@@ -446,7 +448,7 @@ async def test_a_reservation_that_fails_half_way_is_given_back(proxied: Proxied)
 
 
 async def test_a_counter_that_cannot_be_read_lets_nobody_in(proxied: Proxied) -> None:
-    """Whether or not there is an account: nothing is looked up."""
+    """With or without an account: no user is read."""
     await proxied.client.create_user()
     keys = [AttemptKeys.of(email, ELSEWHERE).account_key for email in (EMAIL, NOBODY)]
     for key in keys:
@@ -458,7 +460,7 @@ async def test_a_counter_that_cannot_be_read_lets_nobody_in(proxied: Proxied) ->
 
 @pytest.mark.limits(PRODUCTION_LIMITS)
 async def test_a_login_that_cannot_be_settled_is_a_login(proxied: Proxied) -> None:
-    """Its try stays counted until the counters are over."""
+    """Its attempt stays counted until the counters expire."""
     await proxied.client.create_user()
     with proxied.proxy.fault(ServerError(), operations={"DeleteItem"}):
         assert await log_in(proxied.client) == "OK"

@@ -1,4 +1,4 @@
-"""Passwords as their users meet them: through the RPCs."""
+"""Password rules, verified through the RPCs."""
 
 import base64
 import unicodedata

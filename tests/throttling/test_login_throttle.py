@@ -1,4 +1,4 @@
-"""What counts as a try, and what is remembered of refusals."""
+"""Which attempts count, and which refusals are cached."""
 
 import asyncio
 import threading
@@ -28,7 +28,7 @@ KEYS = AttemptKeys.of(EMAIL, SOURCE).all
 
 
 class Gate:
-    """Stands where passwords are looked at: lets nothing through until it is opened."""
+    """Replaces password verification; blocks until it is opened."""
 
     def __init__(self) -> None:
         self.entered = threading.Event()
@@ -57,13 +57,13 @@ async def store(tmp_path: Path) -> AsyncIterator[SQLiteStore]:
 
 @pytest.fixture
 def use_cases(store: SQLiteStore, signing_keys: Path, clock: FakeClock, gate: Gate) -> Iterator[UseCases]:
-    with closing(HashQueue(TEST_COST)) as hashing:
-        yield UseCases(store, key_ring(signing_keys, clock), clock, hashing, None, BUDGETS)
+    with closing(HashQueue(TEST_COST)) as hash_queue:
+        yield UseCases(store, key_ring(signing_keys, clock), clock, hash_queue, None, BUDGETS)
         gate.opened.set()
 
 
 async def counts(store: SQLiteStore, clock: FakeClock) -> list[int]:
-    """How many tries the counters hold, narrowest first."""
+    """Return how many attempts the counters hold, narrowest first."""
     stored = await store.get_attempt_counts(KEYS, clock())
     return [stored[key].count for key in KEYS if key in stored]
 
@@ -76,7 +76,7 @@ def guessing(use_cases: UseCases) -> asyncio.Task[object]:
 async def test_a_guess_that_is_cancelled_while_it_is_looked_at_counts(
     use_cases: UseCases, store: SQLiteStore, clock: FakeClock, gate: Gate
 ) -> None:
-    """Or whoever hangs up in time could guess for ever, and keep the thread busy."""
+    """Otherwise an attacker who disconnects in time could guess without limit, and keep the thread busy."""
     guess = guessing(use_cases)
     await asyncio.to_thread(gate.entered.wait)
     guess.cancel()
@@ -106,14 +106,14 @@ async def test_a_guess_whose_time_is_up_counts_if_it_was_looked_at(
     use_cases: UseCases, store: SQLiteStore, clock: FakeClock, gate: Gate
 ) -> None:
     with request_context.time_limit(1.0):
-        looked_at = guessing(use_cases)
+        evaluated = guessing(use_cases)
     await asyncio.to_thread(gate.entered.wait)
     with request_context.time_limit(0.5):
         waiting = guessing(use_cases)
-    for guess in (looked_at, waiting):
+    for guess in (evaluated, waiting):
         with pytest.raises(OverloadedError):
             await guess
-    await use_cases.attempts.aclose()
+    await use_cases.login_throttle.aclose()
     assert await counts(store, clock) == [1, 1, 1]
 
 
@@ -141,7 +141,7 @@ async def test_a_guess_that_is_cancelled_while_it_is_reserved_does_not_count(
 async def test_a_guess_is_reserved_when_it_is_soon_looked_at(
     use_cases: UseCases, store: SQLiteStore, clock: FakeClock, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or many at once would all keep the store busy, for hashes that are seconds away."""
+    """Otherwise a burst would use the store at once, for hashes that are seconds away."""
     reserve, begun = store.reserve_attempt, set()
 
     async def noting_reserve(attempt_id: str, counters: Sequence[Counter], now: datetime) -> bool:
@@ -162,23 +162,23 @@ async def test_a_guess_is_reserved_when_it_is_soon_looked_at(
 
 
 class FakeStore:
-    """Has a counter that is full or not, and answers as it is told."""
+    """A store of counters, whose answers a test sets."""
 
     def __init__(self) -> None:
-        self.tries: dict[str, AttemptCount] = {}
-        self.takes = True
+        self.stored: dict[str, AttemptCount] = {}
+        self.accepts = True
         self.settled: list[CounterUpdate] = []
         self.reads = 0
 
     async def get_attempt_counts(self, keys: Sequence[str], _now: datetime) -> Mapping[str, AttemptCount]:
         self.reads += 1
-        return {key: self.tries[key] for key in keys if key in self.tries}
+        return {key: self.stored[key] for key in keys if key in self.stored}
 
     async def reserve_attempt(self, _attempt_id: str, _counters: Sequence[Counter], _now: datetime) -> bool:
-        return self.takes
+        return self.accepts
 
-    async def settle_attempt(self, _attempt_id: str, settlement: CounterUpdate) -> None:
-        self.settled.append(settlement)
+    async def settle_attempt(self, _attempt_id: str, update: CounterUpdate) -> None:
+        self.settled.append(update)
 
 
 @pytest.fixture
@@ -187,197 +187,197 @@ def fake() -> FakeStore:
 
 
 @pytest.fixture
-def hashing() -> Iterator[HashQueue]:
-    with closing(HashQueue(TEST_COST)) as hashing:
-        yield hashing
+def hash_queue() -> Iterator[HashQueue]:
+    with closing(HashQueue(TEST_COST)) as hash_queue:
+        yield hash_queue
 
 
 @pytest.fixture
-def counting(fake: FakeStore, hashing: HashQueue, clock: FakeClock) -> LoginThrottle:
-    store: Any = fake  # as much of one as it needs
-    return LoginThrottle(store, hashing, BUDGETS, clock)
+def throttle(fake: FakeStore, hash_queue: HashQueue, clock: FakeClock) -> LoginThrottle:
+    store: Any = fake  # implements the methods that the throttle calls
+    return LoginThrottle(store, hash_queue, BUDGETS, clock)
 
 
-async def refusal(counting: LoginThrottle, source: str = SOURCE, email: str = EMAIL) -> TooManyAttemptsError:
+async def refusal(throttle: LoginThrottle, source: str = SOURCE, email: str = EMAIL) -> TooManyAttemptsError:
     with pytest.raises(TooManyAttemptsError) as refused:
-        async with counting.reserve(email, source):
+        async with throttle.reserve(email, source):
             pytest.fail("was let through")
     return refused.value
 
 
 def fill(fake: FakeStore, key: str, clock: FakeClock) -> None:
-    fake.tries[key] = AttemptCount(1000, clock() + timedelta(minutes=5))
+    fake.stored[key] = AttemptCount(1000, clock() + timedelta(minutes=5))
 
 
-async def test_a_counter_that_keeps_changing_refuses_for_a_moment(counting: LoginThrottle, fake: FakeStore) -> None:
-    fake.takes = False
-    refused = await refusal(counting)
+async def test_a_counter_that_keeps_changing_refuses_for_a_moment(throttle: LoginThrottle, fake: FakeStore) -> None:
+    fake.accepts = False
+    refused = await refusal(throttle)
     assert (refused.counter, refused.retry_delay) == ("contended", timedelta(seconds=1))
     assert fake.reads == 1 + login_throttle.MAX_RESERVATIONS
 
 
 async def test_a_refusal_of_a_pair_is_remembered_for_that_pair(
-    counting: LoginThrottle, fake: FakeStore, clock: FakeClock
+    throttle: LoginThrottle, fake: FakeStore, clock: FakeClock
 ) -> None:
     fill(fake, AttemptKeys.of(EMAIL, SOURCE).pair_key, clock)
     for seconds in (300, 299, 298):
-        assert (await refusal(counting)).retry_delay == timedelta(seconds=seconds)
+        assert (await refusal(throttle)).retry_delay == timedelta(seconds=seconds)
         assert fake.reads == 1
         clock.advance(seconds=1)
-    async with counting.reserve(EMAIL, "192.0.2.8"):
+    async with throttle.reserve(EMAIL, "192.0.2.8"):
         pass
-    async with counting.reserve("bob@example.com", SOURCE):
+    async with throttle.reserve("bob@example.com", SOURCE):
         pass
 
 
 async def test_a_refusal_of_a_source_is_remembered_for_all_accounts(
-    counting: LoginThrottle, fake: FakeStore, clock: FakeClock
+    throttle: LoginThrottle, fake: FakeStore, clock: FakeClock
 ) -> None:
     fill(fake, AttemptKeys.of(EMAIL, SOURCE).source_key, clock)
-    await refusal(counting)
-    assert (await refusal(counting, email="bob@example.com")).counter == "source"
+    await refusal(throttle)
+    assert (await refusal(throttle, email="bob@example.com")).counter == "source"
     assert fake.reads == 1
 
 
 async def test_a_refusal_of_an_account_is_remembered_for_each_source(
-    counting: LoginThrottle, fake: FakeStore, clock: FakeClock
+    throttle: LoginThrottle, fake: FakeStore, clock: FakeClock
 ) -> None:
-    """For another one may be known to it."""
+    """Another source may be known to the account."""
     fill(fake, AttemptKeys.of(EMAIL, SOURCE).account_key, clock)
-    fake.tries[AttemptKeys.of(EMAIL, "192.0.2.8").known_key] = AttemptCount(0, clock() + timedelta(days=1))
+    fake.stored[AttemptKeys.of(EMAIL, "192.0.2.8").known_key] = AttemptCount(0, clock() + timedelta(days=1))
     for source in (SOURCE, SOURCE, "", ""):
-        assert (await refusal(counting, source)).counter == "account"
+        assert (await refusal(throttle, source)).counter == "account"
     assert fake.reads == 2
-    async with counting.reserve(EMAIL, "192.0.2.8"):
+    async with throttle.reserve(EMAIL, "192.0.2.8"):
         pass
 
 
 async def test_a_refusal_is_forgotten_after_ten_seconds_at_most(
-    counting: LoginThrottle, fake: FakeStore, clock: FakeClock
+    throttle: LoginThrottle, fake: FakeStore, clock: FakeClock
 ) -> None:
-    """What another worker has cleared counts here from then on."""
+    """From then on it counts here that another worker has cleared a counter."""
     fill(fake, AttemptKeys.of(EMAIL, SOURCE).pair_key, clock)
-    await refusal(counting)
-    fake.tries.clear()
+    await refusal(throttle)
+    fake.stored.clear()
     clock.advance(seconds=4)
-    await refusal(counting)
+    await refusal(throttle)
     clock.advance(seconds=6)
-    async with counting.reserve(EMAIL, SOURCE):
+    async with throttle.reserve(EMAIL, SOURCE):
         pass
 
 
 async def test_what_came_together_is_not_forgotten_together(
-    counting: LoginThrottle, fake: FakeStore, clock: FakeClock
+    throttle: LoginThrottle, fake: FakeStore, clock: FakeClock
 ) -> None:
-    """Or a flood would ask the store for everything again at one moment."""
+    """Otherwise every refusal of a flood would be read from the store again at one moment."""
     sources = [f"192.0.2.{number}" for number in range(100)]
     for source in sources:
         fill(fake, AttemptKeys.of(EMAIL, source).pair_key, clock)
-        await refusal(counting, source)
+        await refusal(throttle, source)
     clock.advance(seconds=7.5)
     fake.reads = 0
     for source in sources:
-        await refusal(counting, source)
+        await refusal(throttle, source)
     assert 10 < fake.reads < 90
 
 
-async def test_a_login_ends_what_is_remembered(counting: LoginThrottle, fake: FakeStore, clock: FakeClock) -> None:
-    """A guess beside the last one that had room was refused, and the last one was right."""
-    async with counting.reserve(EMAIL, SOURCE):
+async def test_a_login_ends_what_is_remembered(throttle: LoginThrottle, fake: FakeStore, clock: FakeClock) -> None:
+    """A concurrent guess was refused while the last admitted attempt was right."""
+    async with throttle.reserve(EMAIL, SOURCE):
         fill(fake, AttemptKeys.of(EMAIL, SOURCE).pair_key, clock)
-        await refusal(counting)
-    fake.tries.clear()
-    async with counting.reserve(EMAIL, SOURCE):
+        await refusal(throttle)
+    fake.stored.clear()
+    async with throttle.reserve(EMAIL, SOURCE):
         pass
 
 
 async def test_no_more_refusals_are_remembered_than_there_is_room_for(
-    hashing: HashQueue, fake: FakeStore, clock: FakeClock
+    hash_queue: HashQueue, fake: FakeStore, clock: FakeClock
 ) -> None:
     store: Any = fake
-    counting = LoginThrottle(store, hashing, BUDGETS, clock, cache_capacity=2)
+    throttle = LoginThrottle(store, hash_queue, BUDGETS, clock, cache_capacity=2)
     for source in (SOURCE, "192.0.2.8", "192.0.2.9"):
         fill(fake, AttemptKeys.of(EMAIL, source).pair_key, clock)
-        await refusal(counting, source)
+        await refusal(throttle, source)
     fake.reads = 0
     for source in ("192.0.2.9", "192.0.2.8"):
-        await refusal(counting, source)
+        await refusal(throttle, source)
     assert fake.reads == 0
-    await refusal(counting)
+    await refusal(throttle)
     assert fake.reads == 1
 
 
 @contextmanager
-def full(hashing: HashQueue, *, of_strangers: bool) -> Iterator[None]:
-    with ExitStack() as places:
-        for _ in range(UNKNOWN_SOURCE_CAPACITY if of_strangers else CAPACITY):
-            places.enter_context(hashing.reserve_slot(is_unknown_source=of_strangers))
+def full(hash_queue: HashQueue, *, of_unknown_sources: bool) -> Iterator[None]:
+    with ExitStack() as slots:
+        for _ in range(UNKNOWN_SOURCE_CAPACITY if of_unknown_sources else CAPACITY):
+            slots.enter_context(hash_queue.reserve_slot(is_unknown_source=of_unknown_sources))
         yield
 
 
-async def overload(counting: LoginThrottle, source: str = SOURCE) -> None:
+async def overload(throttle: LoginThrottle, source: str = SOURCE) -> None:
     with pytest.raises(OverloadedError):
-        async with counting.reserve(EMAIL, source):
+        async with throttle.reserve(EMAIL, source):
             pytest.fail("was let through")
 
 
 async def test_a_full_queue_refuses_without_a_look(
-    counting: LoginThrottle, fake: FakeStore, hashing: HashQueue
+    throttle: LoginThrottle, fake: FakeStore, hash_queue: HashQueue
 ) -> None:
-    with full(hashing, of_strangers=False):
-        await overload(counting)
+    with full(hash_queue, of_unknown_sources=False):
+        await overload(throttle)
     assert fake.reads == 0
 
 
 async def test_where_strangers_places_are_taken_the_store_says_once_who_is_one(
-    counting: LoginThrottle, fake: FakeStore, hashing: HashQueue, clock: FakeClock
+    throttle: LoginThrottle, fake: FakeStore, hash_queue: HashQueue, clock: FakeClock
 ) -> None:
     home = "192.0.2.8"
-    fake.tries[AttemptKeys.of(EMAIL, home).known_key] = AttemptCount(0, clock() + timedelta(days=1))
-    with full(hashing, of_strangers=True):
+    fake.stored[AttemptKeys.of(EMAIL, home).known_key] = AttemptCount(0, clock() + timedelta(days=1))
+    with full(hash_queue, of_unknown_sources=True):
         for _ in range(3):
-            await overload(counting)
+            await overload(throttle)
         assert fake.reads == 1
-        async with counting.reserve(EMAIL, home):
+        async with throttle.reserve(EMAIL, home):
             pass
         clock.advance(seconds=10)
-        fake.tries[AttemptKeys.of(EMAIL, SOURCE).known_key] = AttemptCount(0, clock() + timedelta(days=1))
-        async with counting.reserve(EMAIL, SOURCE):  # which has logged in elsewhere meanwhile
+        fake.stored[AttemptKeys.of(EMAIL, SOURCE).known_key] = AttemptCount(0, clock() + timedelta(days=1))
+        async with throttle.reserve(EMAIL, SOURCE):  # it has logged in at another worker
             pass
 
 
 async def test_a_login_makes_a_stranger_one_no_more(
-    counting: LoginThrottle, fake: FakeStore, hashing: HashQueue, clock: FakeClock
+    throttle: LoginThrottle, fake: FakeStore, hash_queue: HashQueue, clock: FakeClock
 ) -> None:
-    async with counting.reserve(EMAIL, SOURCE):
+    async with throttle.reserve(EMAIL, SOURCE):
         pass
-    fake.tries[AttemptKeys.of(EMAIL, SOURCE).known_key] = AttemptCount(0, clock() + timedelta(days=1))
-    with full(hashing, of_strangers=True):
-        async with counting.reserve(EMAIL, SOURCE):
+    fake.stored[AttemptKeys.of(EMAIL, SOURCE).known_key] = AttemptCount(0, clock() + timedelta(days=1))
+    with full(hash_queue, of_unknown_sources=True):
+        async with throttle.reserve(EMAIL, SOURCE):
             pass
 
 
 async def test_a_place_is_given_back_whatever_becomes_of_the_try(
-    counting: LoginThrottle, fake: FakeStore, hashing: HashQueue
+    throttle: LoginThrottle, fake: FakeStore, hash_queue: HashQueue
 ) -> None:
     for _ in range(CAPACITY + 1):
         with pytest.raises(LookupError):
-            async with counting.reserve(EMAIL, SOURCE):
+            async with throttle.reserve(EMAIL, SOURCE):
                 raise LookupError
-    fake.takes = False
+    fake.accepts = False
     for _ in range(CAPACITY + 1):
-        await refusal(counting)
+        await refusal(throttle)
 
 
 async def test_a_try_that_has_waited_rests_on_a_new_look(
-    counting: LoginThrottle, fake: FakeStore, hashing: HashQueue, clock: FakeClock
+    throttle: LoginThrottle, fake: FakeStore, hash_queue: HashQueue, clock: FakeClock
 ) -> None:
     """Its counters may have filled up or expired meanwhile."""
-    async with AsyncExitStack() as turns:
+    async with AsyncExitStack() as stack:
         for _ in range(CONCURRENT_PREPARATIONS):
-            place = turns.enter_context(hashing.reserve_slot(is_unknown_source=True))
-            await turns.enter_async_context(hashing.prepare(place))
-        refused = asyncio.create_task(refusal(counting))
+            slot = stack.enter_context(hash_queue.reserve_slot(is_unknown_source=True))
+            await stack.enter_async_context(hash_queue.prepare(slot))
+        refused = asyncio.create_task(refusal(throttle))
         while not fake.reads:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0)
         fill(fake, AttemptKeys.of(EMAIL, SOURCE).pair_key, clock)
@@ -386,12 +386,12 @@ async def test_a_try_that_has_waited_rests_on_a_new_look(
 
 
 async def test_a_store_that_fails_while_settling_is_logged(
-    counting: LoginThrottle, fake: FakeStore, monkeypatch: pytest.MonkeyPatch
+    throttle: LoginThrottle, fake: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(_attempt_id: str, _settlement: CounterUpdate) -> None:
+    async def fail(_attempt_id: str, _update: CounterUpdate) -> None:
         raise StoreUnavailableError("down")
 
     monkeypatch.setattr(fake, "settle_attempt", fail)
-    async with counting.reserve(EMAIL, SOURCE):
+    async with throttle.reserve(EMAIL, SOURCE):
         pass
-    await counting.aclose()
+    await throttle.aclose()

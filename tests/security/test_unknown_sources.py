@@ -1,4 +1,4 @@
-"""What a stranger finds: no account to begin with, no way around a token, nothing to guess, and no way to crowd out."""
+"""Attacks without an account: no default account, no bypass of tokens, no predictable value, no denial of service."""
 
 import ast
 import asyncio
@@ -55,18 +55,18 @@ async def test_no_metadata_stands_for_a_token(client: Client, metadata: tuple[st
     request = auth_pb2.ValidateTokenRequest(token="garbage")
     stub: Any = auth_grpc.AuthServiceStub(client.channel)
     assert (await stub.ValidateToken(request, metadata=(metadata,))).state == INACTIVE
-    nobody = replace(client, admin=(metadata,))
-    assert (await failure(nobody.get_user(email=ADMIN_EMAIL))).reason == "CALLER_UNAUTHENTICATED"
+    unauthenticated = replace(client, admin=(metadata,))
+    assert (await failure(unauthenticated.get_user(email=ADMIN_EMAIL))).reason == "CALLER_UNAUTHENTICATED"
 
 
-# No other module may import them, and these only what is named.
+# No other module may use them, and these modules only the listed names.
 NOT_FOR_SECRETS = {
-    "random": {  # how long to pause, to remember and to wait, and who is next
+    "random": {  # backoff, cache lifetimes, waits and their order
         "client": {"SystemRandom"},
         "login_throttle": {"SystemRandom"},
         "refusal_pacer": {"SystemRandom"},
     },
-    "uuid": {"client": {"uuid4"}},  # makes a transaction's tries one
+    "uuid": {"client": {"uuid4"}},  # idempotency token of a transaction
 }
 
 
@@ -86,13 +86,13 @@ def test_nothing_secret_is_made_by_random_or_uuid() -> None:
 
 @pytest.fixture
 async def with_costly_hashes(settings: ServeSettings, clock: FakeClock) -> AsyncIterator[Client]:
-    """The cost at which production begins: a queue of hashes fills up."""
+    """A client of a service with production's lowest cost, at which the hash queue fills up."""
     async with served(replace(settings, bcrypt_cost=10), clock) as client:
         yield client
 
 
 async def test_guesses_without_pause_fail_no_validation_and_no_login_from_home(with_costly_hashes: Client) -> None:
-    """L3: of forty clients, each from an address of its own, most are refused while others' hashes are computed."""
+    """L3: most of forty clients, each from its own address, are refused while other hashes are computed."""
     client = with_costly_hashes
     await client.create_user()
     token = (await client.log_in(client_address=HOME)).tokens.access_token
