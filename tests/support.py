@@ -4,10 +4,12 @@ import contextlib
 import io
 import json
 import re
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +122,18 @@ class LogWitness:
 
     def leaks(self) -> list[str]:
         """Return the lines that hold a secret."""
-        # Thousands of secrets: whatever begins like none of them is passed over at once.
-        starts = {secret[:SECRET_MIN_LENGTH] for secret in self.secrets}
+        # Thousands of secrets and millions of characters: one look-up for each eight characters of a line.
+        size = SECRET_MIN_LENGTH
+        short = [secret for secret in self.secrets if len(secret) < 2 * size - 1]
+        by_piece: defaultdict[str, set[str]] = defaultdict(set)
+        for secret in self.secrets.difference(short):
+            for at in range(size):  # wherever it begins in a line, one of these pieces begins at a multiple of `size`
+                by_piece[secret[at : at + size]].add(secret)
 
         def holds_secret(line: str) -> bool:
-            is_suspect = any(line[at : at + SECRET_MIN_LENGTH] in starts for at in range(len(line)))
-            return is_suspect and any(secret in line for secret in self.secrets)
+            pieces = by_piece.keys() & {line[at : at + size] for at in range(0, len(line), size)}
+            suspects = chain(short, *(by_piece[piece] for piece in pieces))
+            return any(secret in line for secret in suspects)
 
         lines, messages = self.lines.getvalue().splitlines(), self.messages.getvalue().splitlines()
         logged = [line for line in lines if SECRET_SHAPES.search(line) or holds_secret(line)]
