@@ -1,4 +1,4 @@
-"""Install what tests run on, ahead of them: a first installation takes longer than a test may."""
+"""Install the named engines, or all, ahead of the tests: a first installation takes longer than a test may."""
 
 import sys
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from tests.engines import ENGINES, EngineUnavailableError, launch
 
 
 def main() -> None:
-    for name in ENGINES:
+    for name in sys.argv[1:] or ENGINES:
         _report(name, partial(_start, name))
     _report("grpcurl", tools.grpcurl)
 
