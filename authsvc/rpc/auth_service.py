@@ -1,15 +1,26 @@
-"""Handlers of authsvc.v1.AuthService: proto to use case and back, nothing else."""
+"""Handlers of authsvc.v1.AuthService: convert a request, call a use case, convert its result."""
+
+import structlog
 
 from authsvc.errors import InvalidFieldError
 from authsvc.rpc import messages
 from authsvc.rpc.authorization import Context
+from authsvc.rpc.statuses import status_for
+from authsvc.telemetry import metrics
+from authsvc.tokens.verification import InactiveReason
 from authsvc.usecases.login import Logins
 from authsvc.usecases.sessions import Sessions
-from authsvc.usecases.validation import Check, Validations
+from authsvc.usecases.validation import Check, Validation, Validations
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 
-MAX_BATCH = 100
+MAX_BATCH_SIZE = 100
+
+_log = structlog.get_logger(__name__)
+
+# Looking up a label takes longer than counting, so each outcome's counter is looked up once.
+_count_active = metrics.TOKEN_VALIDATIONS.labels("ACTIVE").inc
+_COUNT_INACTIVE = {reason: metrics.TOKEN_VALIDATIONS.labels(reason.name).inc for reason in InactiveReason}
 
 
 class AuthService(auth_grpc.AuthServiceServicer):
@@ -30,34 +41,31 @@ class AuthService(auth_grpc.AuthServiceServicer):
             client_address=request.client_address,
             client_label=request.client_label,
         )
-        return auth_pb2.AuthenticateResponse(tokens=messages.tokens_message(tokens), user=messages.user_message(user))
+        return auth_pb2.AuthenticateResponse(tokens=messages.tokens_to_proto(tokens), user=messages.user_to_proto(user))
 
     async def ValidateToken(
         self, request: auth_pb2.ValidateTokenRequest, context: Context
     ) -> auth_pb2.ValidateTokenResponse:
         """Validate an access token."""
-        return messages.validation_message(await self._validations.validate(messages.parse_check(request)))
+        return _validation_response(await self._validations.validate(messages.check_from_proto(request)))
 
     async def BatchValidateTokens(
         self, request: auth_pb2.BatchValidateTokensRequest, context: Context
     ) -> auth_pb2.BatchValidateTokensResponse:
-        """Validate several access tokens."""
-        if not 1 <= len(request.requests) <= MAX_BATCH:
-            raise InvalidFieldError("requests", f"must be 1 to {MAX_BATCH}")
-        checks = [messages.parse_check_or_error(each) for each in request.requests]
+        """Validate several access tokens; an item that fails leaves the others alone."""
+        if not 1 <= len(request.requests) <= MAX_BATCH_SIZE:
+            raise InvalidFieldError("requests", f"must be 1 to {MAX_BATCH_SIZE}")
+        checks = [_check_or_error(item) for item in request.requests]
         validations = iter(await self._validations.validate_all([c for c in checks if isinstance(c, Check)]))
-        return auth_pb2.BatchValidateTokensResponse(
-            results=[
-                messages.batch_result(next(validations) if isinstance(check, Check) else check) for check in checks
-            ]
-        )
+        outcomes = [next(validations) if isinstance(check, Check) else check for check in checks]
+        return auth_pb2.BatchValidateTokensResponse(results=map(_batch_result, outcomes))
 
     async def RefreshTokens(
         self, request: auth_pb2.RefreshTokensRequest, context: Context
     ) -> auth_pb2.RefreshTokensResponse:
-        """Return new tokens for a refresh token."""
+        """Rotate a refresh token and return new tokens."""
         tokens = await self._sessions.refresh(request.refresh_token, request.client_address)
-        return auth_pb2.RefreshTokensResponse(tokens=messages.tokens_message(tokens))
+        return auth_pb2.RefreshTokensResponse(tokens=messages.tokens_to_proto(tokens))
 
     async def RevokeToken(self, request: auth_pb2.RevokeTokenRequest, context: Context) -> auth_pb2.RevokeTokenResponse:
         """End the session of a token."""
@@ -75,8 +83,34 @@ class AuthService(auth_grpc.AuthServiceServicer):
             client_address=request.client_address,
             client_label=request.client_label,
         )
-        return auth_pb2.ChangePasswordResponse(tokens=messages.tokens_message(tokens))
+        return auth_pb2.ChangePasswordResponse(tokens=messages.tokens_to_proto(tokens))
 
     async def GetJwks(self, request: auth_pb2.GetJwksRequest, context: Context) -> auth_pb2.GetJwksResponse:
         """Return the public keys."""
         return auth_pb2.GetJwksResponse(jwks=self._sessions.jwks)
+
+
+def _check_or_error(request: auth_pb2.ValidateTokenRequest) -> Check | InvalidFieldError:
+    try:
+        return messages.check_from_proto(request)
+    except InvalidFieldError as error:
+        return error
+
+
+def _validation_response(validation: Validation) -> auth_pb2.ValidateTokenResponse:
+    """Count a validation and convert it."""
+    if isinstance(validation.outcome, InactiveReason):
+        _COUNT_INACTIVE[validation.outcome]()
+    else:
+        _count_active()
+    return messages.validation_to_proto(validation)
+
+
+def _batch_result(outcome: Validation | Exception) -> auth_pb2.BatchValidateTokensResponse.Result:
+    """Count and convert the outcome of one item; an error is also logged, without its text."""
+    if isinstance(outcome, Validation):
+        return auth_pb2.BatchValidateTokensResponse.Result(response=_validation_response(outcome))
+    status = status_for(outcome)
+    metrics.TOKEN_VALIDATIONS.labels(status.reason).inc()
+    _log.warning("batch_item_failed", reason=status.reason, error=type(outcome).__name__)
+    return auth_pb2.BatchValidateTokensResponse.Result(error=messages.status_to_proto(status))

@@ -1,9 +1,9 @@
-"""The callers file: which backends may call, by which API keys and TLS identities, with which permissions.
+"""The callers file: the backends that may call, with their credentials and permissions.
 
-The file is TOML, a table for each caller:
+The file is TOML and has one table for each caller:
 
     [callers.checkout]
-    api_key_sha256 = ["64 hexadecimal digits"]        # from authsvc callers new-key; two while a key is rotated
+    api_key_sha256 = ["64 hexadecimal digits"]  # printed by authsvc callers new-key; list two while you rotate a key
     tls_identities = ["spiffe://example.com/checkout", "checkout.example.com"]
     permissions = ["validate", "login"]
 """
@@ -26,12 +26,12 @@ API_KEY_BYTES = 32
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# In a certificate a URI has a scheme, and DNS names are case-insensitive. No wildcards: they name many hosts.
+# DNS names in certificates are case-insensitive, so the file has them in lower case. A wildcard would admit many hosts.
 _TLS_IDENTITY = re.compile(r"[a-z][a-z0-9+.-]*://[!-~]+|[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 
 
 class Permission(StrEnum):
-    """What a caller may do; authorization.PERMISSIONS says which RPCs that opens."""
+    """What a caller may do; authorization.PERMISSIONS maps RPCs to permissions."""
 
     VALIDATE = "validate"
     LOGIN = "login"
@@ -44,8 +44,10 @@ class Caller:
     """A backend that may call.
 
     Args:
-        api_key_sha256: SHA-256 of each of its API keys, in hexadecimal digits.
-        tls_identities: URIs and DNS names of its client certificates.
+        name: Name of its table in the callers file; the claim `client_id` of tokens and `caller` in the log.
+        permissions: What it may do.
+        api_key_sha256: SHA-256 of each of its API keys, 64 lower-case hexadecimal digits each.
+        tls_identities: URIs and DNS names in its client certificates.
     """
 
     name: str
@@ -55,10 +57,10 @@ class Caller:
 
 
 class Callers:
-    """The callers of one callers file, immutable.
+    """The callers of one version of the callers file; immutable.
 
     Args:
-        callers: No two of them share a key or an identity.
+        callers: Callers that share no API key and no TLS identity.
     """
 
     def __init__(self, callers: Sequence[Caller] = ()) -> None:
@@ -68,18 +70,22 @@ class Callers:
 
     @property
     def has_tls_identities(self) -> bool:
-        """Whether any caller is identified by a client certificate."""
+        """Whether any caller authenticates by a client certificate."""
         return bool(self._by_identity)
 
     def find_by_api_key(self, api_key: str) -> Caller | None:
-        """Return the caller with an API key.
+        """Return the caller with an API key; None where no caller has it.
 
         The look-up by digest need not take constant time: an attacker cannot choose a key by its digest.
         """
         return self._by_digest.get(api_key_digest(api_key))
 
     def find_by_tls_identities(self, identities: Iterable[str]) -> Caller | None:
-        """Return the caller whom a certificate's URIs and DNS names identify; None where they name several."""
+        """Return the caller that a certificate identifies; None where no caller or more than one matches.
+
+        Args:
+            identities: URIs and DNS names of the certificate.
+        """
         found = {self._by_identity[identity] for identity in identities if identity in self._by_identity}
         return found.pop() if len(found) == 1 else None
 
@@ -90,15 +96,18 @@ def new_api_key() -> str:
 
 
 def api_key_digest(api_key: str) -> str:
-    """Return the SHA-256 that the callers file holds of a key; 256 random bits need no slow hash."""
+    """Return the SHA-256 of an API key in hexadecimal digits, as the callers file has it.
+
+    A slow hash is not needed: an API key has 256 random bits.
+    """
     return hashlib.sha256(api_key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def watch_callers_file(path: Path) -> WatchedFile[Callers]:
-    """Return a watched callers file.
+    """Read a callers file and return it with its later changes.
 
     Raises:
-        CallersFileError: The file cannot be used now.
+        CallersFileError: The file cannot be read, or is invalid.
     """
     return WatchedFile(path, lambda: read_callers(path), "callers", lambda callers: {"callers": callers.names})
 
@@ -107,23 +116,23 @@ def read_callers(path: Path) -> Callers:
     """Read a callers file.
 
     Raises:
-        CallersFileError: The file cannot be read; or it lists every problem in it.
+        CallersFileError: The file cannot be read, or is invalid; the error lists every problem.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CallersFileError(path, [f"cannot be read: {error.strerror}"]) from None
     except (ValueError, RecursionError) as error:
-        # Only the position is shown: the text may hold a key by mistake.
-        place = re.search(r"\(at [^()]*\)", str(error))
-        raise CallersFileError(path, [f"is not TOML{' ' + place[0] if place else ''}"]) from None
-    problems = list(_problems(document))
+        # The error names the position alone: the text may hold an API key by mistake.
+        position = re.search(r"\(at [^()]*\)", str(error))
+        raise CallersFileError(path, [f"is not valid TOML{' ' + position[0] if position else ''}"]) from None
+    problems = list(_find_problems(document))
     if problems:
         raise CallersFileError(path, problems)
-    return Callers([_caller(name, table) for name, table in document["callers"].items()])
+    return Callers([_parse_caller(name, table) for name, table in document["callers"].items()])
 
 
-def _caller(name: str, table: Mapping[str, Any]) -> Caller:
+def _parse_caller(name: str, table: Mapping[str, Any]) -> Caller:
     return Caller(
         name=name,
         permissions=frozenset(map(Permission, table["permissions"])),
@@ -132,57 +141,58 @@ def _caller(name: str, table: Mapping[str, Any]) -> Caller:
     )
 
 
-def _problems(document: Mapping[str, Any]) -> Iterator[str]:
-    """Yield every problem, with the caller's name and never with text that could be a key."""
+def _find_problems(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield every problem, with the caller's name and without text that could be an API key."""
     callers = document.get("callers")
     if document.keys() - {"callers"}:
-        yield "must hold only tables [callers.NAME]"
+        yield "has entries outside [callers.NAME]; remove them"
     if not isinstance(callers, dict) or not callers:
-        yield "names no caller: [callers.NAME]"
+        yield "has no caller; add a table [callers.NAME]"
         return
-    owners: dict[str, str] = {}  # of each credential
+    owners: dict[str, str] = {}  # caller's name by credential
     for name, table in callers.items():
-        for problem in _problems_of_caller(name, table, owners):
+        for problem in _find_caller_problems(name, table, owners):
             yield f"caller {name!r}: {problem}"
 
 
-def _problems_of_caller(name: str, table: object, owners: dict[str, str]) -> Iterator[str]:
+def _find_caller_problems(name: str, table: object, owners: dict[str, str]) -> Iterator[str]:
     if not _NAME.fullmatch(name):
-        yield "the name must be 1 to 64 letters, digits, and . _ - that begin with a letter or digit"
+        yield f"the name must match {_NAME.pattern}"
     if not isinstance(table, dict):
-        yield "must be a table"
+        yield "must be a table [callers.NAME]"
         return
-    if table.keys() - _MEMBERS.keys():
-        yield f"has members other than {', '.join(_MEMBERS)}"
-    for member in _MEMBERS:
-        values = table.get(member, [])
-        yield from _problems_of_values(member, values) if isinstance(values, list) else [f"{member} must be a list"]
-    yield from _shared_credentials(name, table, owners)
+    if table.keys() - _FIELDS.keys():
+        yield f"has fields other than {', '.join(_FIELDS)}; remove them"
+    for field in _FIELDS:
+        values = table.get(field, [])
+        yield from _find_value_problems(field, values) if isinstance(values, list) else [f"{field} must be a list"]
+    yield from _find_shared_credentials(name, table, owners)
     if not table.get("api_key_sha256") and not table.get("tls_identities"):
-        yield "has neither api_key_sha256 nor tls_identities"
+        yield "has no credential; set api_key_sha256 or tls_identities"
     if not table.get("permissions"):
-        yield "has no permissions"
+        yield f"has no permission; set permissions to a list of {', '.join(Permission)}"
 
 
-def _problems_of_values(member: str, values: Iterable[object]) -> Iterator[str]:
-    is_good, form = _MEMBERS[member]
+def _find_value_problems(field: str, values: Iterable[object]) -> Iterator[str]:
+    is_valid, form = _FIELDS[field]
     for number, value in enumerate(values, start=1):
-        if not isinstance(value, str) or not is_good(value):
-            yield f"{member}, entry {number}: must be {form}"
+        if not isinstance(value, str) or not is_valid(value):
+            yield f"{field}, entry {number}: must be {form}"
 
 
-def _shared_credentials(name: str, table: Mapping[str, Any], owners: dict[str, str]) -> Iterator[str]:
-    """Yield the credentials that another caller has; record the others as this caller's."""
-    for member in ("api_key_sha256", "tls_identities"):
-        values = table.get(member)
+def _find_shared_credentials(name: str, table: Mapping[str, Any], owners: dict[str, str]) -> Iterator[str]:
+    """Yield a problem for each credential of another caller; record the other credentials as this caller's."""
+    for field in ("api_key_sha256", "tls_identities"):
+        values = table.get(field)
         for number, value in enumerate(values if isinstance(values, list) else (), start=1):
             owner = owners.setdefault(str(value), name)
             if owner != name:
-                yield f"{member}, entry {number}: also belongs to caller {owner!r}"
+                yield f"{field}, entry {number}: caller {owner!r} has it too; remove it from one of them"
 
 
-_MEMBERS: Mapping[str, tuple[Callable[[str], object], str]] = {
-    "api_key_sha256": (_SHA256.fullmatch, "64 hexadecimal digits in lower case, as authsvc callers new-key prints"),
-    "tls_identities": (_TLS_IDENTITY.fullmatch, "a URI, or a DNS name in lower case and without wildcards"),
+_FIELDS: Mapping[str, tuple[Callable[[str], object], str]] = {
+    "api_key_sha256": (_SHA256.fullmatch, "64 lower-case hexadecimal digits, as authsvc callers new-key prints them"),
+    "tls_identities": (_TLS_IDENTITY.fullmatch, "a URI, or a lower-case DNS name without wildcards"),
     "permissions": (frozenset(Permission).__contains__, f"one of {', '.join(Permission)}"),
 }
+"""Fields of a caller: the test that an entry must pass, and what the error says that it must be."""

@@ -86,7 +86,7 @@ class Middleware:
                 _log_error(method.full_name, context.peer(), status, error)
                 metadata = error_metadata(status, error, str(trace_id))
             else:
-                calls.good(begin)
+                calls.succeeded(begin)
                 return answer
             context.set_code(status.code)
             context.set_details(status.text)

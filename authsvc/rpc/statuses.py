@@ -1,4 +1,4 @@
-"""What a client gets for an error: one table of codes and reasons, and the details after google.rpc."""
+"""The status that a client gets for each error: code, reason, text and google.rpc details."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +14,18 @@ from authsvc import errors
 from authsvc.v1.errors_pb2 import ErrorReason
 
 DOMAIN = "authsvc"
-"""Domain of every ErrorInfo."""
+"""Domain of every google.rpc.ErrorInfo of this service."""
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a client gets for an error. The text is fixed per reason."""
+    """The status of an error.
+
+    Args:
+        code: gRPC status code.
+        reason: Name of an ErrorReason without its prefix.
+        text: Fixed text of the reason, so that no status holds request data or internals.
+    """
 
     code: grpc.StatusCode
     reason: str
@@ -27,7 +33,7 @@ class Status:
 
     @property
     def reason_number(self) -> ErrorReason.ValueType:
-        """The reason as the API's enum."""
+        """The number of the reason in the enum ErrorReason."""
         return ErrorReason.Value(f"ERROR_REASON_{self.reason}")
 
 
@@ -76,23 +82,23 @@ STATUS_BY_ERROR: Mapping[type[BaseException], Status] = {
         grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", "the store cannot answer in time"
     ),
     errors.CorruptItemError: INTERNAL,
-    # The last resort: a client cannot act on anything else.
+    # A bug: its text may hold anything, and a client cannot act on it.
     Exception: INTERNAL,
 }
 
 
 def status_for(error: Exception) -> Status:
-    """Return the status of an error: the row of its class, or of the nearest base class."""
+    """Return the status of an error, by its class or the nearest base class in STATUS_BY_ERROR."""
     return next(STATUS_BY_ERROR[c] for c in type(error).__mro__ if c in STATUS_BY_ERROR)
 
 
 def error_metadata(status: Status, error: Exception, trace_id: str) -> tuple[tuple[str, str | bytes], ...]:
-    """Return the trailing metadata of an error: google.rpc.Status with its details.
+    """Return the trailing metadata that carries a google.rpc.Status.
 
     Args:
-        status: As status_for returns it.
-        error: Carries the field or the retry delay, where it has one.
-        trace_id: Of the request, 32 hexadecimal digits.
+        status: Result of status_for for the error.
+        error: Its field becomes BadRequest, its retry delay RetryInfo, where it has one.
+        trace_id: Trace id of the request, 32 hexadecimal digits.
     """
     rich = status_pb2.Status(
         code=status.code.value[0],

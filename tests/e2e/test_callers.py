@@ -146,7 +146,13 @@ def test_a_key_is_replaced_without_a_refused_call(drill: Drill, key: str) -> Non
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [(None, "cannot be read: No such file or directory"), ("[callers.a]", "caller 'a': has no permissions")],
+    [
+        (None, "cannot be read: No such file or directory"),
+        (
+            "[callers.a]",
+            "caller 'a': has no permission; set permissions to a list of validate, login, sessions, users",
+        ),
+    ],
 )
 def test_serve_does_not_start_without_good_callers(settings: dict[str, str], content: str | None, told: str) -> None:
     file = Path(settings["AUTHSVC_CALLERS"])

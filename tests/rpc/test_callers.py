@@ -106,16 +106,18 @@ def test_a_new_key_has_256_bits_and_is_kept_as_its_digest() -> None:
 
 # What may be in the file
 
+NO_CALLER = "has no caller; add a table [callers.NAME]"
+OTHER_ENTRIES = "has entries outside [callers.NAME]; remove them"
 WHOLE: list[tuple[str, list[str]]] = [
-    ("", ["names no caller: [callers.NAME]"]),
-    ("[callers]", ["names no caller: [callers.NAME]"]),
-    ("callers = 1", ["names no caller: [callers.NAME]"]),
-    ("[caller.a]", ["must hold only tables [callers.NAME]", "names no caller: [callers.NAME]"]),
-    (f"x = 1\n{GOOD}", ["must hold only tables [callers.NAME]"]),
-    ("[callers.a", ["is not TOML (at end of document)"]),
-    (f"[callers.a]\nkey = {KEY}", ["is not TOML (at line 2, column 7)"]),
-    (f"[callers.a]\n{KEY} = 1\n{KEY} = 2", ["is not TOML (at end of document)"]),
-    ("x = " + "[" * 100_000, ["is not TOML"]),
+    ("", [NO_CALLER]),
+    ("[callers]", [NO_CALLER]),
+    ("callers = 1", [NO_CALLER]),
+    ("[caller.a]", [OTHER_ENTRIES, NO_CALLER]),
+    (f"x = 1\n{GOOD}", [OTHER_ENTRIES]),
+    ("[callers.a", ["is not valid TOML (at end of document)"]),
+    (f"[callers.a]\nkey = {KEY}", ["is not valid TOML (at line 2, column 7)"]),
+    (f"[callers.a]\n{KEY} = 1\n{KEY} = 2", ["is not valid TOML (at end of document)"]),
+    ("x = " + "[" * 100_000, ["is not valid TOML"]),
 ]
 
 
@@ -126,7 +128,7 @@ def test_a_file_that_names_nobody_is_refused(path: Path, text: str, problems: li
 
 def test_a_file_that_is_no_text_is_refused(path: Path) -> None:
     path.write_bytes(b"\xff")
-    with pytest.raises(CallersFileError, match=r"callers\.toml: is not TOML$"):
+    with pytest.raises(CallersFileError, match=r"callers\.toml: is not valid TOML$"):
         read_callers(path)
 
 
@@ -140,22 +142,24 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, make: Callable[[P
         read_callers(path)
 
 
-FORM_OF_NAMES = "the name must be 1 to 64 letters, digits, and . _ - that begin with a letter or digit"
-FORM_OF_DIGESTS = "must be 64 hexadecimal digits in lower case, as authsvc callers new-key prints"
-FORM_OF_IDENTITIES = "must be a URI, or a DNS name in lower case and without wildcards"
+FORM_OF_NAMES = "the name must match [A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+FORM_OF_DIGESTS = "must be 64 lower-case hexadecimal digits, as authsvc callers new-key prints them"
+FORM_OF_IDENTITIES = "must be a URI, or a lower-case DNS name without wildcards"
 FORM_OF_PERMISSIONS = "must be one of validate, login, sessions, users"
+NO_CREDENTIAL = "has no credential; set api_key_sha256 or tls_identities"
+NO_PERMISSION = "has no permission; set permissions to a list of validate, login, sessions, users"
 BAD: list[tuple[str, str, list[str]]] = [
     (name, f'api_key_sha256 = ["{DIGEST}"]\npermissions = ["login"]', [FORM_OF_NAMES])
     for name in ("", "a b", "-a", ".a", "a:b", "ä", "a" * 65, "a\x7f", "a/b")
 ] + [
-    ("a", "", ["has neither api_key_sha256 nor tls_identities", "has no permissions"]),
+    ("a", "", [NO_CREDENTIAL, NO_PERMISSION]),
     (
         "a",
         "api_key_sha256 = []\ntls_identities = []\npermissions = []",
-        ["has neither api_key_sha256 nor tls_identities", "has no permissions"],
+        [NO_CREDENTIAL, NO_PERMISSION],
     ),
-    ("a", 'permissions = ["login"]', ["has neither api_key_sha256 nor tls_identities"]),
-    ("a", f'api_key_sha256 = ["{DIGEST}"]', ["has no permissions"]),
+    ("a", 'permissions = ["login"]', [NO_CREDENTIAL]),
+    ("a", f'api_key_sha256 = ["{DIGEST}"]', [NO_PERMISSION]),
     (
         "a",
         f'api_key_sha256 = ["{DIGEST}"]\npermissions = ["login", "root", 1]',
@@ -169,7 +173,7 @@ BAD: list[tuple[str, str, list[str]]] = [
     (
         "a",
         f'api_key_sha256 = ["{DIGEST}"]\napi_keys = ["{KEY}"]\npermissions = ["login"]',
-        ["has members other than api_key_sha256, tls_identities, permissions"],
+        ["has fields other than api_key_sha256, tls_identities, permissions; remove them"],
     ),
 ]
 MALFORMED: dict[str, list[str]] = {
@@ -212,17 +216,17 @@ def test_a_credential_is_of_one_caller(path: Path) -> None:
     permissions = ["login"]
     """
     assert problems_of(path, GOOD + again) == [
-        "caller 'other': api_key_sha256, entry 2: also belongs to caller 'checkout'",
-        "caller 'other': tls_identities, entry 1: also belongs to caller 'admin.tool'",
+        "caller 'other': api_key_sha256, entry 2: caller 'checkout' has it too; remove it from one of them",
+        "caller 'other': tls_identities, entry 1: caller 'admin.tool' has it too; remove it from one of them",
     ]
 
 
 def test_problems_of_all_callers_are_told_at_once(path: Path) -> None:
     told = problems_of(path, "[callers]\na = 1\nb = {}\n")
     assert told == [
-        "caller 'a': must be a table",
-        "caller 'b': has neither api_key_sha256 nor tls_identities",
-        "caller 'b': has no permissions",
+        "caller 'a': must be a table [callers.NAME]",
+        f"caller 'b': {NO_CREDENTIAL}",
+        f"caller 'b': {NO_PERMISSION}",
     ]
 
 
@@ -347,7 +351,7 @@ def test_a_file_that_is_swapped_by_a_symlink_is_seen(tmp_path: Path) -> None:
 
 def test_at_its_start_it_refuses_a_broken_file(path: Path) -> None:
     path.write_text("[callers")
-    with pytest.raises(CallersFileError, match="is not TOML"):
+    with pytest.raises(CallersFileError, match="is not valid TOML"):
         watch_callers_file(path)
 
 
