@@ -43,7 +43,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-_NOT_DONE: Mapping[Event, tuple[Outcome, int]] = {
+_OUTCOMES: Mapping[Event, tuple[Outcome, int]] = {
     Event.LOGIN_REFUSED: (Outcome.REFUSED, logging.INFO),
     Event.LOGIN_THROTTLED: (Outcome.REFUSED, logging.INFO),
     Event.REFRESH_REFUSED: (Outcome.REFUSED, logging.INFO),
@@ -52,7 +52,7 @@ _NOT_DONE: Mapping[Event, tuple[Outcome, int]] = {
     Event.KEYS_NOT_RELOADED: (Outcome.FAILED, logging.ERROR),
     Event.CALLERS_NOT_RELOADED: (Outcome.FAILED, logging.ERROR),
 }
-"""With their log levels; what was done is logged as info."""
+"""Outcome and log level of each event that is not DONE at level info."""
 
 
 def record(event: Event, **members: object) -> None:
@@ -63,5 +63,5 @@ def record(event: Event, **members: object) -> None:
         members: By the same names for every event: `user_id`, `email_digest`, `session_id`, `source` (the end user's
             address), `reason` (why it was refused or failed).
     """
-    outcome, level = _NOT_DONE.get(event, (Outcome.DONE, logging.INFO))
+    outcome, level = _OUTCOMES.get(event, (Outcome.DONE, logging.INFO))
     _log.log(level, event.value, outcome=outcome.value, **members)

@@ -17,23 +17,25 @@ from authsvc.request_context import caller, trace_id
 from authsvc.telemetry import metrics
 
 _LIBRARY_LEVEL = logging.WARNING
-# It logs headers that are not UTF-8, a damaged API key for instance, and a stack for each client that disconnects.
-_SILENCED = "grpc._cython.cygrpc"
+# It logs headers that are not UTF-8, such as a damaged API key, and a stack for each client that disconnects.
+_SILENCED_LOGGER = "grpc._cython.cygrpc"
 _DIGEST_LENGTH = 16
 _digest_key = secrets.token_bytes(32)
-_process: dict[str, object] = {}
+_process_members: dict[str, object] = {}
 
 
-class _Handler(logging.StreamHandler[TextIO]):
-    """Writes lines of libraries; a line that cannot be written, for instance to a full disk, is counted and dropped."""
+class _LibraryHandler(logging.StreamHandler[TextIO]):
+    """Writes the lines of libraries. Counts and drops a line that cannot be written, for instance to a full disk."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - as logging has it
         """See logging.Handler."""
         metrics.LOG_LINES_DROPPED.inc()
 
 
-class _Logger:
-    """Writes the lines of this package directly: through logging each would take three times as long.
+class _LineLogger:
+    """Writes the lines of this package. Counts and drops a line that cannot be written.
+
+    Going through logging would take three times as long. structlog.WriteLogger has no name and raises on a full disk.
 
     Args:
         name: The logger's name, in each line.
@@ -72,10 +74,10 @@ def configure(
         level: Name of the lowest level that is written, for instance `info`.
         digest_key: Key of email_digest, so that all processes write the same digests; None: random.
         stream: Where lines go; None: stderr.
-        worker: Number of this worker, in each line; None: there are no workers.
+        worker: Number of this worker, in each line; None: the process is not a worker.
     """
-    global _digest_key, _process  # noqa: PLW0603 - one per process, as logging itself
-    _process = {} if worker is None else {"worker": worker}
+    global _digest_key, _process_members  # noqa: PLW0603 - one per process, as logging itself
+    _process_members = {} if worker is None else {"worker": worker}
     if digest_key is not None:
         _digest_key = digest_key.encode()
     stream = stream or sys.stderr
@@ -84,22 +86,22 @@ def configure(
         structlog.stdlib.add_logger_name,
         structlog.processors.format_exc_info,
         _add_request,
-        _add_process,
+        _add_process_members,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     is_console = log_format == "console" or (not log_format and stream.isatty())
     renderers: list[Processor] = (
-        [_one_line, structlog.dev.ConsoleRenderer(colors=stream.isatty(), repr_native_str=True)]
+        [_escape_control_characters, structlog.dev.ConsoleRenderer(colors=stream.isatty(), repr_native_str=True)]
         if is_console
         else [structlog.processors.JSONRenderer()]
     )
     structlog.configure(
         processors=[*shared, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=lambda name: _Logger(name, stream),
+        logger_factory=lambda name: _LineLogger(name, stream),
         cache_logger_on_first_use=False,
     )
-    handler = _Handler(stream)
+    handler = _LibraryHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
@@ -109,10 +111,10 @@ def configure(
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(_LIBRARY_LEVEL)
-    logging.getLogger(_SILENCED).setLevel(logging.CRITICAL)
+    logging.getLogger(_SILENCED_LOGGER).setLevel(logging.CRITICAL)
 
 
-def _one_line(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+def _escape_control_characters(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Escape control characters, so that no text breaks a console line or controls the terminal. Values are quoted."""
     event["event"] = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(event["event"]))
     if "exception" in event:
@@ -128,5 +130,5 @@ def _add_request(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
     return event
 
 
-def _add_process(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    return {**event, **_process}
+def _add_process_members(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    return {**event, **_process_members}

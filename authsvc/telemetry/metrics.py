@@ -33,7 +33,7 @@ _log = structlog.get_logger(__name__)
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 SERVING = Gauge("authsvc_serving", "Processes that report SERVING", multiprocess_mode="livesum")
-STARTS = Counter("authsvc_starts", "Processes that started to listen")
+STARTS = Counter("authsvc_starts", "Processes that have started to listen")
 RPCS = Counter("authsvc_rpc", "Finished RPCs", ["method", "code", "reason"])
 RPC_DURATION = Histogram("authsvc_rpc_duration_seconds", "Duration of an RPC in seconds", ["method"], buckets=_SECONDS)
 TOKEN_VALIDATIONS = Counter("authsvc_token_validations", "Validated tokens by outcome", ["outcome"])
@@ -57,7 +57,7 @@ KEY_READS_BATCH_SIZE = Histogram(
 )
 HASHES_PENDING = Gauge(
     "authsvc_hashes_pending",
-    "Password-hash slots in use: reserved, waiting or running",
+    "Queue slots of password hashes in use: reserved, waiting or running",
     multiprocess_mode="livesum",
 )
 HASHES_REFUSED = Counter("authsvc_hashes_refused", "Password hashes refused: queue full, or deadline too near")
@@ -67,7 +67,7 @@ LOG_LINES_DROPPED = Counter("authsvc_log_lines_dropped", "Log lines that could n
 
 
 class MethodCalls:
-    """Counts the calls of one RPC; the labels of the usual outcome are looked up once.
+    """Counts the calls of one RPC; looks up the labels of a successful call once.
 
     Args:
         method: Full name of the RPC.
@@ -75,16 +75,16 @@ class MethodCalls:
 
     def __init__(self, method: str) -> None:
         self._method = method
-        self._count_good = RPCS.labels(method, "OK", "").inc
+        self._count_success = RPCS.labels(method, "OK", "").inc
         self._observe = RPC_DURATION.labels(method).observe
 
-    def good(self, begin: float) -> None:
+    def succeeded(self, begin: float) -> None:
         """Count a call that succeeded; `begin` is its start by time.perf_counter."""
-        self._count_good()
+        self._count_success()
         self._observe(time.perf_counter() - begin)
 
     def failed(self, begin: float, code: str, reason: str = "") -> None:
-        """Count a call that failed."""
+        """Count a call that failed, with its gRPC status code and error reason."""
         RPCS.labels(self._method, code, reason).inc()
         self._observe(time.perf_counter() - begin)
 
@@ -100,14 +100,14 @@ def store_call(operation: str) -> Iterator[None]:
         error = type(raised).__name__
         raise
     finally:
-        count, observe = _of_store_call(operation, error)
+        count, observe = _store_call_samples(operation, error)
         count()
         observe(time.perf_counter() - begin)
 
 
 @functools.cache
-def _of_store_call(operation: str, error: str) -> tuple[Callable[[], None], Callable[[float], None]]:
-    """Look up the labels once per combination: every validation is such a call."""
+def _store_call_samples(operation: str, error: str) -> tuple[Callable[[], None], Callable[[float], None]]:
+    """Look up the labels once per combination, because every validation makes a store call."""
     return STORE_CALLS.labels(operation, error).inc, STORE_CALL_DURATION.labels(operation).observe
 
 

@@ -40,7 +40,7 @@ def own_log() -> Any:
 
 
 def only_line(stream: io.StringIO) -> str:
-    """The one line of a log; a terminal, too, must see no other."""
+    """Return the one line of a log, which has no character that a terminal would take for a line break."""
     text = stream.getvalue()
     assert text.endswith("\n")
     line = text[:-1]
@@ -125,7 +125,7 @@ def test_tracebacks_of_own_events_likewise(log_format: str) -> None:
 
 @pytest.mark.parametrize("log_format", FORMATS)
 def test_a_traceback_tells_no_variables(log_format: str) -> None:
-    """A password may be in one."""
+    """A local variable may hold a password."""
     stream = configured(log_format, stream=Terminal() if log_format == "console" else io.StringIO())
     try:
         fail(PASSWORD)
@@ -137,7 +137,7 @@ def test_a_traceback_tells_no_variables(log_format: str) -> None:
 @pytest.mark.parametrize("log_format", FORMATS)
 def test_stacks_stay_on_their_line(log_format: str) -> None:
     stream = configured(log_format)
-    logging.getLogger("some.library").warning("look", stack_info=True)
+    logging.getLogger("some.library").warning("slow", stack_info=True)
     assert "Stack (most recent call last)" in only_line(stream)
 
 
@@ -188,7 +188,7 @@ def test_lines_below_the_level_are_left_out_and_libraries_write_warnings_only() 
 
 
 def test_debug_lines_of_libraries_are_never_written() -> None:
-    """botocore would write credentials."""
+    """botocore logs credentials at level debug."""
     stream = configured("json", "debug")
     logging.getLogger("botocore").debug("headers")
     own_log().debug("own")
