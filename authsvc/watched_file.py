@@ -16,9 +16,9 @@ class WatchedFile(Generic[T]):
 
     Args:
         path: The file.
-        read: Reads it.
-        subject: What it holds: the prefix of its log events.
-        describe: Returns members of the log line of a reload.
+        read: Reads the file and returns its content.
+        subject: What the file holds: the prefix of its log events.
+        describe: Returns the members of the log line of a reload.
 
     Raises:
         OperatorError: The first read fails. Later failures are logged and leave the last good content.
@@ -49,7 +49,7 @@ class WatchedFile(Generic[T]):
         return self.content
 
     def _version(self) -> tuple[int, ...]:
-        """Return what differs after every change of the file, whatever tool made it."""
+        """Return numbers of which at least one differs after any change of the file."""
         try:
             stat = self._path.stat()
         except OSError:

@@ -65,7 +65,7 @@ def read_keys(path: Path) -> list[Key]:
 
 
 def watch_key_file(path: Path, clock: Clock) -> WatchedFile[KeyRing]:
-    """Return a watched key file.
+    """Return the key ring of a file, reloaded when the file changes.
 
     Raises:
         KeyFileError: The file cannot be used now.
@@ -82,7 +82,7 @@ def generate_key_file(path: Path, alg: str, now: datetime) -> list[Key]:
         KeyFileError: The file exists, or cannot be written.
     """
     jwks = [new_jwk(alg, status, now) for status in (KeyStatus.SIGNING, KeyStatus.NEXT)]
-    _write_new(path, json.dumps({"keys": jwks}, indent=2))
+    _create_file(path, json.dumps({"keys": jwks}, indent=2))
     return read_keys(path)
 
 
@@ -101,7 +101,7 @@ def rotate_keys(path: Path, access_token_ttl: timedelta, now: datetime) -> Rotat
     """
     with _locked(path):
         keys = {key.kid: key for key in read_keys(path)}
-        jwks = [jwk for jwk in _jwks(path) if not keys[jwk["kid"]].is_expired(now.timestamp())]
+        jwks = [jwk for jwk in _read_jwks(path) if not keys[jwk["kid"]].is_expired(now.timestamp())]
         signing = next(jwk for jwk in jwks if jwk["status"] == KeyStatus.SIGNING)
         following = next((jwk for jwk in jwks if jwk["status"] == KeyStatus.NEXT), None)
         if following is not None:
@@ -109,7 +109,7 @@ def rotate_keys(path: Path, access_token_ttl: timedelta, now: datetime) -> Rotat
             signing.update(status=KeyStatus.RETIRED, retire_time=int(retire_time.timestamp()))
             following.update(status=KeyStatus.SIGNING)
         added = new_jwk(signing["alg"], KeyStatus.NEXT, now)
-        written = {key.kid: key for key in _write(path, [*jwks, added])}
+        written = {key.kid: key for key in _write_jwks(path, [*jwks, added])}
         if following is None:
             return Rotation(None, written[signing["kid"]], written[added["kid"]])
         return Rotation(written[signing["kid"]], written[following["kid"]], written[added["kid"]])
@@ -126,20 +126,27 @@ def remove_key(path: Path, kid: str, now: datetime) -> list[Key]:
         removed = next((key for key in keys if key.kid == kid), None)
         if removed is None:
             raise KeyFileError(f"{path}: has no key {kid}")
-        jwks = [jwk for jwk in _jwks(path) if jwk["kid"] != kid]
+        jwks = [jwk for jwk in _read_jwks(path) if jwk["kid"] != kid]
         if removed.status is KeyStatus.SIGNING:
             following = next((jwk for jwk in jwks if jwk["status"] == KeyStatus.NEXT), None)
             if following is None:
-                raise KeyFileError(f"{path}: has no next key to sign in place of {kid}; authsvc keys rotate adds one")
+                raise KeyFileError(
+                    f"{path}: has no next key to sign instead of {kid}; add one: authsvc keys rotate {path}"
+                )
             following.update(status=KeyStatus.SIGNING)
         if removed.status is not KeyStatus.RETIRED:
             jwks.append(new_jwk(removed.alg, KeyStatus.NEXT, now))
-        return _write(path, jwks)
+        return _write_jwks(path, jwks)
+
+
+def was_just_published(key: Key, now: datetime) -> bool:
+    """Tell whether a key is so new that gateways may not know it yet."""
+    return now.timestamp() - key.create_time < PUBLISHED_BEFORE_SIGNING.total_seconds()
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Serialize commands that change a file. Its folder is locked, for the file itself is replaced."""
+    """Serialize commands that change a file. The lock is on its folder, because the file itself is replaced."""
     try:
         folder = os.open(path.resolve().parent, os.O_RDONLY)
     except OSError as error:
@@ -151,23 +158,18 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def was_just_published(key: Key, now: datetime) -> bool:
-    """Tell whether a key is so new that gateways may not know it yet."""
-    return now.timestamp() - key.create_time < PUBLISHED_BEFORE_SIGNING.total_seconds()
-
-
-def _jwks(path: Path) -> list[dict[str, Any]]:
+def _read_jwks(path: Path) -> list[dict[str, Any]]:
     jwks: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["keys"]
     return jwks
 
 
-def _write(path: Path, jwks: list[dict[str, Any]]) -> list[Key]:
+def _write_jwks(path: Path, jwks: list[dict[str, Any]]) -> list[Key]:
     _replace_file(path, json.dumps({"keys": jwks}, indent=2))
     return read_keys(path)
 
 
-def _write_new(path: Path, text: str) -> None:
-    """Create a file that only its owner may read; never overwrite one."""
+def _create_file(path: Path, text: str) -> None:
+    """Create a file that only its owner may read; os.link refuses to overwrite one."""
     with _temporary_file(path, text) as temporary:
         os.link(temporary, path)
 
@@ -183,7 +185,7 @@ def _replace_file(path: Path, text: str) -> None:
 
 @contextmanager
 def _temporary_file(path: Path, text: str) -> Iterator[str]:
-    """Write a text to a temporary file in the same folder, synced to disk before it takes the file's name."""
+    """Write a text to a temporary file in the same folder and sync it to disk."""
     try:
         handle, temporary = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.")
         try:

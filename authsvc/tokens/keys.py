@@ -49,7 +49,7 @@ class Key:
     """A key, and the one algorithm that it is used with.
 
     Args:
-        kid: Its id: the RFC 7638 thumbprint for keys made here.
+        kid: Its id: the RFC 7638 thumbprint where authsvc generated the key.
         create_time: Unix seconds.
         retire_time: Unix second from which it verifies nothing; None unless it is retired.
         public_jwk: Its public part.
@@ -117,20 +117,12 @@ def parse_keys(text: str) -> list[Key]:
 
 
 def _parse_key(jwk: Mapping[str, Any], name: str) -> Key:
-    kid, alg = jwk.get("kid"), jwk.get("alg")
+    kid = jwk.get("kid")
     if not isinstance(kid, str) or not kid:
         raise KeyFileError(f"{name}: kid is missing")
     name = f"key {kid}"
-    if jwk.get("kty") == "oct":
-        raise KeyFileError(f"{name}: symmetric keys are refused")
-    if not isinstance(alg, str) or alg not in _ALGORITHMS:
-        raise KeyFileError(f"{name}: alg must be {' or '.join(ALGORITHMS)}")
-    if jwk.get("use", "sig") != "sig":
-        raise KeyFileError(f"{name}: use must be sig")
-    if jwk.get("status") not in tuple(KeyStatus):
-        raise KeyFileError(f"{name}: status must be {', '.join(KeyStatus)}")
-    private_key, public_key = _load_key(jwk, name)
-    status = KeyStatus(jwk["status"])
+    alg, status = _parse_use(jwk, name)
+    private_key, public_key = _load_key(jwk, alg, name)
     if private_key is None and status is not KeyStatus.RETIRED:
         raise KeyFileError(f"{name}: has no private part, so it cannot sign")
     retire_time = _parse_seconds(jwk, "retire_time", name)
@@ -148,13 +140,27 @@ def _parse_key(jwk: Mapping[str, Any], name: str) -> Key:
     )
 
 
-def _load_key(jwk: Mapping[str, Any], name: str) -> tuple[Any, Any]:
+def _parse_use(jwk: Mapping[str, Any], name: str) -> tuple[str, KeyStatus]:
+    """Return the algorithm that a key is used with, and its status."""
+    alg = jwk.get("alg")
+    if jwk.get("kty") == "oct":
+        raise KeyFileError(f"{name}: symmetric keys are refused")
+    if not isinstance(alg, str) or alg not in _ALGORITHMS:
+        raise KeyFileError(f"{name}: alg must be {' or '.join(ALGORITHMS)}")
+    if jwk.get("use", "sig") != "sig":
+        raise KeyFileError(f"{name}: use must be sig")
+    if jwk.get("status") not in tuple(KeyStatus):
+        raise KeyFileError(f"{name}: status must be {', '.join(KeyStatus)}")
+    return alg, KeyStatus(jwk["status"])
+
+
+def _load_key(jwk: Mapping[str, Any], alg: str, name: str) -> tuple[Any, Any]:
     """Return the private part, None where the JWK has none, and the public part."""
-    algorithm = _ALGORITHMS[jwk["alg"]]
+    algorithm = _ALGORITHMS[alg]
     try:
         key: Any = algorithm.prepare_key(algorithm.from_jwk(dict(jwk)))
     except (InvalidKeyError, ValueError, KeyError, TypeError):
-        raise KeyFileError(f"{name}: is not a key for {jwk['alg']}") from None
+        raise KeyFileError(f"{name}: is not a key for {alg}") from None
     if isinstance(key, rsa.RSAPrivateKey | rsa.RSAPublicKey) and key.key_size < RSA_MIN_BITS:
         raise KeyFileError(f"{name}: has {key.key_size} bits; RSA needs {RSA_MIN_BITS}")
     is_private = isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey)
@@ -175,11 +181,17 @@ def _public_jwk(public_key: object, alg: str, kid: str) -> Mapping[str, str]:
 
 
 def new_jwk(alg: str, status: KeyStatus, now: datetime) -> dict[str, Any]:
-    """Return a new private JWK, whose id does not begin with a dash: commands would take it for an option."""
+    """Return a new private JWK, with its status and creation time.
+
+    Args:
+        alg: One of ALGORITHMS.
+        status: Its status.
+        now: Its creation time.
+    """
     while True:
         jwk = _new_private_jwk(alg)
         kid = _thumbprint({member: jwk[member] for member in ("kty", *_PUBLIC_MEMBERS[alg])})
-        if not kid.startswith("-"):
+        if not kid.startswith("-"):  # the command line would take such an id for an option
             break
     return {
         **jwk,

@@ -68,7 +68,7 @@ def parts_of(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def test_an_issued_token_has_exactly_these_members(tokens: AccessTokens, keys: list[Key]) -> None:
-    """ASVS-9.2.4: one audience, as a text."""
+    """ASVS-9.2.4: one audience, as a string."""
     header, claims = parts_of(issue(tokens))
     assert header == {"alg": "ES256", "kid": keys[0].kid, "typ": "at+jwt"}
     assert len(claims.pop("jti")) >= 22
@@ -127,7 +127,7 @@ def test_an_issued_token_hides_itself_in_reprs(tokens: AccessTokens) -> None:
 
 
 Change = Callable[[Forge], str]
-# Each text has every fault of the lines below it that it can have, so that the order of decision shows.
+# Each token also has the faults of the rows below it, as far as it can, so that the order of decision shows.
 IN_ORDER: list[tuple[str, InactiveReason, Change]] = [
     ("a refresh token", InactiveReason.WRONG_TYPE, lambda forge: f"rt_{forge.good}.x"),
     ("four segments", InactiveReason.MALFORMED, lambda forge: forge.with_header(typ="JWT") + ".x"),
@@ -184,7 +184,7 @@ def test_the_leeway_is_at_most_a_minute() -> None:
         ({}, -LEEWAY_SECONDS - 1, InactiveReason.NOT_YET_VALID),
         ({"nbf": SECOND + 100}, 100 - LEEWAY_SECONDS, None),
         ({"nbf": SECOND + 100}, 100 - LEEWAY_SECONDS - 1, InactiveReason.NOT_YET_VALID),
-        # nbf lifts no limit that iat sets.
+        # nbf does not lift the limit that iat sets.
         ({"nbf": SECOND - 500}, -LEEWAY_SECONDS - 1, InactiveReason.NOT_YET_VALID),
     ],
 )
@@ -270,7 +270,7 @@ def members_of(key: Key) -> dict[str, Any]:
 
 
 def test_a_retired_key_verifies_nothing_after_its_time(keys: list[Key], forge: Forge) -> None:
-    """ASVS-11.1.1: neither new tokens nor remembered ones."""
+    """ASVS-11.1.1: neither new tokens nor cached ones."""
     signing, following = keys
     retired = {"status": keys_module.KeyStatus.RETIRED, "retire_time": SECOND + 60}
     ring = KeyRing(
@@ -329,7 +329,7 @@ SEGMENTS = st.from_regex(r"[\w-]{1,40}\.[\w-]{1,40}\.[\w-]{1,40}", fullmatch=Tru
 @example(text="a.\udfff.b")
 @given(text=TEXTS | SEGMENTS | st.from_regex(r"rt_.*"))
 def test_any_text_is_inactive_and_none_raises(signing_keys: Path, text: str) -> None:
-    """Lone surrogates too, which no RPC can carry."""
+    """Including lone surrogates, which an RPC cannot carry."""
     tokens = AccessTokens(ring_of(signing_keys), ISSUER, AUDIENCE, timedelta(minutes=15))
     assert tokens.verify(text, NOW) in {InactiveReason.MALFORMED, InactiveReason.WRONG_TYPE}
 

@@ -1,4 +1,4 @@
-"""A key file through its life: rotation, removal, and a service that follows every change of it."""
+"""A key file: rotation, removal, and the reload by a running service."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_a_rotation_lets_the_next_key_sign_and_keeps_the_old_one(tmp_path: Path,
 
 
 def test_of_rotations_at_once_each_is_made(path: Path, clock: FakeClock) -> None:
-    """Or one would drop a key that another has published."""
+    """Without the lock, one rotation would drop a key that another has published."""
     with ThreadPoolExecutor(4) as pool:
         rotations = [each.result() for each in [pool.submit(rotate_keys, path, TTL, clock()) for _ in range(20)]]
     added = {rotation.following.kid for rotation in rotations}
@@ -136,16 +136,16 @@ def test_in_place_of_a_removed_key_the_published_one_signs(path: Path, clock: Fa
 
 def test_a_key_that_is_not_there_is_told(path: Path, clock: FakeClock) -> None:
     before = path.read_bytes()
-    with pytest.raises(KeyFileError, match=r"keys\.json: has no key nobody$"):
-        remove_key(path, "nobody", clock())
+    with pytest.raises(KeyFileError, match=r"keys\.json: has no key unknown$"):
+        remove_key(path, "unknown", clock())
     assert path.read_bytes() == before
 
 
 def test_the_only_key_is_not_removed(path: Path, clock: FakeClock) -> None:
     change(path, list.pop)
     (signing,) = kids(path, KeyStatus.SIGNING)
-    told = rf"keys\.json: has no next key to sign in place of {signing}; authsvc keys rotate adds one$"
-    with pytest.raises(KeyFileError, match=told):
+    expected = f"{path}: has no next key to sign instead of {signing}; add one: authsvc keys rotate {path}"
+    with pytest.raises(KeyFileError, match=f"^{re.escape(expected)}$"):
         remove_key(path, signing, clock())
     rotate_keys(path, TTL, clock())
     assert signing not in [key.kid for key in remove_key(path, signing, clock())]
@@ -169,13 +169,13 @@ def test_a_change_is_written_whole_or_not_at_all(path: Path, clock: FakeClock, m
 
 
 def test_a_changed_file_is_its_owners_alone(path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where root rotates what a service of another name reads."""
-    given: list[tuple[int, int]] = []
-    monkeypatch.setattr(os, "chown", lambda _, user, group: given.append((user, group)))
+    """Also where root rotates the keys of a service that runs as another user."""
+    owners: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "chown", lambda _, user, group: owners.append((user, group)))
     path.chmod(0o644)
     rotate_keys(path, TTL, clock())
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert given == [(path.stat().st_uid, path.stat().st_gid)]
+    assert owners == [(path.stat().st_uid, path.stat().st_gid)]
 
 
 def test_a_symlink_stays_one(path: Path, clock: FakeClock) -> None:
@@ -187,58 +187,58 @@ def test_a_symlink_stays_one(path: Path, clock: FakeClock) -> None:
     assert sorted(path.parent.iterdir()) == [path, link]
 
 
-# Following
+# Reload
 
 
-class Followed:
-    """A key file that is followed, and what the log says of it."""
+class WatchedKeys:
+    """A watched key file, and the events that it logs."""
 
     def __init__(self, path: Path, clock: FakeClock) -> None:
         self.path = path
         self.file = watch_key_file(path, clock)
         self._position = len(WITNESS.lines.getvalue())
 
-    def refresh(self) -> str:
-        """Return the key that signs after a look at the file."""
+    def reload(self) -> str:
+        """Return the id of the signing key, after a reload where the file has changed."""
         return self.file.reload_if_changed().signing_key.kid
 
     @property
     def events(self) -> list[str]:
-        """What was logged since the last look here."""
+        """The events that were logged since this was last read."""
         text = WITNESS.lines.getvalue()[self._position :]
         self._position += len(text)
         return [json.loads(line)["event"] for line in text.splitlines()]
 
 
 @pytest.fixture
-def followed(path: Path, clock: FakeClock) -> Followed:
-    return Followed(path, clock)
+def watched(path: Path, clock: FakeClock) -> WatchedKeys:
+    return WatchedKeys(path, clock)
 
 
 def replace(path: Path, text: str) -> None:
-    """Write as a careful program does."""
+    """Replace the file atomically."""
     other = path.with_name("other")
     other.write_text(text)
     other.replace(path)
 
 
-def test_a_file_that_does_not_change_is_not_read_again(followed: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_does_not_change_is_not_read_again(watched: WatchedKeys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(key_file, "read_key_ring")
-    ring = followed.file.content
-    assert followed.file.reload_if_changed() is ring
-    assert followed.events == []
+    ring = watched.file.content
+    assert watched.file.reload_if_changed() is ring
+    assert watched.events == []
 
 
-def test_a_rotation_is_seen(followed: Followed, clock: FakeClock) -> None:
-    rotation = rotate_keys(followed.path, TTL, clock())
-    assert followed.refresh() == rotation.signing.kid
-    assert followed.events == ["keys_reloaded"]
-    assert followed.refresh() == rotation.signing.kid
-    assert followed.events == []
+def test_a_rotation_is_seen(watched: WatchedKeys, clock: FakeClock) -> None:
+    rotation = rotate_keys(watched.path, TTL, clock())
+    assert watched.reload() == rotation.signing.kid
+    assert watched.events == ["keys_reloaded"]
+    assert watched.reload() == rotation.signing.kid
+    assert watched.events == []
 
 
 def test_a_secret_that_is_swapped_by_a_symlink_is_seen(path: Path, clock: FakeClock) -> None:
-    """As Kubernetes does it: the file's link leads through one to a folder, and that one is replaced."""
+    """Kubernetes mounts a file as a link through a link to a folder, and replaces the folder's link."""
     volume = path.parent / "volume"
     for name in ("1", "2"):
         (volume / name).mkdir(parents=True)
@@ -246,10 +246,10 @@ def test_a_secret_that_is_swapped_by_a_symlink_is_seen(path: Path, clock: FakeCl
     (volume / "data").symlink_to("1")
     mounted = volume / "keys.json"
     mounted.symlink_to("data/keys.json")
-    followed = Followed(mounted, clock)
+    watched = WatchedKeys(mounted, clock)
     (volume / "new").symlink_to("2")
     (volume / "new").replace(volume / "data")
-    assert followed.refresh() == kids(volume / "2" / "keys.json", KeyStatus.SIGNING)[0]
+    assert watched.reload() == kids(volume / "2" / "keys.json", KeyStatus.SIGNING)[0]
 
 
 def as_bytes(edit: Callable[[str], str]) -> Callable[[Path], object]:
@@ -286,40 +286,40 @@ BROKEN: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", BROKEN.values(), ids=BROKEN)
 def test_a_broken_file_keeps_the_last_good_keys(
-    followed: Followed, clock: FakeClock, damage: Callable[[Path], object]
+    watched: WatchedKeys, clock: FakeClock, damage: Callable[[Path], object]
 ) -> None:
-    """F16: an error for each change, and what is restored is taken."""
-    good = followed.path.read_text()
-    ring = followed.file.content
-    damage(followed.path)
-    assert followed.file.reload_if_changed() is ring
-    assert followed.file.reload_if_changed() is ring
-    assert followed.events == ["keys_not_reloaded"]
-    if followed.path.is_dir():
-        followed.path.rmdir()
-    followed.path.unlink(missing_ok=True)
-    followed.refresh()
-    assert set(followed.events) <= {"keys_not_reloaded"}
-    followed.path.write_text(good)
-    rotation = rotate_keys(followed.path, TTL, clock())
-    assert followed.refresh() == rotation.signing.kid
-    assert followed.events == ["keys_reloaded"]
+    """F16: each change logs one error, and a restored file is loaded."""
+    good = watched.path.read_text()
+    ring = watched.file.content
+    damage(watched.path)
+    assert watched.file.reload_if_changed() is ring
+    assert watched.file.reload_if_changed() is ring
+    assert watched.events == ["keys_not_reloaded"]
+    if watched.path.is_dir():
+        watched.path.rmdir()
+    watched.path.unlink(missing_ok=True)
+    watched.reload()
+    assert set(watched.events) <= {"keys_not_reloaded"}
+    watched.path.write_text(good)
+    rotation = rotate_keys(watched.path, TTL, clock())
+    assert watched.reload() == rotation.signing.kid
+    assert watched.events == ["keys_reloaded"]
 
 
-def test_each_change_of_a_broken_file_is_told_once(followed: Followed) -> None:
+def test_each_change_of_a_broken_file_is_told_once(watched: WatchedKeys) -> None:
     for text in ("{", "{}", "["):
-        replace(followed.path, text)
-        followed.refresh()
-        followed.refresh()
-    assert followed.events == ["keys_not_reloaded"] * 3
+        replace(watched.path, text)
+        watched.reload()
+        watched.reload()
+    assert watched.events == ["keys_not_reloaded"] * 3
 
 
 def test_a_file_that_cannot_be_read_for_a_moment_is_taken_afterwards(
-    followed: Followed, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    watched: WatchedKeys, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is moved away between the look at it and its reading, and back."""
-    rotation = rotate_keys(followed.path, TTL, clock())
-    away = followed.path.with_name("away")
+    """The file is moved away after its version was taken, and back after the failed read."""
+    rotation = rotate_keys(watched.path, TTL, clock())
+    away = watched.path.with_name("away")
 
     def read_meanwhile(path: Path, now: Any) -> Any:
         path.rename(away)
@@ -330,26 +330,26 @@ def test_a_file_that_cannot_be_read_for_a_moment_is_taken_afterwards(
 
     with monkeypatch.context() as patch:
         patch.setattr(key_file, "read_key_ring", read_meanwhile)
-        followed.refresh()
-    assert followed.events == ["keys_not_reloaded"]
-    assert followed.refresh() == rotation.signing.kid
+        watched.reload()
+    assert watched.events == ["keys_not_reloaded"]
+    assert watched.reload() == rotation.signing.kid
 
 
 def test_rights_that_are_given_later_are_seen(
-    followed: Followed, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    watched: WatchedKeys, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Root reads every file, so the refusal is played."""
+    """Root may read every file, so the test fakes the refusal."""
 
     def refuse(path: Path, _: object) -> None:
         raise KeyFileError(f"{path}: cannot be read: Permission denied")
 
-    rotation = rotate_keys(followed.path, TTL, clock())
-    followed.path.chmod(0o000)
+    rotation = rotate_keys(watched.path, TTL, clock())
+    watched.path.chmod(0o000)
     with monkeypatch.context() as patch:
         patch.setattr(key_file, "read_key_ring", refuse)
-        followed.refresh()
-    followed.path.chmod(0o600)
-    assert followed.refresh() == rotation.signing.kid
+        watched.reload()
+    watched.path.chmod(0o600)
+    assert watched.reload() == rotation.signing.kid
 
 
 def test_at_its_start_it_refuses_a_broken_file(path: Path, clock: FakeClock) -> None:

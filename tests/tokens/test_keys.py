@@ -37,7 +37,7 @@ def generated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def es256(tmp_path_factory: pytest.TempPathFactory) -> list[Jwk]:
-    """The keys of a generated file, as they stand in it."""
+    """The JWKs of a generated file."""
     path = tmp_path_factory.mktemp("keys") / "keys.json"
     generate_key_file(path, "ES256", NOW)
     jwks: list[Jwk] = json.loads(path.read_text())["keys"]
@@ -55,7 +55,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 
 def problem_of(path: Path) -> str:
-    """What is wrong with a file; every text names it."""
+    """Return the error text of a file, without the path that every text begins with."""
     with pytest.raises(KeyFileError) as refused:
         read_keys(path)
     text = str(refused.value)
@@ -228,12 +228,20 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("retire time a text", {"retire_time": "never"}, "key KID: retire_time must be Unix seconds, a whole number"),
     ("time negative", {"create_time": -1}, "key KID: create_time must be Unix seconds, a whole number"),
     (
-        "time nobody can tell",
+        "time after the year 9999",
         {"status": "retired", "retire_time": keys_module.MAX_SECOND + 1},
         "key KID: retire_time must be Unix seconds, a whole number",
     ),
-    ("a time it needs not", {"retire_time": SECOND}, "key KID: retired keys have a retire_time, others have none"),
-    ("no time it needs", {"status": "retired"}, "key KID: retired keys have a retire_time, others have none"),
+    (
+        "retire time of a key that is not retired",
+        {"retire_time": SECOND},
+        "key KID: retired keys have a retire_time, others have none",
+    ),
+    (
+        "retired without a retire time",
+        {"status": "retired"},
+        "key KID: retired keys have a retire_time, others have none",
+    ),
     ("kty missing", {"kty": None}, "key KID: is not a key for ES256"),
     ("kty unknown", {"kty": "OKP"}, "key KID: is not a key for ES256"),
     ("curve unknown", {"crv": "P-999"}, "key KID: is not a key for ES256"),
@@ -255,7 +263,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 def test_keys_that_are_refused(
     write: Callable[..., Path], es256: list[Jwk], changes: dict[str, Any], problem: str
 ) -> None:
-    """ASVS-11.2.3: each with a message that says what is wrong."""
+    """ASVS-11.2.3: each error text states what is wrong."""
     signing, following = es256
     text = problem_of(write({**signing, **changes}, following))
     assert text == problem.replace("KID", signing["kid"])
@@ -281,7 +289,7 @@ def test_exactly_one_key_signs(write: Callable[..., Path], es256: list[Jwk]) -> 
 
 
 def test_other_curves_are_refused(write: Callable[..., Path], es256: list[Jwk]) -> None:
-    """ASVS-11.2.3: each in its own form, not only under a wrong name."""
+    """ASVS-11.2.3: a valid key of another curve, not only a wrong curve name."""
     for curve in (ec.SECP256K1(), ec.SECP384R1(), ec.SECP521R1()):
         jwk = ECAlgorithm.to_jwk(ec.generate_private_key(curve), as_dict=True)
         members = {"kid": "other", "alg": "ES256", "use": "sig", "status": "next"}
@@ -317,7 +325,7 @@ def test_a_retired_key_may_be_public_alone_and_use_may_be_left_out(
 
 
 def test_a_retired_key_verifies_until_its_time(write: Callable[..., Path], es256: list[Jwk]) -> None:
-    """ASVS-11.1.1: then it is gone, also from what is published."""
+    """ASVS-11.1.1: afterwards it is not published either."""
     signing, other = es256
     path = write(signing, retired(other, SECOND + 60))
     before = read_key_ring(path, NOW + timedelta(seconds=59))
@@ -412,7 +420,7 @@ def test_rsa_with_more_than_two_primes_is_refused(write: Callable[..., Path], rs
 
 
 def test_no_new_key_has_an_id_that_begins_with_a_dash() -> None:
-    """One thumbprint in 64 does, and a command would take it for an option."""
+    """One thumbprint in 64 does, and the command line would take it for an option."""
     kids = [new_jwk("ES256", KeyStatus.NEXT, utc_now())["kid"] for _ in range(1000)]
     assert not [kid for kid in kids if kid.startswith("-")]
     assert len(set(kids)) == len(kids)

@@ -86,7 +86,7 @@ USER, SESSION_ID, SESSION_PART, ROTATING_PART = GOOD.removeprefix("rt_").split("
         f"rt_A.{SESSION_ID}.{SESSION_PART}.{ROTATING_PART}",
         f"rt__w.{SESSION_ID}.{SESSION_PART}.{ROTATING_PART}",
         f"rt_{'A' * 343}.{SESSION_ID}.{SESSION_PART}.{ROTATING_PART}",
-        # The last character holds bits that say nothing: a second spelling of the same bytes.
+        # The last character holds unused bits: a second spelling of the same bytes.
         f"rt_{USER}.{SESSION_ID}.{SESSION_PART[:-1]}{chr(ord(SESSION_PART[-1]) + 1)}.{ROTATING_PART}",
         f"rt_{USER}.{SESSION_ID}.{SESSION_PART}.{ROTATING_PART[:-1]}{chr(ord(ROTATING_PART[-1]) + 1)}",
         f"rt_{USER}.{SESSION_ID}.{SESSION_PART}.{'ä' * 43}",
@@ -109,7 +109,7 @@ def test_whoever_has_a_token_and_the_nonce_has_its_successor() -> None:
     assert following == next_token(token, nonce)
     assert (following.user_id, following.session_id) == (token.user_id, token.session_id)
     assert following.session_part == token.session_part
-    # Published HMAC-SHA-256, so that another program can tell what follows (RFC 2104).
+    # HMAC-SHA-256 (RFC 2104) is documented, so that another program can compute the next token.
     assert following.rotating_part == hmac.new(token.rotating_part, nonce, hashlib.sha256).digest()
     assert next_token(token, new_nonce()) != following
     assert len({new_nonce() for _ in range(1000)}) == 1000
