@@ -107,8 +107,8 @@ CREATE TABLE login_attempts (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX login_attempts_by_expire_time ON login_attempts (expire_time);
 """
-_STEPS = (_VERSION_1, _VERSION_2)
-"""What makes each version of the one before it."""
+_UPGRADES = (_VERSION_1, _VERSION_2)
+"""Upgrades of the schema: each takes a file to the next version."""
 
 _INSERT_USER = """
 INSERT INTO users VALUES (:user_id, :email, :role, :password_hash, :is_active, :token_generation,
@@ -140,7 +140,7 @@ class SQLiteStore:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite-writer")
 
     def close(self) -> None:
-        """Finish the write under way and close the file."""
+        """Finish the write in flight and close the file."""
         self._thread.shutdown()
         self._reader.close()
         self._writer.close()
@@ -176,7 +176,7 @@ class SQLiteStore:
         return _user_state(rows[0]) if rows else None
 
     async def get_user_by_email(self, email: Email) -> EmailOwner:
-        """See Store: every row here is of this service's making, so the normal form is all there is."""
+        """See Store: only this service writes the file, so every address is in normal form."""
         rows = self._read("SELECT * FROM users WHERE email = ?", email.normal)
         return EmailOwner(_one_user(rows), is_claimed=True)
 
@@ -268,14 +268,14 @@ class SQLiteStore:
     async def check_tables(self) -> list[Finding]:
         """See Store."""
         version = _schema_version(self._reader)
-        is_sound = self._read("PRAGMA integrity_check(1)")[0][0] == "ok"
+        is_intact = self._read("PRAGMA integrity_check(1)")[0][0] == "ok"
         return [
             Finding(
                 f"schema version {SCHEMA_VERSION}",
                 "" if version == SCHEMA_VERSION else f"is {version}",
                 "authsvc tables create" if version < SCHEMA_VERSION else "use the authsvc that wrote the file",
             ),
-            Finding("file is sound", "" if is_sound else "is damaged", "restore it from a backup"),
+            Finding("file integrity", "" if is_intact else "is damaged", "restore it from a backup"),
         ]
 
     def _read(self, query: str, *values: object) -> list[sqlite3.Row]:
@@ -283,14 +283,14 @@ class SQLiteStore:
             return self._reader.execute(query, values).fetchall()
 
     async def _write_user(self, user_id: str, write: Callable[[sqlite3.Connection], T]) -> T:
-        """Change a user's row, and tell of it however that ends."""
+        """Change a user's row, and report the change however the transaction ends."""
         try:
             return await self._write(write)
         finally:
             self._on_user_changed(user_id)
 
     async def _write(self, write: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a transaction in the writer's thread; what it raises rolls it back."""
+        """Run a transaction in the writer's thread; an exception rolls it back."""
 
         def transact() -> T:
             with _as_store_errors(), _immediate(self._writer) as db:
@@ -310,7 +310,7 @@ def _create_user(db: sqlite3.Connection, user: User, now: datetime, request_dige
         query = "SELECT * FROM requests WHERE request_digest = ?"
         earlier = db.execute(query, (request_digest,)).fetchone()
         if earlier is not None:
-            return _requested_user(db, earlier, user)
+            return _find_user_of_request(db, earlier, user)
         values = (request_digest, user.user_id, user.email, now + REQUEST_ID_TTL)
         db.execute("INSERT INTO requests VALUES (?, ?, ?, ?)", [_plain(value) for value in values])
     try:
@@ -333,7 +333,7 @@ def _update_user(db: sqlite3.Connection, expected: User, new: User) -> None:
 
 
 def _replace_session(db: sqlite3.Connection, expected: Session, new: Session) -> bool:
-    """Replace a session that lives and has the expected rotating part; tell whether it had."""
+    """Replace a session that has not ended and has the expected rotating part; return whether it did."""
     query = (
         "DELETE FROM sessions WHERE user_id = ? AND session_id = ? AND rotating_part_sha256 = ? AND end_time IS NULL"
     )
@@ -358,14 +358,14 @@ def _end_session(
     ended = replace(user, revoked_sessions=in_force | {revocation_entry(session_id, until)})
     if len(in_force) >= MAX_REVOKED_SESSIONS:
         _log.warning("revocations_full", user_id=user_id, effect="all sessions of the user end")
-        ended = replace(user, token_generation=user.token_generation + 1, revoked_sessions=frozenset())
+        ended = user.with_sessions_ended()
     _update_user(db, user, ended)
     if session is not None:
         _replace_session(db, session, replace(session, end_time=now))
     return True
 
 
-def _requested_user(db: sqlite3.Connection, earlier: sqlite3.Row, user: User) -> User:
+def _find_user_of_request(db: sqlite3.Connection, earlier: sqlite3.Row, user: User) -> User:
     if earlier["email"] != user.email:
         raise InvalidFieldError("request_id", "was used with another email")
     query = "SELECT * FROM users WHERE user_id = ?"
@@ -414,14 +414,16 @@ def _expiry(row: sqlite3.Row) -> datetime:
 def _create_schema(db: sqlite3.Connection) -> list[str]:
     version = _schema_version(db)
     if version > SCHEMA_VERSION:
-        raise StoreSetupError(f"the file has schema version {version}, not {SCHEMA_VERSION}")
+        raise StoreSetupError(
+            f"the file has schema version {version}, not {SCHEMA_VERSION}: use the authsvc that wrote it"
+        )
     if version == SCHEMA_VERSION:
         return []
-    for step in _STEPS[version:]:
-        for statement in step.split(";"):
+    for upgrade in _UPGRADES[version:]:
+        for statement in upgrade.split(";"):
             db.execute(statement)
     db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    done = "created the schema," if version == 0 else f"brought the schema from version {version} to"
+    done = "created the schema," if version == 0 else f"upgraded the schema from version {version} to"
     return [f"{done} version {SCHEMA_VERSION}"]
 
 
@@ -487,7 +489,7 @@ def _plain(value: object) -> object:
 
 
 def _text(time: datetime) -> str:
-    """Return a time in UTC, in a form whose order is that of time."""
+    """Return a time in UTC, as text that sorts by time."""
     return time.astimezone(UTC).isoformat(timespec="microseconds")
 
 
@@ -497,7 +499,7 @@ def _time(text: str | None) -> datetime | None:
 
 @contextmanager
 def _as_store_errors() -> Iterator[None]:
-    """Turn what SQLite raises (locked, full, unreadable, no such table) into the store's error."""
+    """Raise SQLite's errors (locked, full, unreadable, no such table) as StoreUnavailableError."""
     try:
         yield
     except sqlite3.Error as error:
@@ -540,14 +542,14 @@ def _connect(path: Path, lock_seconds: float) -> sqlite3.Connection:
 
 @asynccontextmanager
 async def open_sqlite_store(path: Path, on_user_changed: OnUserChanged = ignore) -> AsyncIterator[SQLiteStore]:
-    """Open the store in a file, which is made where there is none, readable by its owner alone.
+    """Open the store in a file; create it where it is missing, readable by its owner alone.
 
     Args:
         path: The file.
         on_user_changed: See Store.
 
     Raises:
-        StoreSetupError: The file cannot be opened, or is no SQLite file.
+        StoreSetupError: The file cannot be opened, or is not an SQLite file.
     """
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))

@@ -17,17 +17,17 @@ class AddressCheck:
 
     Args:
         findings: Problems alone; empty where users and claims agree.
-        dead_claims: Claims whose user is gone or has another address; the next user of the address takes them over.
+        stale_claims: Claims whose user is gone or has another address; the next user of the address takes them over.
         unclaimed: Users with an address of their own without a claim: rows of other programs before a first login.
     """
 
     findings: Sequence[Finding]
-    dead_claims: int
+    stale_claims: int
     unclaimed: int
 
     def lines(self) -> Sequence[Finding]:
         """Return the findings; where there are none, one line with the counts."""
-        counts = {"dead claims": self.dead_claims, "users without a claim": self.unclaimed}
+        counts = {"stale claims": self.stale_claims, "users without a claim": self.unclaimed}
         text = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         return self.findings or [Finding(f"addresses ({text}: harmless)" if text else "addresses")]
 
@@ -41,7 +41,7 @@ async def check_addresses(store: Store, page_size: int = PAGE_SIZE) -> AddressCh
     claims = await _read_claims(store, page_size)
     ids_by_address = rows.ids_by_address
     shared = {address: ids for address, ids in ids_by_address.items() if len(ids) > 1}
-    dead = [
+    stale = [
         address
         for address, user_id in claims.items()
         if user_id and user_id not in rows.corrupt_ids and user_id not in ids_by_address.get(address, ())
@@ -52,7 +52,7 @@ async def check_addresses(store: Store, page_size: int = PAGE_SIZE) -> AddressCh
         *(_shared_finding(ids, claims.get(address)) for address, ids in shared.items()),
         *(_claim_finding(address) for address, user_id in claims.items() if not user_id),
     ]
-    return AddressCheck(findings, len(dead), len(unclaimed))
+    return AddressCheck(findings, len(stale), len(unclaimed))
 
 
 async def check_hashes(store: Store, cost: int) -> Finding:

@@ -79,7 +79,7 @@ def test_says_ok_of_everything_that_is(settings: dict[str, str], keys: Path) -> 
         "ok    settings",
         f"ok    keys in {keys}",
         "ok    schema version 2",
-        "ok    file is sound",
+        "ok    file integrity",
         f"ok    store {settings['AUTHSVC_STORE']}",
         "ok    password hashes",
     ]
@@ -202,7 +202,10 @@ def test_each_problem_of_the_callers(settings: dict[str, str], callers: Path) ->
     assert [line for line in result.stdout.splitlines() if "caller" in line] == [
         f"WRONG callers in {callers}: caller '{name}': {problem}. Remedy: correct the file"
         for name in "ab"
-        for problem in ("has neither api_key_sha256 nor tls_identities", "has no permissions")
+        for problem in (
+            "has no credential; set api_key_sha256 or tls_identities",
+            "has no permission; set permissions to a list of validate, login, sessions, users",
+        )
     ]
 
 

@@ -63,14 +63,14 @@ class BatchGet:
         unprocessed = response["UnprocessedKeys"].get(self._table, {"Keys": ()})
         left_out = {key[self._key_name]["S"] for key in unprocessed["Keys"]}
         if not found.keys() | left_out <= set(keys):
-            raise ValueError("rows that were not asked for")
+            raise ValueError("rows that were not requested")
         return {key: found.get(key) for key in keys if key not in left_out}
 
 
 def coalesced_reads(
     client: DynamoDBClient, table: str, key_name: str, attributes: Sequence[str] = ()
 ) -> Coalescer[Item | None]:
-    """Return what joins concurrent reads of a table into batches. The arguments are those of BatchGet."""
+    """Return a coalescer of concurrent reads of a table. The arguments are those of BatchGet."""
     timeouts = client.timeouts
     reads = BatchGet(client, table, key_name, attributes)
     return Coalescer(reads, timeouts.max_attempts, client.pause_seconds, timeouts.batch_seconds)

@@ -71,7 +71,7 @@ _METERED = {
 """Operations that consume capacity units, and their kind."""
 _ITEMS = ("Item", "Items")
 _MAPS = (*_ITEMS, "CancellationReasons", "ConsumedCapacity")
-"""Members of answers that must be maps or lists of maps."""
+"""Members of a response that must be maps or lists of maps."""
 _jitter = random.SystemRandom()
 
 
@@ -112,7 +112,7 @@ class DynamoDBClient:
         self._credentials = credentials
         self._signer = Signer(client.meta.endpoint_url, client.meta.region_name)
         self.last_date = ""
-        """The Date header of the last answer; empty where it had none."""
+        """The Date header of the last response; empty where it had none."""
 
     async def __call__(self, operation: str, **request: Any) -> dict[str, Any]:  # noqa: ANN401 - any argument of any operation
         """Call an operation, with retries of transient failures.
@@ -134,12 +134,12 @@ class DynamoDBClient:
             request["ReturnConsumedCapacity"] = "TOTAL"
         with metrics.store_call(xform_name(operation)):
             # Not orjson: values that other programs wrote may hold lone surrogates.
-            response = await self._attempts(operation, json.dumps(request).encode())
+            response = await self._send_with_retries(operation, json.dumps(request).encode())
         if kind is not None:
             count_consumed(response, kind)
         return response
 
-    async def _attempts(self, operation: str, body: bytes) -> dict[str, Any]:
+    async def _send_with_retries(self, operation: str, body: bytes) -> dict[str, Any]:
         cause = f"{operation}: no answer in time"
         with suppress(TimeoutError):
             async with asyncio.timeout_at(request_context.deadline()):
@@ -192,18 +192,18 @@ class DynamoDBClient:
             response = await self._client._endpoint.http_session.send(request)  # noqa: SLF001 - not available otherwise
             content = await response.content
             self.last_date = response.headers.get("date", "")
-            return _answer(operation, response, content)
+            return _read_response(operation, response, content)
         except Exception as error:  # noqa: BLE001 - libraries raise anything for a malformed answer
-            cause = _retryable_cause(error)
+            cause = _classify_error(error)
             metrics.STORE_FAILED_ATTEMPTS.labels(xform_name(operation), cause).inc()
             raise RetryableStoreError(f"{operation}: {cause}") from None
 
 
-def _answer(operation: str, response: AWSResponse, content: bytes) -> dict[str, Any]:
+def _read_response(operation: str, response: AWSResponse, content: bytes) -> dict[str, Any]:
     """Return the content of a response; raise an error response as botocore would."""
     status = response.status_code
     try:
-        answer = _parsed(response.headers, content)
+        answer = _parse_body(response.headers, content)
     except UnreadableResponseError:
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
             raise
@@ -215,17 +215,17 @@ def _answer(operation: str, response: AWSResponse, content: bytes) -> dict[str, 
     raise ClientError(parsed, operation)
 
 
-def _parsed(headers: Mapping[str, str], content: bytes) -> dict[str, Any]:
+def _parse_body(headers: Mapping[str, str], content: bytes) -> dict[str, Any]:
     """Return the JSON object in a body; anything else could read as an empty one, which means "no such item"."""
     expected = headers.get("x-amz-crc32")
     if expected is not None and expected != str(zlib.crc32(content)):
         raise UnreadableResponseError("wrong checksum")
     try:
-        answer = _json(content)
+        answer = _parse_json(content)
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        raise UnreadableResponseError("no JSON object")
+        raise UnreadableResponseError("not a JSON object")
     for name in _MAPS:
         members = answer.get(name, [])
         for member in members if isinstance(members, list) else [members]:
@@ -236,7 +236,7 @@ def _parsed(headers: Mapping[str, str], content: bytes) -> dict[str, Any]:
     return answer
 
 
-def _json(content: bytes) -> Any:  # noqa: ANN401 - JSON
+def _parse_json(content: bytes) -> Any:  # noqa: ANN401 - JSON
     """Parse JSON; a row with a lone surrogate, which orjson refuses, must not fail the others."""
     try:
         return orjson.loads(content)
@@ -251,26 +251,26 @@ def count_consumed(response: Mapping[str, Any], kind: str) -> None:
         metrics.CONSUMED_UNITS.labels(each.get("TableName", ""), kind).inc(each.get("CapacityUnits") or 0.0)
 
 
-def _retryable_cause(error: Exception) -> str:
-    """Return the cause of a failure that may be retried; raise the meaning of any other."""
+def _classify_error(error: Exception) -> str:
+    """Return the cause of a retryable failure; raise the store's own error for any other."""
     match error:
         case NoCredentialsError():
             raise StoreUnavailableError("no AWS credentials are configured") from None
         case ClientError(response=response):
-            return _cause_of_code(response, response["ResponseMetadata"].get("HTTPStatusCode", 0))
+            return _classify_code(response, response["ResponseMetadata"].get("HTTPStatusCode", 0))
         case BotoCoreError() | OSError():
             pass  # no answer
         case _:
             metrics.UNREADABLE_RESPONSES.inc()
-    return f"{type(error).__name__}"
+    return type(error).__name__
 
 
-def _cause_of_code(response: Mapping[str, Any], status: int) -> str:
+def _classify_code(response: Mapping[str, Any], status: int) -> str:
     code = str(response["Error"].get("Code", ""))
     if code == "ConditionalCheckFailedException":
         raise ConditionFailedError from None
     if code == "TransactionCanceledException":
-        return _cause_of_cancellation(response)
+        return _classify_cancellation(response)
     if code in _NOT_RETRYABLE:
         raise StoreUnavailableError(code) from None
     if code in _TRANSIENT or status >= 500:  # noqa: PLR2004 - HTTP's server errors
@@ -278,7 +278,7 @@ def _cause_of_code(response: Mapping[str, Any], status: int) -> str:
     raise StoreSetupError(f"DynamoDB refuses a request: {code}") from None
 
 
-def _cause_of_cancellation(response: Mapping[str, Any]) -> str:
+def _classify_cancellation(response: Mapping[str, Any]) -> str:
     codes = [str(r.get("Code", "None")) for r in response.get("CancellationReasons", [])]
     if "ConditionalCheckFailed" in codes:
         raise ConditionFailedError from None

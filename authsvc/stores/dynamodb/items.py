@@ -70,14 +70,14 @@ def user_update(table: str, expected: User, new: User) -> dict[str, Any]:
     Args:
         table: Name of the users table.
         expected: The user as read.
-        new: The user as it shall be.
+        new: The user as it is to be stored.
     """
     before, after = user_item(expected), user_item(new)
     changed = [name for name in (*before, *after) if before.get(name) != after.get(name)]
     written = {name: after[name] for name in changed if name in after}
     removed = [f"#{name}" for name in dict.fromkeys(changed) if name not in after]
     conditions = [_condition(name, before.get(name)) for name in OPTIMISTIC_LOCK_FIELDS]
-    decisive = {f":expected_{name}": before[name] for name in OPTIMISTIC_LOCK_FIELDS if name in before}
+    lock_values = {f":expected_{name}": before[name] for name in OPTIMISTIC_LOCK_FIELDS if name in before}
     sets = [f"#{name} = :{name}" for name in written]
     return {
         "TableName": table,
@@ -87,7 +87,7 @@ def user_update(table: str, expected: User, new: User) -> dict[str, Any]:
         ),
         "ConditionExpression": " AND ".join(conditions),
         "ExpressionAttributeNames": {f"#{name}": name for name in (*OPTIMISTIC_LOCK_FIELDS, *changed)},
-        "ExpressionAttributeValues": {**decisive, **{f":{name}": value for name, value in written.items()}},
+        "ExpressionAttributeValues": {**lock_values, **{f":{name}": value for name, value in written.items()}},
     }
 
 

@@ -36,7 +36,7 @@ class LoginAttempts:
             if item is not None:
                 found[key] = attempt_count_from_item(item)
         # TTL deletes items days late.
-        return {key: tries for key, tries in found.items() if tries.expire_time > now}
+        return {key: stored for key, stored in found.items() if stored.expire_time > now}
 
     async def reserve(self, attempt_id: str, counters: Sequence[Counter], now: datetime) -> bool:
         """See Store.reserve_attempt."""
@@ -48,18 +48,18 @@ class LoginAttempts:
 
     async def _add(self, counter: Counter, attempt_id: str, now: datetime) -> bool:
         # The likelier one first: a failed condition costs as much as a write.
-        ways = (
-            (self._add_to_window, self._start_window)
+        orders = (
+            (self._add_to_counter, self._start_counter)
             if counter.is_running
-            else (self._start_window, self._add_to_window)
+            else (self._start_counter, self._add_to_counter)
         )
-        for add in ways * _ROUNDS:
+        for add in orders * _ROUNDS:
             if await add(counter, attempt_id, now):
                 return True
         return False
 
-    async def _start_window(self, counter: Counter, attempt_id: str, now: datetime) -> bool:
-        """Start a window, where the counter has expired or is empty."""
+    async def _start_counter(self, counter: Counter, attempt_id: str, now: datetime) -> bool:
+        """Start a window with this attempt, provided that the counter has expired or is empty."""
         return await self._has_updated(
             counter.key,
             "SET attempts = :attempt, expires_at = :end",
@@ -69,8 +69,8 @@ class LoginAttempts:
             now=int(now.timestamp()),
         )
 
-    async def _add_to_window(self, counter: Counter, attempt_id: str, now: datetime) -> bool:
-        """Add an attempt to a running window, unless the counter is full."""
+    async def _add_to_counter(self, counter: Counter, attempt_id: str, now: datetime) -> bool:
+        """Add an attempt to the running window, unless the counter is full."""
         return await self._has_updated(
             counter.key,
             "ADD attempts :attempt",

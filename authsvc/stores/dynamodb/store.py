@@ -31,11 +31,7 @@ from authsvc.models import (
     revocation_entry,
 )
 from authsvc.stores.dynamodb.batch_get import USER_STATE_ATTRIBUTES, coalesced_reads
-from authsvc.stores.dynamodb.client import (
-    ConditionFailedError,
-    DynamoDBClient,
-    open_client,
-)
+from authsvc.stores.dynamodb.client import ConditionFailedError, DynamoDBClient, open_client
 from authsvc.stores.dynamodb.email_claims import EmailClaims
 from authsvc.stores.dynamodb.items import (
     Item,
@@ -78,7 +74,7 @@ class DynamoDBStore:
         self._counters = LoginAttempts(client, tables.login_attempts)
 
     async def ping(self) -> datetime | None:
-        """See Store: reads a key that does not exist; the Date header of the answer tells the time."""
+        """See Store: reads a key that does not exist; the Date header of the response is the store's time."""
         await self._client("GetItem", TableName=self._tables.users, Key=item_of(user_id="ping"))
         date = self._client.last_date
         return parsedate_to_datetime(date) if date else None
@@ -90,7 +86,7 @@ class DynamoDBStore:
         earlier = await self._find_user_of_request(request_digest, user.email, now)
         if earlier is not None:
             return earlier
-        if await self._try_create(user, now, request_digest, email or Email(user.email)):
+        if await self._create_if_free(user, now, request_digest, email or Email(user.email)):
             return user
         # The winner may be an earlier attempt of this very request.
         earlier = await self._find_user_of_request(request_digest, user.email, now)
@@ -98,8 +94,8 @@ class DynamoDBStore:
             raise EmailAlreadyExistsError
         return earlier
 
-    async def _try_create(self, user: User, now: datetime, request_digest: bytes | None, email: Email) -> bool:
-        """Create a user with a free address; return False for a lost race, not for a lost response."""
+    async def _create_if_free(self, user: User, now: datetime, request_digest: bytes | None, email: Email) -> bool:
+        """Create a user; return False where the address is taken, but True where only the response was lost."""
         lookup = await self._claims.look_up(email)
         if lookup.rows:
             return False
@@ -198,7 +194,7 @@ class DynamoDBStore:
     async def update_user(self, expected: User, new: User, new_email: Email | None = None) -> None:
         """See Store."""
         update = {"Update": user_update(self._tables.users, expected, new)}
-        moving = (
+        email_actions = (
             []
             if expected.email == new.email
             else await self._change_email_actions(expected, new, new_email or Email(new.email))
@@ -206,7 +202,7 @@ class DynamoDBStore:
         try:
             # A transaction even for one row: its idempotency token keeps an attempt that was delayed in the network
             # from overwriting later changes.
-            await self._transact_user(new.user_id, update, *moving)
+            await self._transact_user(new.user_id, update, *email_actions)
         except ConditionFailedError:
             if not await self._is_own_write(expected, new):
                 raise UserChangedError from None

@@ -178,15 +178,15 @@ async def _wait_until_active(client: DynamoDBClient, table: _Table) -> None:
         return _is_active(await _describe(client, table))
 
     try:
-        await _until(is_done)
+        await _poll_until(is_done)
     except TimeoutError:
         raise StoreSetupError(
             f"table {table.name} is still being created: run this command again in a minute"
         ) from None
 
 
-async def _until(is_done: Callable[[], Awaitable[bool]]) -> None:
-    """Poll until done."""
+async def _poll_until(is_done: Callable[[], Awaitable[bool]]) -> None:
+    """Poll until done; TimeoutError after _ACTIVE_WAIT_SECONDS."""
     async with asyncio.timeout(_ACTIVE_WAIT_SECONDS):
         while not await is_done():  # noqa: ASYNC110 - DynamoDB offers no events
             await asyncio.sleep(_ACTIVE_POLL_SECONDS)
@@ -225,7 +225,7 @@ async def _enable_pitr(client: DynamoDBClient, table: _Table) -> bool:
         return True
 
     try:
-        await _until(enable)
+        await _poll_until(enable)
     except StoreSetupError:
         return False
     except TimeoutError:
