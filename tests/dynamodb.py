@@ -1,4 +1,4 @@
-"""The DynamoDB tables as another program has them: plain boto3."""
+"""The DynamoDB tables as another program uses them, with plain boto3."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from tests.engines import Engine
 
 @dataclass(frozen=True)
 class Tables:
-    """What another program reads and writes beside the service."""
+    """Reads and writes of another program beside the service."""
 
     dynamodb: DynamoDBClient
     prefix: str
@@ -52,7 +52,7 @@ class Tables:
         )
 
     def put_user(self, user_id: str, email: str | None = None, **attributes: Any) -> None:
-        """Write a whole row; attributes are in DynamoDB's form, `role={"S": "user"}`."""
+        """Write a whole row; attributes are in DynamoDB's JSON, `role={"S": "user"}`."""
         item: dict[str, Any] = {"user_id": {"S": user_id}, "role": {"S": "user"}, **attributes}
         if email is not None:
             item["email"] = {"S": email}
@@ -88,7 +88,7 @@ class Tables:
             self.dynamodb.delete_item(TableName=self.login_attempts, Key={"attempt_key": row["attempt_key"]})
 
     def claim(self, email: str) -> str | None:
-        """Whom the claim of an address names."""
+        """Return the user id that the claim of an address names."""
         key = {"unique_key": {"S": f"email#{email}"}}
         item = self.dynamodb.get_item(TableName=self.unique, Key=key, ConsistentRead=True).get("Item")
         return None if item is None else item["user_id"]["S"]

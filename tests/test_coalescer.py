@@ -1,4 +1,4 @@
-"""What the coalescer promises, on a clock that jumps from timer to timer: every time here is exact."""
+"""The coalescer's contract, on a clock that jumps from timer to timer, so that all times are exact."""
 
 import asyncio
 import functools
@@ -24,14 +24,14 @@ MAX_READ_SECONDS = 1.0
 MAX_ATTEMPTS = 4
 PAUSE_SECONDS = 0.05
 MOMENT_SECONDS = IDLE_FLUSH_SECONDS / 100
-"""Whatever can happen at once has happened."""
+"""Long enough for everything that needs no timer."""
 HUNDRED = [f"k{number}" for number in range(MAX_KEYS)]
 pytestmark = pytest.mark.limits(PRODUCTION_LIMITS)
 _tracer: ContextVar[str] = ContextVar("tracer")
 
 
 class _Jump(selectors.DefaultSelector):
-    """Waits for nothing: it moves the clock instead."""
+    """Advances the clock instead of waiting."""
 
     now = 0.0
 
@@ -41,7 +41,7 @@ class _Jump(selectors.DefaultSelector):
 
 
 class JumpingLoop(asyncio.SelectorEventLoop):
-    """Takes no time."""
+    """An event loop on a virtual clock."""
 
     def __init__(self) -> None:
         self._jump = _Jump()
@@ -70,15 +70,16 @@ def now() -> float:
 
 
 class Batch:
-    """A read under way, which ends as a test says.
+    """A batch in flight, whose result the test sets.
 
     Args:
-        at: When it began.
+        keys: In order.
     """
 
     def __init__(self, keys: Sequence[str]) -> None:
         self.keys = list(keys)
         self.at = now()
+        """When it was sent."""
         self.result: asyncio.Future[Mapping[str, str]] = asyncio.get_running_loop().create_future()
 
     def answer(self, *keys: str, value: str = "value") -> None:
@@ -90,15 +91,12 @@ class Batch:
 
 
 class Reads:
-    """Every batch in the order in which they began.
-
-    Args:
-        respond: Ends each at once; without it, a test ends them.
-    """
+    """All batches, in the order of their sending."""
 
     def __init__(self) -> None:
         self.batches: list[Batch] = []
         self.respond: Callable[[Batch], None] | None = None
+        """Sets the result of each batch at once; without it, the test does."""
 
     async def __call__(self, keys: Sequence[str]) -> Mapping[str, str]:
         batch = Batch(keys)
@@ -127,11 +125,11 @@ Asked = asyncio.Task[Mapping[str, str | Exception]]
 
 @pytest.fixture
 def ask(coalescer: Coalescer[str]) -> Callable[..., Asked]:
-    """Asks for keys, and does not wait."""
+    """Call get for keys, without awaiting it."""
 
-    def ask(*keys: str, budget_seconds: float | None = None) -> Asked:
+    def ask(*keys: str, deadline_seconds: float | None = None) -> Asked:
         with request_context.time_limit(
-            request_context.DEFAULT_DEADLINE_SECONDS if budget_seconds is None else budget_seconds
+            request_context.DEFAULT_DEADLINE_SECONDS if deadline_seconds is None else deadline_seconds
         ):
             return asyncio.ensure_future(coalescer.get(keys))
 
@@ -143,9 +141,9 @@ async def moment() -> None:
 
 
 def assert_empty(coalescer: Coalescer[Any]) -> None:
-    """Nothing is left: no task but this one, and no key."""
+    """Require that no other task and no key is left."""
     assert asyncio.all_tasks() == {asyncio.current_task()}
-    assert not coalescer._waiting  # noqa: SLF001 - nobody outside can see a leak
+    assert not coalescer._waiting  # noqa: SLF001 - a leak is not visible otherwise
     assert not coalescer._in_flight  # noqa: SLF001 - the same
 
 
@@ -195,8 +193,8 @@ async def test_a_key_under_way_is_read_again_for_whoever_asks_later(reads: Reads
     assert await late == {"a": "new"}
 
 
-async def expect_company(reads: Reads, ask: Callable[..., Asked]) -> None:
-    """Let a batch of two be the last one."""
+async def expect_more(reads: Reads, ask: Callable[..., Asked]) -> None:
+    """Run a batch of two, after which further keys are expected."""
     asked = ask("x", "y")
     await moment()
     reads.batches[0].answer()
@@ -206,7 +204,7 @@ async def expect_company(reads: Reads, ask: Callable[..., Asked]) -> None:
 
 @jumping
 async def test_where_company_is_expected_a_quiet_moment_is_waited_for(reads: Reads, ask: Callable[..., Asked]) -> None:
-    await expect_company(reads, ask)
+    await expect_more(reads, ask)
     begun = now()
     _ = ask("a")
     await asyncio.sleep(IDLE_FLUSH_SECONDS / 2)
@@ -214,13 +212,13 @@ async def test_where_company_is_expected_a_quiet_moment_is_waited_for(reads: Rea
     await asyncio.sleep(IDLE_FLUSH_SECONDS * 2)
     (batch,) = reads.batches
     assert batch.keys == ["a", "b"]
-    # A key came during the first watch, and none during the second.
+    # A key arrived during the first idle interval, and none during the second.
     assert batch.at == pytest.approx(begun + 2 * IDLE_FLUSH_SECONDS)
 
 
 @jumping
 async def test_a_batch_of_one_ends_the_expectation(reads: Reads, ask: Callable[..., Asked]) -> None:
-    await expect_company(reads, ask)
+    await expect_more(reads, ask)
     alone = ask("a")
     await asyncio.sleep(IDLE_FLUSH_SECONDS * 2)
     reads.batches[0].answer()
@@ -233,7 +231,7 @@ async def test_a_batch_of_one_ends_the_expectation(reads: Reads, ask: Callable[.
 
 @jumping
 async def test_new_keys_put_a_batch_off_to_a_limit(reads: Reads, ask: Callable[..., Asked]) -> None:
-    await expect_company(reads, ask)
+    await expect_more(reads, ask)
     begun = now()
     for number in range(20):
         _ = ask(f"k{number}")
@@ -324,7 +322,7 @@ async def test_no_batch_goes_where_all_have_left(
 async def test_whoever_leaves_a_batch_under_way_takes_nothing_from_others(
     reads: Reads, ask: Callable[..., Asked]
 ) -> None:
-    await expect_company(reads, ask)
+    await expect_more(reads, ask)
     leaving, staying = ask("a"), ask("a")
     await asyncio.sleep(3 * IDLE_FLUSH_SECONDS)
     leaving.cancel()
@@ -335,23 +333,23 @@ async def test_whoever_leaves_a_batch_under_way_takes_nothing_from_others(
 
 @jumping
 async def test_each_has_its_own_deadline(reads: Reads, ask: Callable[..., Asked]) -> None:
-    await expect_company(reads, ask)
+    await expect_more(reads, ask)
     begun = now()
-    hasty, patient = ask("a", budget_seconds=0.2), ask("a")
-    outcome = (await hasty)["a"]
+    short, long = ask("a", deadline_seconds=0.2), ask("a")
+    outcome = (await short)["a"]
     assert isinstance(outcome, StoreUnavailableError)
     assert outcome.cause == "no answer in time"
     assert now() == pytest.approx(begun + 0.2)
-    assert not patient.done()
+    assert not long.done()
     reads.batches[0].answer()
-    assert await patient == {"a": "value"}
+    assert await long == {"a": "value"}
 
 
 @jumping
 async def test_who_is_out_of_time_already_is_told_so_at_once(reads: Reads, ask: Callable[..., Asked]) -> None:
     _ = ask("first")
     begun = now()
-    late = ask("a", budget_seconds=-1.0)
+    late = ask("a", deadline_seconds=-1.0)
     assert isinstance((await late)["a"], StoreUnavailableError)
     assert now() == begun
     reads.batches[0].answer()
@@ -363,7 +361,7 @@ async def test_who_is_out_of_time_already_is_told_so_at_once(reads: Reads, ask: 
 async def test_what_was_answered_is_told_at_once_and_the_rest_asked_for_again(
     reads: Reads, ask: Callable[..., Asked]
 ) -> None:
-    await expect_company(reads, ask)
+    await expect_more(reads, ask)
     answered, left_out = ask("a", "b"), ask("c")
     await asyncio.sleep(3 * IDLE_FLUSH_SECONDS)
     reads.batches[0].answer("a", "b")
@@ -398,12 +396,12 @@ async def test_a_key_that_is_always_left_out_is_given_up(
 
 @jumping
 async def test_whoever_joins_a_key_left_out_has_all_attempts(reads: Reads, ask: Callable[..., Asked]) -> None:
-    """However many those have made who asked before."""
+    """Regardless of the attempts that were made for earlier callers."""
     reads.respond = lambda batch: batch.answer("other")
     early = ask("other", "a")
     while len(reads.batches) < MAX_ATTEMPTS - 1:
         await moment()
-    # The last attempt of the first waits behind all that may be under way.
+    # The last attempt for the first caller waits behind MAX_IN_FLIGHT batches.
     reads.respond = None
     blocking = [ask(*(f"{number}-{key}" for key in HUNDRED)) for number in range(MAX_IN_FLIGHT)]
     await asyncio.sleep(MAX_ATTEMPTS * PAUSE_SECONDS)
@@ -433,7 +431,7 @@ async def test_a_key_left_out_joins_whoever_asked_meanwhile(reads: Reads, ask: C
 
 
 async def outage(ask: Callable[..., Asked], seconds: float) -> list[Asked]:
-    """Ask for a new key each few milliseconds."""
+    """Ask for a new key every 10 ms."""
     end = now() + seconds
     asked: list[Asked] = []
     while now() < end:
@@ -448,7 +446,7 @@ async def test_an_outage_is_no_storm_and_its_end_is_noticed(
 ) -> None:
     reads.respond = lambda batch: batch.fail(RetryableStoreError("down"))
     asked = await outage(ask, 10.0)
-    # One read after each pause, the longest of which comes after all attempts.
+    # One batch after each pause; the longest pause follows MAX_ATTEMPTS failures.
     longest = PAUSE_SECONDS * MAX_ATTEMPTS
     assert 40 <= len(reads.batches) <= 10.0 / longest + MAX_ATTEMPTS
     given_up = [each.result() for each in asked if each.done()]
@@ -462,7 +460,7 @@ async def test_an_outage_is_no_storm_and_its_end_is_noticed(
     assert await fresh == {"fresh": "value"}
     assert now() - before < longest + 2 * IDLE_FLUSH_SECONDS
     assert {outcome for answer in await asyncio.gather(*waiting) for outcome in answer.values()} == {"value"}
-    # Nothing of it is left: a lone read goes at once again.
+    # The outage leaves no state: a lone key is sent at once again.
     await ask("alone")
     await asyncio.sleep(1.0)
     begun = now()
@@ -509,7 +507,7 @@ async def test_a_batch_under_way_may_end_well_while_all_pause(reads: Reads, ask:
 
 @jumping
 async def test_the_quiet_is_not_broken_by_a_pause(reads: Reads, ask: Callable[..., Asked]) -> None:
-    """What waited for company when all began to pause goes after the pause."""
+    """A key that waited for further keys when the pause began is sent after the pause."""
     _ = ask("a")
     await moment()
     second = ask("b", "c")
@@ -525,13 +523,13 @@ async def test_the_quiet_is_not_broken_by_a_pause(reads: Reads, ask: Callable[..
     assert now() - begun >= PAUSE_SECONDS
 
 
-@pytest.mark.parametrize("error", [StoreUnavailableError("no such table"), ValueError("a mistake of ours")], ids=repr)
+@pytest.mark.parametrize("error", [StoreUnavailableError("no such table"), ValueError("a bug")], ids=repr)
 @jumping
 async def test_any_other_error_is_final(reads: Reads, ask: Callable[..., Asked], error: Exception) -> None:
     reads.respond = lambda batch: batch.fail(error)
     assert await ask("a", "b") == {"a": error, "b": error}
     assert len(reads.batches) == 1
-    # Nor does anybody pause: trying again was not what it asks for.
+    # Nor does sending pause: the error is not retryable.
     reads.respond = lambda batch: batch.answer()
     begun = now()
     assert await ask("c") == {"c": "value"}
@@ -552,8 +550,8 @@ async def test_a_read_that_trickles_is_cut_and_made_again(reads: Reads, ask: Cal
 async def test_a_read_that_always_trickles_is_given_up(
     reads: Reads,
 ) -> None:
-    impatient = Coalescer(reads, MAX_ATTEMPTS, lambda attempts: PAUSE_SECONDS * attempts, max_read_seconds=0.1)
-    outcome = (await impatient.get(["a"]))["a"]
+    hurried = Coalescer(reads, MAX_ATTEMPTS, lambda attempts: PAUSE_SECONDS * attempts, max_read_seconds=0.1)
+    outcome = (await hurried.get(["a"]))["a"]
     assert isinstance(outcome, StoreUnavailableError)
     assert outcome.cause == "no answer in time"
     assert now() < DEFAULT_DEADLINE_SECONDS
@@ -565,24 +563,24 @@ async def test_a_read_belongs_to_no_request() -> None:
     seen = []
 
     async def read(keys: Sequence[str]) -> Mapping[str, str]:
-        seen.append((_tracer.get("nobody"), request_context.remaining_seconds()))
+        seen.append((_tracer.get("none"), request_context.remaining_seconds()))
         return dict.fromkeys(keys, "value")
 
     _tracer.set("request")
     with request_context.time_limit(0.5):
         await Coalescer(read, MAX_ATTEMPTS, lambda _: 0.0).get(["a"])
-    assert seen == [("nobody", DEFAULT_DEADLINE_SECONDS)]
+    assert seen == [("none", DEFAULT_DEADLINE_SECONDS)]
 
 
 def pending_futures() -> set["asyncio.Future[object]"]:
-    """All there are in the process, those of other tests included."""
+    """Return all pending futures of the process, those of other tests included."""
     gc.collect()
     return {each for each in gc.get_objects() if isinstance(each, asyncio.Future) and not each.done()}
 
 
 @jumping
 async def test_a_storm_of_the_impatient_leaves_nothing_behind_and_harms_nobody() -> None:
-    """Cancelled at any moment, late at any moment; now and then a batch fails or leaves keys out."""
+    """Callers are cancelled or time out at random moments; some batches fail or leave keys out."""
     chance = random.Random(20300101)  # noqa: S311 - repeatable, not secret
 
     async def read(keys: Sequence[str]) -> Mapping[str, str]:
@@ -629,7 +627,7 @@ KEYS = st.sampled_from(HUNDRED[:5])
 async def test_no_answer_is_older_than_its_question(
     asks: Collection[tuple[float, set[str]]], reads: Sequence[tuple[float, float, set[str], bool]], write_seconds: float
 ) -> None:
-    """Whatever the order and the length of reads, failures, and keys left out, while a writer counts up."""
+    """For any order and duration of reads, failures, and keys left out, while a writer counts up."""
     written, numbers = 0, count()
 
     async def write() -> None:

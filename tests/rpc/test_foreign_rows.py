@@ -1,4 +1,4 @@
-"""Rows that other programs write with plain boto3, also while the service runs."""
+"""Rows that other programs write with plain boto3, before and while the service runs."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ async def test_attributes_of_others_survive_every_write_of_ours(shared: Shared) 
 
 async def test_the_first_login_claims_the_address(shared: Shared) -> None:
     shared.tables.put_user("carol", "Carol@Example.com", password_hash=hash_of(PASSWORD))
-    # Found as stored; in other spellings once the claim says so.
+    # Before the claim, the row is found by its stored spelling alone.
     assert (await failure(shared.client.log_in("carol@example.com"))).reason == "INVALID_CREDENTIALS"
     login = await shared.client.log_in("Carol@Example.com")
     assert login.user.email == "Carol@Example.com"
@@ -90,7 +90,7 @@ async def test_an_address_that_the_index_knows_is_taken(shared: Shared) -> None:
 
 
 async def test_an_address_that_the_index_knows_as_it_is_typed_is_taken(shared: Shared) -> None:
-    """Whoever wrote it so goes on logging in by it."""
+    """Its user continues to log in by that spelling."""
     shared.tables.put_user("carol", "Carol@Example.com", password_hash=hash_of(PASSWORD))
     bob = await shared.client.create_user("bob@example.com")
     calls = (
@@ -128,7 +128,7 @@ async def test_a_row_takes_over_a_dead_claim_at_its_first_login(shared: Shared) 
     assert shared.tables.claim(alice.email) == "heir"
 
 
-BROKEN: list[tuple[str, Any]] = [
+CORRUPT: list[tuple[str, Any]] = [
     ("role", {"N": "5"}),
     ("role", {"S": ""}),
     ("is_active", {"S": "true"}),
@@ -151,7 +151,7 @@ async def test_a_broken_row_is_logged_and_never_active(shared: Shared) -> None:
     alice = await shared.client.create_user()
     token = await shared.client.access_token()
     sound = shared.tables.get_user(alice.user_id)
-    for attribute, value in BROKEN:
+    for attribute, value in CORRUPT:
         shared.tables.dynamodb.put_item(TableName=shared.tables.users, Item={**sound, attribute: value})
         position = len(WITNESS.lines.getvalue())
 
@@ -162,7 +162,7 @@ async def test_a_broken_row_is_logged_and_never_active(shared: Shared) -> None:
         assert login.reason == "INVALID_CREDENTIALS"
         if attribute in USER_STATE_ATTRIBUTES:
             assert (await failure(shared.client.validate(token))).reason == "INTERNAL"
-        else:  # which a validation does not read
+        else:  # a validation does not read it
             assert (await shared.client.validate(token)).state == ACTIVE
         logged = WITNESS.lines.getvalue()[position:]
         assert '"event": "row_broken"' in logged
@@ -196,13 +196,13 @@ async def test_an_unreadable_hash_lets_nobody_in_and_breaks_nothing_else(shared:
 
 
 async def test_a_broken_row_breaks_nobody_else(shared: Shared) -> None:
-    shared.tables.put_user("broken", EMAIL, is_active={"S": "yes"})
+    shared.tables.put_user("corrupt", EMAIL, is_active={"S": "yes"})
     await shared.client.create_user()
     assert await shared.client.access_token()
 
 
-def change(tables: Tables, user_id: str, what: str) -> None:
-    match what:
+def change(tables: Tables, user_id: str, action: str) -> None:
+    match action:
         case "disable":
             tables.update_user(user_id, "SET is_active = :v", v={"BOOL": False})
         case "delete":
@@ -214,7 +214,7 @@ def change(tables: Tables, user_id: str, what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "reason"),
+    ("action", "reason"),
     [
         ("disable", "USER_DISABLED"),
         ("delete", "USER_NOT_FOUND"),
@@ -222,12 +222,12 @@ def change(tables: Tables, user_id: str, what: str) -> None:
         ("wipe", "SESSION_REVOKED"),
     ],
 )
-async def test_what_others_end_is_ended_at_the_very_next_call(shared: Shared, what: str, reason: str) -> None:
+async def test_what_others_end_is_ended_at_the_very_next_call(shared: Shared, action: str, reason: str) -> None:
     """ASVS-7.4.2."""
     alice = await shared.client.create_user()
     token = await shared.client.access_token()
     assert (await shared.client.validate(token)).state == ACTIVE
-    change(shared.tables, alice.user_id, what)
+    change(shared.tables, alice.user_id, action)
     answer = await shared.client.validate(token)
     assert answer.reason == auth_pb2.InactiveReason.Value(f"INACTIVE_REASON_{reason}")
 

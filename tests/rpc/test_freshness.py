@@ -1,4 +1,4 @@
-"""Whatever was acknowledged before a validation began is seen by it, however many run, alone and in batches.
+"""A validation sees every write that was acknowledged before it began, alone and in batches, under concurrency.
 
 AUTHSVC_TEST_RACE_ROUNDS multiplies the rounds, for a longer search.
 """
@@ -24,11 +24,11 @@ pytestmark = pytest.mark.timeout(0 if "AUTHSVC_TEST_RACE_ROUNDS" in os.environ e
 
 @dataclass
 class Life:
-    """What becomes of a token.
+    """The successive outcomes of a token's validation.
 
     Args:
-        history: What validations say of it, one after another; the last ones may not be so yet.
-        acknowledged: Where in the history it is for certain.
+        history: In order; the last ones may not be written yet.
+        acknowledged: Index in the history of the last acknowledged write.
     """
 
     token: str
@@ -38,14 +38,14 @@ class Life:
 
 @dataclass
 class Stage:
-    """A user whom a writer changes while readers validate the user's token."""
+    """A user whom a writer changes while readers validate a token of the user."""
 
     writer: Client
     user_id: str
     life: Life
     roles: "count[int]" = field(default_factory=lambda: count(1))
     seen: Counter[str] = field(default_factory=Counter)
-    is_expired: bool = False
+    is_done: bool = False
 
     async def begin_life(self) -> None:
         user = await self.writer.get_user(user_id=self.user_id)
@@ -86,24 +86,24 @@ class Stage:
                 if last == self.disable:
                     await self.enable()
                 await self.begin_life()
-        self.is_expired = True
+        self.is_done = True
 
     async def read(self, client: Client, others: list[str]) -> None:
-        while not self.is_expired:
+        while not self.is_done:
             life, known = self.life, self.life.acknowledged
             if others:
                 results = await batch(client, *others, life.token)
                 answer: auth_pb2.ValidateTokenResponse = results[-1].response
             else:
                 answer = await client.validate(life.token)
-            told = outcome(answer)
-            assert told in life.history[known:], f"{told}, which was over: {life.history}, {known}"
-            self.seen[told] += 1
+            seen = outcome(answer)
+            assert seen in life.history[known:], f"{seen} is stale: {life.history}, {known}"
+            self.seen[seen] += 1
 
 
 @pytest.mark.parametrize("pair", ["sqlite", "dynoxide"], indirect=True)
 async def test_no_validation_sees_what_was_over_when_it_began(pair: Pair) -> None:
-    """Two services on one store; the writer uses the first, and readers use both."""
+    """Two services on one store; the writer uses the first, readers use both."""
     alice = await pair.first.create_user()
     await pair.first.create_user("bob@example.com")
     bob = await pair.first.access_token("bob@example.com")

@@ -1,4 +1,4 @@
-"""A store that fails in every way that stores do: nothing becomes active or inactive by it (F1 to F7, F10)."""
+"""Store failures of every kind: none makes a token active or inactive (F1 to F7, F10)."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -17,7 +17,7 @@ from tests.support import PASSWORD, Client, failure, failure_of
 
 pytestmark = pytest.mark.limits(PRODUCTION_LIMITS)
 LIMIT_SECONDS = 10.0
-"""Every RPC ends by then, whatever the store does, on a busy machine too."""
+"""Every RPC ends by then, whatever fault the store has, on a busy machine too."""
 UNREADABLE = [fault for fault in GARBAGE if fault != WRONG_TYPES]
 LASTING = [
     Throttle(),
@@ -34,7 +34,7 @@ LASTING = [
 
 
 async def every_rpc(client: Client, user_id: str, token: str) -> list[Any]:
-    """Call every RPC that needs the store, each to be done in time."""
+    """Call every RPC that needs the store, each within LIMIT_SECONDS."""
 
     def in_time(call: Awaitable[object]) -> Awaitable[object]:
         return asyncio.wait_for(call, LIMIT_SECONDS)
@@ -72,7 +72,7 @@ async def test_attributes_of_wrong_types_decide_nothing(proxied: Proxied) -> Non
     proxied.tables.forget_attempts()
     with proxied.proxy.fault(WRONG_TYPES, operations={"GetItem", "BatchGetItem"}):
         outcomes = reasons(await every_rpc(proxied.client, alice.user_id, token))
-    # A login does not tell an unreadable row from no row; a validation, an admin's too, cannot tell whose row it is.
+    # A login treats an unreadable row as no row; a validation (an admin's too) cannot match the row to a user.
     assert outcomes == {"UNAUTHENTICATED INVALID_CREDENTIALS", "UNAVAILABLE STORE_UNAVAILABLE"}
 
 
@@ -91,7 +91,7 @@ async def test_what_needs_no_store_works_without_it(proxied: Proxied) -> None:
 
 
 async def test_an_outage_ends_before_the_client_gives_up(proxied: Proxied) -> None:
-    """With a deadline of its own the client hears STORE_UNAVAILABLE, not gRPC's DEADLINE_EXCEEDED."""
+    """A client with its own deadline receives STORE_UNAVAILABLE, not gRPC's DEADLINE_EXCEEDED."""
     await proxied.client.create_user()
     token = await proxied.client.access_token()
     with proxied.proxy.fault(Hang()):
@@ -189,5 +189,5 @@ async def test_other_users_are_served_while_a_call_hangs(proxied: Proxied) -> No
         await asyncio.sleep(0)
         answers = await asyncio.gather(*(proxied.client.validate(token) for _ in range(20)))
         assert {answer.state for answer in answers} == {auth_pb2.TOKEN_STATE_ACTIVE}
-        # The attempt that hangs is given up and made again.
+        # The hanging attempt times out and is retried.
         assert (await hanging).state == auth_pb2.TOKEN_STATE_ACTIVE

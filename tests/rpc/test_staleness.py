@@ -1,4 +1,4 @@
-"""max_staleness and stale_if_error: what was read before may answer, as far as the caller and the settings allow."""
+"""max_staleness and stale_if_error: cached user states may answer, within the limits of caller and settings."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ ACTIVE = auth_pb2.TOKEN_STATE_ACTIVE
 MINUTE = timedelta(minutes=1)
 CAP = timedelta(seconds=60)
 CAP_IF_ERROR = timedelta(minutes=15)
-"""Those of make_settings."""
+"""The settings' caps, as in make_settings."""
 NEW_PASSWORD = "another password of words"
 
 
@@ -35,17 +35,17 @@ def request(token: str, staleness: timedelta | None = None, if_error: timedelta 
 
 
 async def stale(client: Client, token: str, staleness: timedelta = MINUTE) -> auth_pb2.ValidateTokenResponse:
-    """Validate with what is at most so old."""
+    """Validate, by a cached user state up to that age."""
     return await client.auth.ValidateToken(request(token, staleness))
 
 
-async def at_worst(client: Client, token: str, age: timedelta = CAP_IF_ERROR) -> auth_pb2.ValidateTokenResponse:
-    """Validate afresh, or where the store cannot answer with what is at most so old."""
+async def with_fallback(client: Client, token: str, age: timedelta = CAP_IF_ERROR) -> auth_pb2.ValidateTokenResponse:
+    """Validate fresh, with a stale fallback up to that age."""
     return await client.auth.ValidateToken(request(token, if_error=age))
 
 
 def outcome(answer: auth_pb2.ValidateTokenResponse) -> str:
-    """The reason, or the role of whoever is active."""
+    """Return the reason of an inactive token, the role of an active one."""
     return answer.role if answer.state == ACTIVE else auth_pb2.InactiveReason.Name(answer.reason)[16:]
 
 
@@ -55,7 +55,7 @@ def age(answer: auth_pb2.ValidateTokenResponse, clock: FakeClock) -> timedelta:
 
 @dataclass(frozen=True)
 class Alice:
-    """A user with a living access token."""
+    """A user with an active access token."""
 
     user_id: str
     token: str
@@ -115,7 +115,7 @@ async def test_where_the_setting_is_zero_every_answer_is_fresh(
                 await stale(client, alice.token)
             assert proxy.requests == {"BatchGetItem": 2}
             with proxy.down():
-                assert (await failure(at_worst(client, alice.token))).reason == "STORE_UNAVAILABLE"
+                assert (await failure(with_fallback(client, alice.token))).reason == "STORE_UNAVAILABLE"
 
 
 @pytest.mark.parametrize("jump", [timedelta(minutes=10), timedelta(seconds=-30)])
@@ -161,11 +161,11 @@ async def test_a_fresh_call_sees_what_others_changed_and_refreshes_what_is_remem
 
 
 async def test_a_broken_row_is_no_reading(shared: Shared) -> None:
-    """What was read before it broke may still answer who allows that; a broken row is no outage."""
+    """A state cached earlier still answers within max_staleness; a corrupt row is not an outage."""
     client, alice = shared.client, await alice_of(shared.client)
     await client.validate(alice.token)
     shared.tables.set_attribute(alice.user_id, "role", {"N": "5"})
-    assert (await failure(at_worst(client, alice.token))).reason == "INTERNAL"
+    assert (await failure(with_fallback(client, alice.token))).reason == "INTERNAL"
     assert outcome(await stale(client, alice.token)) == "user"
 
 
@@ -225,17 +225,17 @@ async def test_a_user_who_is_enabled_again_is_so_at_once(anywhere: Client) -> No
 
 
 async def test_an_outage_is_bridged_for_who_allows_it(proxied: Proxied, clock: FakeClock) -> None:
-    """F1: refused connections. With the store back the first call is answered, without a restart."""
+    """F1: refused connections. Once the store is back, the first call is answered without a restart."""
     client, alice = proxied.client, await alice_of(proxied.client)
     await client.validate(alice.token)
     with proxied.proxy.down():
         clock.advance(minutes=5)
-        answer = await at_worst(client, alice.token)
+        answer = await with_fallback(client, alice.token)
         assert (outcome(answer), age(answer, clock), answer.degraded) == ("user", timedelta(minutes=5), True)
         assert (await failure(client.validate(alice.token))).reason == "STORE_UNAVAILABLE"
         clock.advance(minutes=5)
-        assert age(await at_worst(client, alice.token), clock) == timedelta(minutes=10)
-    answer = await at_worst(client, alice.token)
+        assert age(await with_fallback(client, alice.token), clock) == timedelta(minutes=10)
+    answer = await with_fallback(client, alice.token)
     assert (outcome(answer), age(answer, clock), answer.degraded) == ("user", timedelta(), False)
 
 
@@ -245,7 +245,7 @@ async def test_a_store_that_answers_is_never_stood_in_for(proxied: Proxied, cloc
     clock.advance(minutes=1)
     proxied.tables.set_attribute(alice.user_id, "role", {"S": "editor"})
     with proxied.proxy.fault(Throttle(), times=1):
-        answer = await at_worst(client, alice.token)
+        answer = await with_fallback(client, alice.token)
     assert (outcome(answer), age(answer, clock), answer.degraded) == ("editor", timedelta(), False)
 
 
@@ -254,10 +254,10 @@ async def test_inactive_answers_bridge_an_outage_too(proxied: Proxied) -> None:
     proxied.tables.update_user(alice.user_id, "SET is_active = :v", v={"BOOL": False})
     await client.validate(alice.token)
     with proxied.proxy.down():
-        answer = await at_worst(client, alice.token)
+        answer = await with_fallback(client, alice.token)
         assert (outcome(answer), answer.degraded) == ("USER_DISABLED", True)
-        # What the token says itself needs no store, and nothing stands in for anything.
-        refused = await at_worst(client, "garbage")
+        # A malformed token needs no store, so its answer is not degraded.
+        refused = await with_fallback(client, "garbage")
         assert (outcome(refused), refused.degraded) == ("MALFORMED", False)
 
 
@@ -267,28 +267,28 @@ async def test_what_is_too_old_or_unknown_bridges_nothing(proxied: Proxied, cloc
     await client.create_user("bob@example.com")
     bob = await client.access_token("bob@example.com")
     with proxied.proxy.down():
-        assert (await failure(at_worst(client, bob))).reason == "STORE_UNAVAILABLE"
+        assert (await failure(with_fallback(client, bob))).reason == "STORE_UNAVAILABLE"
         clock.advance(seconds=60)
-        assert (await at_worst(client, alice.token, MINUTE)).degraded
+        assert (await with_fallback(client, alice.token, MINUTE)).degraded
         clock.advance(seconds=1)
-        assert (await failure(at_worst(client, alice.token, MINUTE))).reason == "STORE_UNAVAILABLE"
+        assert (await failure(with_fallback(client, alice.token, MINUTE))).reason == "STORE_UNAVAILABLE"
 
 
 async def test_the_setting_caps_how_long_an_outage_is_bridged(proxied: Proxied, clock: FakeClock) -> None:
     client, alice = proxied.client, await alice_of(proxied.client)
     await client.validate(alice.token)
     with proxied.proxy.down():
-        # On the clock of ages alone, for the token lives no longer than the cap.
+        # On the monotonic clock alone: by the wall clock the token would expire.
         clock.seconds += CAP_IF_ERROR.total_seconds()
-        assert (await at_worst(client, alice.token, timedelta(days=1))).degraded
+        assert (await with_fallback(client, alice.token, timedelta(days=1))).degraded
         clock.seconds += 1
-        assert (await failure(at_worst(client, alice.token, timedelta(days=1)))).reason == "STORE_UNAVAILABLE"
+        assert (await failure(with_fallback(client, alice.token, timedelta(days=1)))).reason == "STORE_UNAVAILABLE"
 
 
 @pytest.mark.parametrize("fault", [Hang(), Throttle(), ServerError(), Reset()], ids=repr)
 @pytest.mark.limits(PRODUCTION_LIMITS)
 async def test_a_store_in_any_trouble_is_stood_in_for_by_the_deadline(proxied: Proxied, fault: Fault) -> None:
-    """F1, F2: gRPC itself would end the call with DEADLINE_EXCEEDED."""
+    """F1, F2: otherwise gRPC would end the call with DEADLINE_EXCEEDED."""
     client, alice = proxied.client, await alice_of(proxied.client)
     await client.validate(alice.token)
     both = request(alice.token, timedelta(), CAP_IF_ERROR)
@@ -299,13 +299,13 @@ async def test_a_store_in_any_trouble_is_stood_in_for_by_the_deadline(proxied: P
 
 @pytest.mark.limits(PRODUCTION_LIMITS)
 async def test_an_own_write_is_no_stand_in_even_if_it_may_have_failed(proxied: Proxied) -> None:
-    """What was read before it is worth nothing any more, for it may have happened."""
+    """A failed write may have been applied, so it evicts the cached state."""
     client, alice = proxied.client, await alice_of(proxied.client)
     await client.validate(alice.token)
     with proxied.proxy.fault(Reset(applied=True), operations={"TransactWriteItems"}):
         assert (await failure(client.revoke(alice.token))).reason == "STORE_UNAVAILABLE"
     with proxied.proxy.down():
-        assert (await failure(at_worst(client, alice.token))).reason == "STORE_UNAVAILABLE"
+        assert (await failure(with_fallback(client, alice.token))).reason == "STORE_UNAVAILABLE"
     assert outcome(await stale(client, alice.token)) == "SESSION_REVOKED"
 
 

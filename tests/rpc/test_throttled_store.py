@@ -1,4 +1,4 @@
-"""A store that throttles validations (F4): what can be made up for is, and what cannot is no storm."""
+"""A store that throttles validations (F4): retries succeed where they can, and never become a storm."""
 
 import asyncio
 from collections import Counter
@@ -11,26 +11,25 @@ from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.faults import Exchange, Reply, Throttle, Unprocessed
 from tests.rpc.conftest import Proxied
-from tests.support import WITNESS, failure_of
+from tests.support import WITNESS, FakeClock, failure_of
 
 USERS = 100
 CALLS_OF_EACH = 4
 
 
 @pytest.fixture
-def tokens(proxied: Proxied) -> list[str]:
-    """Tokens of many users, as if they had logged in."""
+def tokens(proxied: Proxied, clock: FakeClock) -> list[str]:
+    """Access tokens of many users, issued without logins."""
     issued = []
     for number in range(USERS):
         proxied.tables.put_user(f"user-{number}", f"user{number}@example.com")
-        now = proxied.client.service.validations._clock()  # noqa: SLF001 - the service's own time
         token = proxied.client.service.validations.tokens.issue(
             user_id=f"user-{number}",
             session_id=f"session-{number}",
             token_generation=0,
             client_id="authsvc",
-            now=now,
-            not_after=now + timedelta(days=1),
+            now=clock.now,
+            not_after=clock.now + timedelta(days=1),
         )
         issued.append(token.text)
     WITNESS.hide(*issued)
@@ -38,7 +37,7 @@ def tokens(proxied: Proxied) -> list[str]:
 
 
 async def validate_all(proxied: Proxied, tokens: list[str]) -> tuple[list[auth_pb2.ValidateTokenResponse], list[str]]:
-    """Validate each token some times, all at once; return the answers, and the reasons of those refused."""
+    """Validate each token CALLS_OF_EACH times, all concurrently; return the answers, and the reasons of the errors."""
     calls = [proxied.client.validate(token) for token in tokens * CALLS_OF_EACH]
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     answers = [each for each in outcomes if isinstance(each, auth_pb2.ValidateTokenResponse)]
@@ -49,12 +48,12 @@ async def validate_all(proxied: Proxied, tokens: list[str]) -> tuple[list[auth_p
 
 
 def keys_of(attempt_payload: dict[str, dict[str, dict[str, list[dict[str, dict[str, str]]]]]]) -> list[str]:
-    """Return the users that a BatchGetItem asks for."""
+    """Return the user ids that a BatchGetItem reads."""
     return [key["user_id"]["S"] for read in attempt_payload["RequestItems"].values() for key in read["Keys"]]
 
 
 class Sparing:
-    """Throttles one in three reads, but none of a user who was throttled as often as a read may fail."""
+    """Throttles one in three reads, but not the last attempt for any user."""
 
     def __init__(self) -> None:
         self.throttled: Counter[str] = Counter()
@@ -80,12 +79,12 @@ async def test_a_third_of_throttled_calls_is_made_up_for(proxied: Proxied, token
 
 
 async def test_three_of_ten_keys_left_out_are_made_up_for(proxied: Proxied, tokens: list[str]) -> None:
-    """A key is left out by all six attempts once in 1,400 times: of a hundred, six never are."""
+    """All six attempts leave out a given key once in 1,400 times: among a hundred keys, six such keys never occur."""
     with proxied.proxy.fault(Unprocessed(0.3)):
         _, refused = await validate_all(proxied, tokens)
     assert len(refused) <= 5 * CALLS_OF_EACH
-    asked = Counter(key for attempt in proxied.proxy.attempts for key in keys_of(attempt.payload))
-    assert max(asked.values()) > 1
+    reads_of = Counter(key for attempt in proxied.proxy.attempts for key in keys_of(attempt.payload))
+    assert max(reads_of.values()) > 1
 
 
 async def test_a_store_that_throttles_everything_is_not_stormed(proxied: Proxied, tokens: list[str]) -> None:
@@ -93,7 +92,7 @@ async def test_a_store_that_throttles_everything_is_not_stormed(proxied: Proxied
         answers, refused = await validate_all(proxied, tokens)
     assert answers == []
     assert refused == ["STORE_UNAVAILABLE"] * USERS * CALLS_OF_EACH
-    # Each on its own would be 2,400 reads. All of a user's together are at most six while nobody else joins.
+    # Without coalescing there would be 2,400 reads; the calls for one user share at most six, unless others join.
     assert len(proxied.proxy.attempts) <= USERS
-    asked = Counter(key for attempt in proxied.proxy.attempts for key in keys_of(attempt.payload))
-    assert max(asked.values()) <= DynamoDBTimeouts().max_attempts * CALLS_OF_EACH
+    reads_of = Counter(key for attempt in proxied.proxy.attempts for key in keys_of(attempt.payload))
+    assert max(reads_of.values()) <= DynamoDBTimeouts().max_attempts * CALLS_OF_EACH

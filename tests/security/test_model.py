@@ -144,7 +144,7 @@ class Model(RuleBasedStateMachine):
     @rule(at=st.integers(0, 2))
     def create_with_temporary_password(self, at: int) -> None:
         email = self.emails[at]
-        call = self.use_cases.accounts.create_user_with_temporary_password(email=email, role="")
+        call = self.use_cases.users.create_user_with_temporary_password(email=email, role="")
         created = self.do(call, EmailAlreadyExistsError if self.owner(email) else None)
         if created is not None:
             user, temporary = created
@@ -215,19 +215,19 @@ class Model(RuleBasedStateMachine):
 
     @rule(at=st.integers(0, 99))
     def revoke_all(self, at: int) -> None:
-        person, _ = self.change(at, self.use_cases.accounts.end_all_sessions)
+        person, _ = self.change(at, self.use_cases.users.end_all_sessions)
         self.end_all(person)
 
     @rule(at=st.integers(0, 99), is_active=st.booleans())
     def set_active(self, at: int, is_active: bool) -> None:  # noqa: FBT001 - Hypothesis passes it by name
-        person, _ = self.change(at, lambda user_id: self.use_cases.accounts.update_user(user_id, is_active=is_active))
+        person, _ = self.change(at, lambda user_id: self.use_cases.users.update_user(user_id, is_active=is_active))
         person.is_active = is_active
         if not is_active:
             self.end_all(person)
 
     @rule(at=st.integers(0, 99), role=st.sampled_from(("user", "editor")))
     def set_role(self, at: int, role: str) -> None:
-        person, _ = self.change(at, lambda user_id: self.use_cases.accounts.update_user(user_id, role=role))
+        person, _ = self.change(at, lambda user_id: self.use_cases.users.update_user(user_id, role=role))
         person.role = role
 
     @rule(at=st.integers(0, 99), to=st.integers(0, 2))
@@ -237,7 +237,7 @@ class Model(RuleBasedStateMachine):
         is_taken = owner is not None and owner is not self.people[at % len(self.people)]
         person, user = self.change(
             at,
-            lambda user_id: self.use_cases.accounts.update_user(user_id, email=email),
+            lambda user_id: self.use_cases.users.update_user(user_id, email=email),
             EmailAlreadyExistsError if is_taken else None,
         )
         if user is not None:
@@ -245,7 +245,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(at=st.integers(0, 99))
     def reset_password(self, at: int) -> None:
-        person, temporary = self.change(at, self.use_cases.accounts.reset_password)
+        person, temporary = self.change(at, self.use_cases.users.reset_password)
         if temporary is not None:
             WITNESS.hide(temporary.text)
             self.end_all(person)
@@ -253,7 +253,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(at=st.integers(0, 99))
     def delete(self, at: int) -> None:
-        person, _ = self.change(at, self.use_cases.accounts.delete_user)
+        person, _ = self.change(at, self.use_cases.users.delete_user)
         person.exists = False
 
     @rule(span=st.sampled_from(SPANS))
@@ -278,16 +278,16 @@ class Model(RuleBasedStateMachine):
         owner = self.owner(email)
         if owner is None:
             with pytest.raises(UserNotFoundError):
-                await self.use_cases.accounts.get_user_by_email(email)
+                await self.use_cases.users.get_user_by_email(email)
             return
-        assert (await self.use_cases.accounts.get_user_by_email(email)).user_id == owner.user_id
+        assert (await self.use_cases.users.get_user_by_email(email)).user_id == owner.user_id
 
     async def compare_person(self, person: Person) -> None:
         if not person.exists:
             with pytest.raises(UserNotFoundError):
-                await self.use_cases.accounts.get_user(person.user_id)
+                await self.use_cases.users.get_user(person.user_id)
             return
-        user = await self.use_cases.accounts.get_user(person.user_id)
+        user = await self.use_cases.users.get_user(person.user_id)
         assert (user.email, user.role, user.is_active) == (person.email, person.role, person.is_active)
         sessions, _ = await self.use_cases.sessions.list_sessions(person.user_id, 0, "")
         living = [login for login in self.logins if login.person is person and not login.has_ended_session]

@@ -1,4 +1,4 @@
-"""The SQLite file: locked, of another version, damaged, nobody else's business."""
+"""The SQLite file: its lock, its schema version, damage, and permissions."""
 
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
@@ -29,7 +29,7 @@ async def store(path: Path) -> AsyncIterator[SQLiteStore]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Another process writes."""
+    """Hold the write lock, as another process does."""
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
@@ -58,7 +58,7 @@ async def test_a_file_of_another_version_is_left_alone(path: Path) -> None:
 
 
 async def test_a_file_of_an_earlier_version_is_brought_up_to_date(store: SQLiteStore, path: Path) -> None:
-    """What it holds stays."""
+    """Its rows are kept."""
     user = await store.create_user(new_user(), NOW)
     with closing(sqlite3.connect(path)) as other:
         other.execute("DROP TABLE login_attempts")
@@ -66,9 +66,9 @@ async def test_a_file_of_an_earlier_version_is_brought_up_to_date(store: SQLiteS
     async with open_sqlite_store(path) as again:
         (finding, _) = await again.check_tables()
         assert str(finding) == "WRONG schema version 2: is 1. Remedy: authsvc tables create"
-        assert await again.create_tables() == ["brought the schema from version 1 to version 2"]
+        assert await again.create_tables() == ["upgraded the schema from version 1 to version 2"]
         assert await again.get_user(user.user_id) == user
-        assert await again.reserve_attempt("try", [counter()], NOW)
+        assert await again.reserve_attempt("attempt", [counter()], NOW)
         assert await again.create_tables() == []
 
 
@@ -87,7 +87,7 @@ async def test_a_file_without_tables_is_unavailable(path: Path) -> None:
 
 @pytest.fixture
 def _no_database(path: Path) -> None:
-    path.write_text("this is no database, and long enough to be looked at as one" * 10)
+    path.write_text("not a database, but long enough to be parsed as one" * 10)
 
 
 @pytest.mark.usefixtures("_no_database")

@@ -1,4 +1,4 @@
-"""A store on every engine in turn."""
+"""The contract tests' stores, one on each engine."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing
@@ -17,7 +17,7 @@ from tests.stores.contract.use_cases import UseCases, key_ring
 from tests.support import PATIENT_LIMITS, TEST_COST, FakeClock, use_engine
 
 FAILING = "failing"
-"""Dynoxide, whose answers get lost, whose transactions conflict, and which throttles."""
+"""Dynoxide behind a proxy that loses responses, conflicts transactions, and throttles."""
 FAULTS = ((Reset(applied=True), WRITES), (Conflict(), {"TransactWriteItems"}), (Throttle(), None))
 
 
@@ -25,7 +25,7 @@ FAULTS = ((Reset(applied=True), WRITES), (Conflict(), {"TransactWriteItems"}), (
 async def store(
     request: pytest.FixtureRequest, tmp_path: Path, table_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Store]:
-    """A store with its tables, on every engine."""
+    """A store with its tables, on each engine."""
     async with _opened(request, tmp_path, table_prefix, monkeypatch) as opened:
         yield opened
 
@@ -34,15 +34,15 @@ async def store(
 async def concurrent_store(
     request: pytest.FixtureRequest, tmp_path: Path, table_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Store]:
-    """The same, on every engine that keeps what concurrent requests write."""
+    """The same, on each engine that is correct under concurrent writes."""
     async with _opened(request, tmp_path, table_prefix, monkeypatch) as opened:
         yield opened
 
 
 @pytest.fixture
-def hashing() -> Iterator[HashQueue]:
-    with closing(HashQueue(TEST_COST)) as hashing:
-        yield hashing
+def hash_queue() -> Iterator[HashQueue]:
+    with closing(HashQueue(TEST_COST)) as hash_queue:
+        yield hash_queue
 
 
 @pytest.fixture
@@ -52,12 +52,12 @@ def use_cases(
     table_prefix: str,
     signing_keys: Path,
     clock: FakeClock,
-    hashing: HashQueue,
+    hash_queue: HashQueue,
 ) -> UseCases:
     """The use cases on concurrent_store."""
     name = request.node.callspec.params["concurrent_store"]
     tables = None if name == "sqlite" else tables_of(_engine(request, name), table_prefix)
-    return UseCases(concurrent_store, key_ring(signing_keys, clock), clock, hashing, tables)
+    return UseCases(concurrent_store, key_ring(signing_keys, clock), clock, hash_queue, tables)
 
 
 @asynccontextmanager
@@ -80,7 +80,7 @@ async def _opened(
 
 @asynccontextmanager
 async def _failing(engine: Engine) -> AsyncIterator[str]:
-    """Return the URL at which an engine's calls fail now and then."""
+    """Put a proxy before an engine that fails some of its calls; return its URL."""
     async with FaultyProxy(engine.endpoint_url) as proxy:
         with ExitStack() as faults:
             for fault, operations in FAULTS:
@@ -95,7 +95,7 @@ def _engine(request: pytest.FixtureRequest, name: str) -> Engine:
 
 @pytest.fixture
 def tables(engine: Engine, table_prefix: str) -> Tables:
-    """The tables of dynamodb_store, as another program has them."""
+    """The tables of dynamodb_store, as another program uses them."""
     return tables_of(engine, table_prefix)
 
 
@@ -103,7 +103,7 @@ def tables(engine: Engine, table_prefix: str) -> Tables:
 async def dynamodb_store(
     engine: Engine, tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[DynamoDBStore]:
-    """A store on a users table that another program made."""
+    """A store on a users table that another program created."""
     tables.create_users_table()
     use_engine(engine, monkeypatch)
     async with open_dynamodb_store(tables.prefix, timeouts=PATIENT_LIMITS.dynamodb) as store:

@@ -1,4 +1,4 @@
-"""What one process does to a SQLite file that others write to at the same time."""
+"""The load of one process on an SQLite file to which others write concurrently."""
 
 import asyncio
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def email_of(number: int) -> str:
 
 
 def hammer(path: Path, worker: int, shared: User) -> Sequence[str]:
-    """Open the file while others do, then create, refresh and revoke what others do as well; return what it won."""
+    """Open the file, then create, refresh and revoke concurrently with others; return the races that it won."""
     return asyncio.run(_hammer(path, worker, shared))
 
 
@@ -60,7 +60,7 @@ async def _revoke(store: Store, worker: int, number: int, shared: User) -> None:
 
 
 def open_and_close(path: Path, times: int) -> int:
-    """Open and close a file again and again; return how often it could not be read or written."""
+    """Open and close a file repeatedly; return how often it could not be read or written."""
     return asyncio.run(_open_and_close(path, times))
 
 

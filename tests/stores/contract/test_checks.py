@@ -1,4 +1,4 @@
-"""Walks over all that is stored: users and the claims of their addresses, on every store."""
+"""Checks of all stored rows: users and the claims of their addresses, on each store."""
 
 from authsvc.models import Finding
 from authsvc.stores.dynamodb.store import DynamoDBStore
@@ -8,7 +8,7 @@ from tests.dynamodb import Tables
 from tests.stores.contract.test_store import DIGEST, NOW, new_user
 
 EMAIL = "alice@example.com"
-GOOD = AddressCheck([], dead_claims=0, unclaimed=0)
+GOOD = AddressCheck([], stale_claims=0, unclaimed=0)
 
 
 def problems(check: AddressCheck) -> list[str]:
@@ -52,8 +52,8 @@ async def test_a_dead_claim_is_no_problem(dynamodb_store: DynamoDBStore, tables:
     tables.delete_user("u-2")
     tables.put_user("other", "taken@example.com")
     check = await check_addresses(dynamodb_store)
-    assert check == AddressCheck([], dead_claims=3, unclaimed=2)
-    assert check.lines() == [Finding("addresses (3 dead claims, 2 users without a claim: harmless)")]
+    assert check == AddressCheck([], stale_claims=3, unclaimed=2)
+    assert check.lines() == [Finding("addresses (3 stale claims, 2 users without a claim: harmless)")]
 
 
 async def test_two_rows_of_one_address_are_a_problem(dynamodb_store: DynamoDBStore, tables: Tables) -> None:
@@ -67,7 +67,7 @@ async def test_two_rows_of_one_address_are_a_problem(dynamodb_store: DynamoDBSto
         "users u-1, u-2: have the same address: u-1 owns it by claim",
         "users u-3, u-4: have the same address: none has claimed it, so none can log in",
     ]
-    assert (check.dead_claims, check.unclaimed) == (0, 0)
+    assert (check.stale_claims, check.unclaimed) == (0, 0)
     assert check.lines() == check.findings
 
 
@@ -75,7 +75,7 @@ async def test_unreadable_rows_are_problems(dynamodb_store: DynamoDBStore, table
     await dynamodb_store.create_user(new_user(EMAIL, user_id="u-1"), NOW)
     tables.set_attribute("u-1", "is_active", {"S": "yes"})
     tables.put_user("u-2")
-    tables.put_user("u-3", "nobody")
+    tables.put_user("u-3", "no-address")
     tables.dynamodb.put_item(TableName=tables.unique, Item={"unique_key": {"S": "email#bob@example.com"}})
     check = await check_addresses(dynamodb_store)
     assert problems(check) == [
@@ -84,7 +84,7 @@ async def test_unreadable_rows_are_problems(dynamodb_store: DynamoDBStore, table
         "user u-2: attribute email is missing or unreadable: the user cannot log in",
         "user u-3: email: must have exactly one @, with text on both sides",
     ]
-    assert (check.dead_claims, check.unclaimed) == (0, 0)
+    assert (check.stale_claims, check.unclaimed) == (0, 0)
 
 
 async def test_hashes_above_the_configured_cost_are_a_problem(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""Claiming an address that only an index knows: who may, and who comes too late."""
+"""Claims of addresses that only the index knows, and the losers of their races."""
 
 from dataclasses import replace
 from typing import Any
@@ -60,21 +60,21 @@ async def test_a_claimed_address_may_be_spelled_anew(dynamodb_store: DynamoDBSto
 
 
 async def test_a_broken_session_row_is_logged(dynamodb_store: DynamoDBStore, tables: Tables) -> None:
-    key = {"user_id": {"S": "carol"}, "session_id": {"S": "broken"}}
+    key = {"user_id": {"S": "carol"}, "session_id": {"S": "corrupt"}}
     tables.dynamodb.put_item(TableName=tables.sessions, Item=key)
     position = len(WITNESS.lines.getvalue())
     with pytest.raises(CorruptItemError, match="token_generation"):
-        await dynamodb_store.get_session("carol", "broken")
+        await dynamodb_store.get_session("carol", "corrupt")
     assert '"table": "sessions"' in WITNESS.lines.getvalue()[position:]
 
 
-@pytest.mark.parametrize("broken", [{}, {"user_id": {"N": "1"}}, {"user_id": {"S": ""}}], ids=str)
+@pytest.mark.parametrize("corrupt", [{}, {"user_id": {"N": "1"}}, {"user_id": {"S": ""}}], ids=str)
 async def test_an_unreadable_claim_is_logged_without_its_address(
-    dynamodb_store: DynamoDBStore, tables: Tables, broken: dict[str, Any]
+    dynamodb_store: DynamoDBStore, tables: Tables, corrupt: dict[str, Any]
 ) -> None:
-    """Nobody logs in by it, and others do."""
+    """No user can log in by that address; other users can log in."""
     await dynamodb_store.create_user(new_user("bob@example.com"), NOW)
-    tables.dynamodb.put_item(TableName=tables.unique, Item={"unique_key": {"S": f"email#{EMAIL}"}, **broken})
+    tables.dynamodb.put_item(TableName=tables.unique, Item={"unique_key": {"S": f"email#{EMAIL}"}, **corrupt})
     position = len(WITNESS.lines.getvalue())
     for call in (dynamodb_store.get_user_by_email(Email(EMAIL)), dynamodb_store.create_user(new_user(EMAIL), NOW)):
         with pytest.raises(CorruptItemError):

@@ -1,4 +1,4 @@
-"""Every write while DynamoDB and its network fail: it happens once, and its caller is told the truth."""
+"""Every write while DynamoDB and its network fail: it is applied once, and its caller gets the true result."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
@@ -57,7 +57,7 @@ pytestmark = pytest.mark.limits(SHORT_READS)
 
 @dataclass(frozen=True)
 class LostThen:
-    """A response gets lost, and something else happens before the next try."""
+    """Lose a response, and run something else before the next attempt."""
 
     meanwhile: Callable[[], object]
 
@@ -68,26 +68,26 @@ class LostThen:
 
 
 class StaleIndex:
-    """The index on email answers as it did when it was first asked the same."""
+    """The index on email repeats its first response to each query."""
 
     def __init__(self) -> None:
         self._first: dict[bytes, Reply] = {}
 
     async def answer(self, exchange: Exchange, /) -> Reply:
-        question = exchange.attempt.body
-        if exchange.attempt.payload.get("IndexName") is None or question not in self._first:
-            self._first[question] = await exchange.forward()
-        return self._first[question]
+        query = exchange.attempt.body
+        if exchange.attempt.payload.get("IndexName") is None or query not in self._first:
+            self._first[query] = await exchange.forward()
+        return self._first[query]
 
 
 OTHER_EMAIL = "bob@example.com"
 FULL = frozenset(revocation_entry(f"s{n}", NOW + timedelta(hours=1)) for n in range(MAX_REVOKED_SESSIONS))
-OVER = frozenset({revocation_entry("over", NOW - timedelta(hours=1))})
+EXPIRED = frozenset({revocation_entry("expired", NOW - timedelta(hours=1))})
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A store behind a proxy, and the rows behind both."""
+    """A store behind a proxy, and its rows as another program reads them."""
 
     store: DynamoDBStore
     proxy: FaultyProxy
@@ -104,7 +104,7 @@ async def stage(
     table_prefix: str,
     signing_keys: Path,
     clock: FakeClock,
-    hashing: HashQueue,
+    hash_queue: HashQueue,
     limits: Limits,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Stage]:
@@ -114,7 +114,7 @@ async def stage(
         use_engine(engine, monkeypatch, proxy.endpoint_url)
         async with open_dynamodb_store(table_prefix, timeouts=limits.dynamodb) as store:
             await store.create_tables()
-            use_cases = UseCases(store, key_ring(signing_keys, clock), clock, hashing, tables)
+            use_cases = UseCases(store, key_ring(signing_keys, clock), clock, hash_queue, tables)
             yield Stage(store, proxy, use_cases, tables)
 
 
@@ -192,7 +192,7 @@ async def rotate(stage: Stage, failing: Failing) -> None:
 
 
 async def end_session(stage: Stage, failing: Failing) -> None:
-    session = new_session(await stage.alice(revoked_sessions=OVER))
+    session = new_session(await stage.alice(revoked_sessions=EXPIRED))
     await stage.store.create_session(session)
     with failing():
         assert await stage.store.end_session(session.user_id, session.session_id, NOW, None)
@@ -243,7 +243,7 @@ async def settle_attempt(stage: Stage, failing: Failing) -> None:
     with failing():
         await stage.store.settle_attempt("first", CounterUpdate(("account", "source"), ("pair",), known))
     stored = await stage.store.get_attempt_counts([*keys, "known"], NOW)
-    assert {key: tries.count for key, tries in stored.items()} == {"account": 1, "source": 1, "known": 0}
+    assert {key: each.count for key, each in stored.items()} == {"account": 1, "source": 1, "known": 0}
 
 
 SCENARIOS = (
@@ -273,7 +273,7 @@ async def test_each_write_of_a_use_case_fails_once(stage: Stage, scenario: Scena
 
 @pytest.mark.parametrize("stage", ["moto"], indirect=True)
 async def test_a_lost_write_is_known_where_it_is_done_again(stage: Stage) -> None:
-    """Moto ignores the token of a transaction."""
+    """Moto ignores the idempotency token of a transaction."""
     for scenario in SCENARIOS:
         await fail_each_write_once(stage, scenario, LOST)
 
@@ -304,7 +304,7 @@ class _Noted(AbstractContextManager[Injection]):
 
 
 async def clear(stage: Stage) -> None:
-    """Take away all users, what the unique table remembers, and what was counted."""
+    """Delete all users, claims, request ids and counters."""
     stage.tables.forget_attempts()
     for row in stage.tables.rows(stage.tables.users):
         stage.tables.delete_user(row["user_id"]["S"])
@@ -338,15 +338,15 @@ async def test_a_write_that_never_gets_an_answer_is_no_lost_race(stage: Stage) -
     await stage.use_cases.check_rows()
 
 
-async def test_a_try_held_up_in_the_network_does_not_undo_a_later_change(stage: Stage) -> None:
-    """A promotion that comes twice, the second time after it was taken back."""
+async def test_a_try_delayed_in_the_network_does_not_undo_a_later_change(stage: Stage) -> None:
+    """A delayed duplicate of a promotion arrives after the promotion was undone."""
     alice = await stage.alice()
     editor = replace(alice, role="editor")
     stage.proxy.forget()
     await stage.store.update_user(alice, editor)
-    (held_up,) = stage.proxy.attempts
+    (delayed,) = stage.proxy.attempts
     await stage.store.update_user(editor, alice)
-    stage.tables.dynamodb.transact_write_items(**held_up.payload)
+    stage.tables.dynamodb.transact_write_items(**delayed.payload)
     assert await stage.store.get_user(alice.user_id) == alice
 
 
@@ -366,25 +366,25 @@ async def test_a_stale_index_lets_no_old_password_in(stage: Stage) -> None:
     use_cases = stage.use_cases
     with stage.proxy.fault(StaleIndex(), operations={"Query"}):
         with pytest.raises(InvalidCredentialsError):
-            await use_cases.log_in()  # the index has not seen this user, and will not
+            await use_cases.log_in()  # from now on the index answers that it has no such user
         alice = await use_cases.create()
         assert await use_cases.can_log_in(PASSWORD)
         await use_cases.change_password(PASSWORD, NEW_PASSWORD)
         assert not await use_cases.can_log_in(PASSWORD)
         assert await use_cases.can_log_in(NEW_PASSWORD)
-        await use_cases.accounts.update_user(alice.user_id, is_active=False)
+        await use_cases.users.update_user(alice.user_id, is_active=False)
         assert not await use_cases.can_log_in(NEW_PASSWORD)
         with pytest.raises(EmailAlreadyExistsError):
             await use_cases.create()
         bob = await use_cases.create(OTHER_EMAIL)
         with pytest.raises(EmailAlreadyExistsError):
-            await use_cases.accounts.update_user(bob.user_id, email=EMAIL)
+            await use_cases.users.update_user(bob.user_id, email=EMAIL)
         await use_cases.check_rows()
 
 
 @pytest.mark.parametrize("has_claim", [True, False])
 async def test_a_stale_index_still_finding_a_user_lets_nobody_in(stage: Stage, *, has_claim: bool) -> None:
-    """F8: the index knows a row that is disabled, moved or gone by now, claimed or not."""
+    """F8: the index still lists a row that was disabled, moved or deleted, claimed or not."""
     use_cases = stage.use_cases
     with stage.proxy.fault(StaleIndex(), operations={"Query"}):
         stage.tables.put_user("carol", EMAIL, password_hash={"S": HASH}, is_active={"BOOL": True})
@@ -393,15 +393,15 @@ async def test_a_stale_index_still_finding_a_user_lets_nobody_in(stage: Stage, *
             assert await use_cases.can_log_in(PASSWORD)
         else:
             await use_cases.store.get_user_by_email(Email(EMAIL))
-        await use_cases.accounts.update_user("carol", is_active=False)
+        await use_cases.users.update_user("carol", is_active=False)
         assert not await use_cases.can_log_in(PASSWORD)
-        await use_cases.accounts.update_user("carol", is_active=True, email=OTHER_EMAIL)
+        await use_cases.users.update_user("carol", is_active=True, email=OTHER_EMAIL)
         assert not await use_cases.can_log_in(PASSWORD)
         assert await use_cases.can_log_in(PASSWORD, OTHER_EMAIL)
         alice = await use_cases.create()
-        await use_cases.accounts.delete_user(alice.user_id)
+        await use_cases.users.delete_user(alice.user_id)
         assert not await use_cases.can_log_in(PASSWORD)
-        await use_cases.accounts.delete_user("carol")
+        await use_cases.users.delete_user("carol")
         assert not await use_cases.can_log_in(PASSWORD, OTHER_EMAIL)
         await use_cases.create(OTHER_EMAIL)
         await use_cases.check_rows()
@@ -409,9 +409,9 @@ async def test_a_stale_index_still_finding_a_user_lets_nobody_in(stage: Stage, *
 
 @pytest.mark.parametrize("has_claim", [True, False])
 async def test_only_the_spelling_of_an_address_changes(stage: Stage, *, has_claim: bool) -> None:
-    """Of a row of another program, whose claim is there since its first login."""
+    """Of a row of another program, claimed since its first login or not."""
     stage.tables.put_user("carol", "Alice@Example.com", is_active={"BOOL": True}, created_at={"S": "2030-01-01"})
     if has_claim:
         assert await stage.store.claim_email(await stage.store.get_user("carol"))
-    await stage.use_cases.accounts.update_user("carol", email=EMAIL)
+    await stage.use_cases.users.update_user("carol", email=EMAIL)
     await stage.use_cases.check_rows()

@@ -1,4 +1,4 @@
-"""One use case at every step of another, and between a write and its lost response: what a race does only by chance."""
+"""Deterministic interleavings: one use case runs at every step of another, or between a write and its retry."""
 
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -25,29 +25,29 @@ from tests.stores.contract.use_cases import NEW_PASSWORD, UseCases, key_ring
 from tests.support import PASSWORD, TEST_COST, FakeClock, use_engine
 
 LOOK_UP = 5
-"""Calls by which a login reserves its try and reads the user; later ones rest on what it read."""
+"""Store calls of a login until it has read the user; later calls rely on what it read."""
 
 
 class Interrupted(DynamoDBClient):
-    """Calls of which one is interrupted by something else that happens."""
+    """A client that runs something else at one of its calls."""
 
-    def __init__(self, calls: DynamoDBClient) -> None:
-        self.timeouts = calls.timeouts
-        self._calls = calls
+    def __init__(self, client: DynamoDBClient) -> None:
+        self.timeouts = client.timeouts
+        self._inner = client
         self._meanwhile: Callable[[], Awaitable[object]] | None = None
         self._steps = itertools.count()
         self._is_lost = False
         self.made = 0
-        """Calls before the one that is interrupted, tries included."""
+        """Attempts before the interrupted one."""
 
     def interrupt(self, step: int, meanwhile: Callable[[], Awaitable[object]], *, is_lost: bool) -> None:
-        """Interrupt one of the calls to come.
+        """Interrupt one of the next calls.
 
         Args:
-            step: Which one, from 0; of writes only if `is_lost`.
-            meanwhile: What happens.
-            is_lost: Interrupt between a write and its second try, for the response of the first was lost; otherwise
-                before the call.
+            step: Its number, from 0; if `is_lost`, among the writes alone.
+            meanwhile: What runs at the interruption.
+            is_lost: Apply the write, lose its response, and interrupt before its retry; otherwise interrupt before
+                the call.
         """
         self.made = 0
         self._steps = itertools.count(-step)
@@ -55,33 +55,33 @@ class Interrupted(DynamoDBClient):
 
     async def send(self, operation: str, body: bytes) -> dict[str, Any]:
         if self._meanwhile is None:
-            return await self._calls.send(operation, body)
+            return await self._inner.send(operation, body)
         if (self._is_lost and operation not in WRITES) or next(self._steps) < 0:
             self.made += 1
-            return await self._calls.send(operation, body)
+            return await self._inner.send(operation, body)
         meanwhile, self._meanwhile = self._meanwhile, None
         if self._is_lost:
-            with suppress(ConditionFailedError):  # that, too, nobody learns
-                await self._calls.send(operation, body)
+            with suppress(ConditionFailedError):  # this response is lost, too
+                await self._inner.send(operation, body)
             await meanwhile()
             raise RetryableStoreError("lost")
         await meanwhile()
-        return await self._calls.send(operation, body)
+        return await self._inner.send(operation, body)
 
     @property
-    def is_expired(self) -> bool:
-        """Whether the use case had no such step."""
+    def is_unused(self) -> bool:
+        """Whether the use case ended before the step of the interruption."""
         return self._meanwhile is not None
 
 
 class Scene:
-    """A user with a session, seen by two processes, the first of which gets interrupted."""
+    """A user with a session, and two processes, the first of which is interrupted."""
 
-    def __init__(self, first: UseCases, second: UseCases, stronger: UseCases, calls: Interrupted) -> None:
+    def __init__(self, first: UseCases, second: UseCases, stronger: UseCases, client: Interrupted) -> None:
         self.first = first
         self.second = second
         self.stronger = stronger
-        self.calls = calls
+        self.client = client
         self._numbers = itertools.count()
 
     async def set(self) -> None:
@@ -95,17 +95,17 @@ Step = Callable[[Scene, UseCases], Awaitable[object]]
 
 
 async def disable_and_enable(scene: Scene, by: UseCases) -> None:
-    await by.accounts.update_user(scene.alice.user_id, is_active=False)
-    await by.accounts.update_user(scene.alice.user_id, is_active=True)
+    await by.users.update_user(scene.alice.user_id, is_active=False)
+    await by.users.update_user(scene.alice.user_id, is_active=True)
 
 
 async def delete_and_create_again(scene: Scene, by: UseCases) -> None:
-    await by.accounts.delete_user(scene.alice.user_id)
+    await by.users.delete_user(scene.alice.user_id)
     await by.create(scene.email)
 
 
 async def move_and_create_again(scene: Scene, by: UseCases) -> None:
-    await by.accounts.update_user(scene.alice.user_id, email=f"moved-{scene.email}")
+    await by.users.update_user(scene.alice.user_id, email=f"moved-{scene.email}")
     await by.create(scene.email)
 
 
@@ -117,15 +117,15 @@ STEPS: Mapping[str, Step] = {
     "log in": log_in_with_rehash,
     "refresh": lambda scene, by: by.refresh(scene.before),
     "change password": lambda scene, by: by.change_password(PASSWORD, NEW_PASSWORD, scene.email),
-    "reset password": lambda scene, by: by.accounts.reset_password(scene.alice.user_id),
-    "revoke all": lambda scene, by: by.accounts.end_all_sessions(scene.alice.user_id),
+    "reset password": lambda scene, by: by.users.reset_password(scene.alice.user_id),
+    "revoke all": lambda scene, by: by.users.end_all_sessions(scene.alice.user_id),
     "revoke one": lambda scene, by: by.sessions.revoke(scene.before.access_token.text),
     "disable and enable": disable_and_enable,
-    "set role": lambda scene, by: by.accounts.update_user(scene.alice.user_id, role="editor"),
-    "move": lambda scene, by: by.accounts.update_user(scene.alice.user_id, email=scene.other_email),
+    "set role": lambda scene, by: by.users.update_user(scene.alice.user_id, role="editor"),
+    "move": lambda scene, by: by.users.update_user(scene.alice.user_id, email=scene.other_email),
     "move and create again": move_and_create_again,
     "create": lambda scene, by: by.create(scene.other_email),
-    "delete": lambda scene, by: by.accounts.delete_user(scene.alice.user_id),
+    "delete": lambda scene, by: by.users.delete_user(scene.alice.user_id),
     "delete and create again": delete_and_create_again,
 }
 ENDING = frozenset(STEPS) - {"log in", "refresh", "set role", "move", "move and create again", "create"}
@@ -153,7 +153,7 @@ INTERRUPTING = (
     "delete and create again",
 )
 AT_EVERY_STEP = ("change password", "revoke one", "disable and enable", "create", "delete and create again")
-"""Fewer, for a use case has many steps; those that end sessions or take addresses, each in its way."""
+"""Fewer, because a use case has many steps: those that end sessions or claim addresses, each by other writes."""
 
 
 @asynccontextmanager
@@ -161,17 +161,19 @@ async def on_stage(
     engine: Engine, prefix: str, signing_keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Scene]:
     use_engine(engine, monkeypatch)
-    timeouts = DynamoDBTimeouts(read_seconds=30.0, batch_seconds=60.0)  # the interruption takes its time
-    hashing, stronger = HashQueue(TEST_COST), HashQueue(TEST_COST + 1)
+    timeouts = DynamoDBTimeouts(
+        read_seconds=30.0, batch_seconds=60.0
+    )  # the interruption takes longer than production's
+    hash_queue, stronger = HashQueue(TEST_COST), HashQueue(TEST_COST + 1)
     clock = FakeClock()
-    async with open_dynamodb_store(prefix, timeouts=timeouts) as store, open_client(timeouts) as calls:
+    async with open_dynamodb_store(prefix, timeouts=timeouts) as store, open_client(timeouts) as client:
         await store.create_tables()
-        interrupted = Interrupted(calls)
+        interrupted = Interrupted(client)
         ring = key_ring(signing_keys, clock)
-        second = UseCases(store, ring, clock, hashing, tables_of(engine, prefix))
+        second = UseCases(store, ring, clock, hash_queue, tables_of(engine, prefix))
         first = second.on(DynamoDBStore(interrupted, TableNames(prefix), ignore))
-        yield Scene(first, second, first.with_hashing(stronger), interrupted)
-    hashing.close()
+        yield Scene(first, second, first.with_hash_queue(stronger), interrupted)
+    hash_queue.close()
     stronger.close()
 
 
@@ -183,16 +185,16 @@ async def play_at_every_step(scene: Scene, name: str, interrupting: str, *, is_l
 
 
 async def play(scene: Scene, name: str, interrupting: str, step: int, *, is_lost: bool) -> bool:
-    """Play a scene to its end, checking the promises; tell whether it had such a step."""
+    """Play a scene and check the contract; return whether it had such a step."""
     await scene.set()
 
     async def meanwhile() -> None:
         outcomes.append(await outcome_of(STEPS[interrupting](scene, scene.second)))
 
     outcomes: list[object] = []
-    scene.calls.interrupt(step, meanwhile, is_lost=is_lost)
+    scene.client.interrupt(step, meanwhile, is_lost=is_lost)
     mine = await outcome_of(STEPS[name](scene, scene.first))
-    if scene.calls.is_expired:
+    if scene.client.is_unused:
         assert not isinstance(mine, AuthsvcError)
         return False
     (others,) = outcomes
@@ -208,7 +210,7 @@ async def outcome_of(call: Awaitable[object]) -> object:
 
 
 async def check(scene: Scene, name: str, mine: object, interrupting: str, others: object) -> None:
-    """Require what must be true now; a login or change by address may have met the address's next owner."""
+    """Check the contract; a login or change by address may have reached the address's next owner."""
     done = {n for n, outcome in ((name, mine), (interrupting, others)) if not isinstance(outcome, AuthsvcError)}
     if "create again" in interrupting:
         done -= {"change password"}
@@ -220,11 +222,11 @@ async def check(scene: Scene, name: str, mine: object, interrupting: str, others
     if "refresh" in (name, interrupting) and done & ENDING:
         refreshed = mine if name == "refresh" else others
         assert not alive.get(id(refreshed))
-    if name == "log in" and interrupting in ENDING - {"revoke one"} and scene.calls.made >= LOOK_UP:
+    if name == "log in" and interrupting in ENDING - {"revoke one"} and scene.client.made >= LOOK_UP:
         assert not alive.get(id(mine))
     if done & {"delete", "delete and create again"}:
         with pytest.raises(UserNotFoundError):
-            await scene.second.accounts.get_user(scene.alice.user_id)
+            await scene.second.users.get_user(scene.alice.user_id)
     if interrupting in {"delete and create again", "move and create again"} and not isinstance(others, AuthsvcError):
         owner = await scene.second.store.get_user_by_email(Email(scene.email))
         assert owner.user.user_id != scene.alice.user_id
@@ -246,7 +248,7 @@ async def test_at_every_step(
 async def test_before_the_second_try_of_every_write(
     name: str, moto: Engine, table_prefix: str, signing_keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On moto, which knows no second try by its token."""
+    """On moto, which ignores idempotency tokens and applies a retry again."""
     async with on_stage(moto, table_prefix, signing_keys, monkeypatch) as scene:
         for interrupting in INTERRUPTING:
             await play_at_every_step(scene, name, interrupting, is_lost=True)
@@ -255,7 +257,7 @@ async def test_before_the_second_try_of_every_write(
 async def test_one_request_twice_at_once_makes_one_user(
     dynoxide: Engine, table_prefix: str, signing_keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second one begins at every step of the first."""
+    """The second call begins at each step of the first."""
     async with on_stage(dynoxide, table_prefix, signing_keys, monkeypatch) as scene:
         for step in itertools.count():
             request = partial(UseCases.create, email=f"user{step}@example.com", request_id=f"request-{step}")
@@ -264,10 +266,10 @@ async def test_one_request_twice_at_once_makes_one_user(
             async def meanwhile(request: partial[Coroutine[Any, Any, User]] = request, made: list[User] = made) -> None:
                 made.append(await request(scene.second))
 
-            scene.calls.interrupt(step, meanwhile, is_lost=False)
+            scene.client.interrupt(step, meanwhile, is_lost=False)
             made.append(await request(scene.first))
             await scene.second.check_rows()
-            if scene.calls.is_expired:
+            if scene.client.is_unused:
                 break
             assert len({user.user_id for user in made}) == 1
     assert step > 3

@@ -1,4 +1,4 @@
-"""Writes whose response is lost, on an engine that applies a repeated one again: the store knows its own."""
+"""Writes whose response is lost, on an engine without idempotency tokens: the store recognizes its own write."""
 
 from collections.abc import AsyncIterator
 
@@ -17,7 +17,7 @@ LOST = Reset(applied=True)
 
 @pytest.fixture
 async def proxy(moto: Engine, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FaultyProxy]:
-    """Before moto, which ignores ClientRequestToken."""
+    """A proxy before moto, which ignores ClientRequestToken."""
     async with FaultyProxy(moto.endpoint_url) as proxy:
         use_engine(moto, monkeypatch, proxy.endpoint_url)
         yield proxy

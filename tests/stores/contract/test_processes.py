@@ -63,7 +63,7 @@ def test_a_file_is_opened_by_several_at_once(processes: ProcessPoolExecutor, tmp
 
 async def test_a_file_that_stays_locked_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "WRITE_LOCK_SECONDS", 0.1)
-    times = iter((0.0, 0.0, 1.0))  # at the beginning, after the first try, after the second
+    times = iter((0.0, 0.0, 1.0))  # at the start, after the first attempt, after the second
     monkeypatch.setattr(sqlite, "time", SimpleNamespace(monotonic=lambda: next(times), sleep=lambda _: None))
     path = tmp_path / "authsvc.db"
     with closing(sqlite3.connect(path, isolation_level=None)) as other:

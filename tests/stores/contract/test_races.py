@@ -1,4 +1,4 @@
-"""Races, many times over, with the promises of the store checked after each round; also while DynamoDB fails.
+"""Repeated races, with the store's contract checked after each round; also while DynamoDB fails.
 
 AUTHSVC_TEST_RACE_ROUNDS multiplies the rounds, for a longer search.
 """
@@ -47,10 +47,10 @@ def rounds(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 async def race(*calls: Coroutine[Any, Any, T]) -> list[T | AuthsvcError]:
-    """Make calls that overlap each time otherwise; return what each gave or was refused with."""
+    """Make calls that overlap differently in each round; return the result or error of each."""
 
     async def begin(call: Awaitable[T]) -> T | AuthsvcError:
-        # Not to wait for anything, but to meet another step of the others in each round.
+        # The delay is not a wait: it varies which steps of the calls interleave.
         await asyncio.sleep(_stagger.uniform(0, STAGGER_SECONDS))
         try:
             return await call
@@ -61,13 +61,13 @@ async def race(*calls: Coroutine[Any, Any, T]) -> list[T | AuthsvcError]:
 
 
 def tokens_in(outcomes: Sequence[object], *refusals: type[AuthsvcError]) -> list[Tokens]:
-    """Return what succeeded; anything else must be one of the refusals."""
+    """Return the tokens; every other outcome must be one of the refusals."""
     tokens = [outcome for outcome in outcomes if isinstance(outcome, Tokens)]
     assert all(isinstance(outcome, (Tokens, *refusals)) for outcome in outcomes), outcomes
     return tokens
 
 
-async def assert_dead(use_cases: UseCases, *tokens: Tokens) -> None:
+async def assert_ended(use_cases: UseCases, *tokens: Tokens) -> None:
     assert not any([await use_cases.is_alive(each) for each in tokens])
 
 
@@ -76,11 +76,11 @@ async def test_revoke_all_and_login(use_cases: UseCases, rounds: Iterator[int]) 
     for _ in rounds:
         before = await use_cases.log_in()
         ended, *logins = await race(
-            use_cases.accounts.end_all_sessions(alice.user_id), use_cases.log_in(), use_cases.log_in()
+            use_cases.users.end_all_sessions(alice.user_id), use_cases.log_in(), use_cases.log_in()
         )
         assert ended is None
-        await assert_dead(use_cases, before)
-        for login in tokens_in(logins):  # whichever side of the line it is on
+        await assert_ended(use_cases, before)
+        for login in tokens_in(logins):  # before or after the end of all sessions
             await use_cases.is_alive(login)
         assert await use_cases.is_alive(await use_cases.log_in())
     await use_cases.check_rows()
@@ -91,10 +91,10 @@ async def test_revoke_all_and_refresh(use_cases: UseCases, rounds: Iterator[int]
     for _ in rounds:
         before = await use_cases.log_in()
         ended, *refreshed = await race(
-            use_cases.accounts.end_all_sessions(alice.user_id), use_cases.refresh(before), use_cases.refresh(before)
+            use_cases.users.end_all_sessions(alice.user_id), use_cases.refresh(before), use_cases.refresh(before)
         )
         assert ended is None
-        await assert_dead(use_cases, before, *tokens_in(refreshed, InvalidRefreshTokenError))
+        await assert_ended(use_cases, before, *tokens_in(refreshed, InvalidRefreshTokenError))
     await use_cases.check_rows()
 
 
@@ -103,7 +103,7 @@ async def test_revoke_one_and_refresh(use_cases: UseCases, rounds: Iterator[int]
     bystander = await use_cases.log_in()
     for number in rounds:
         before = await use_cases.log_in()
-        if number % 50 == 49:  # long before a hundred are remembered at once
+        if number % 50 == 49:  # well before MAX_REVOKED_SESSIONS entries are in force
             use_cases.clock.advance(hours=1)
         session_id = before.refresh_token.session_id
         revoke = (
@@ -113,7 +113,7 @@ async def test_revoke_one_and_refresh(use_cases: UseCases, rounds: Iterator[int]
         )[number % 3]
         ended, *refreshed = await race(revoke(), use_cases.refresh(before), use_cases.refresh(before))
         assert ended is None
-        await assert_dead(use_cases, before, *tokens_in(refreshed, InvalidRefreshTokenError))
+        await assert_ended(use_cases, before, *tokens_in(refreshed, InvalidRefreshTokenError))
         bystander = await use_cases.refresh(bystander)
     assert await use_cases.is_alive(bystander)
     await use_cases.check_rows()
@@ -124,23 +124,23 @@ async def test_disable_and_login_then_enable(use_cases: UseCases, rounds: Iterat
     for _ in rounds:
         before = await use_cases.log_in()
         disabled, *logins = await race(
-            use_cases.accounts.update_user(alice.user_id, is_active=False), use_cases.log_in(), use_cases.log_in()
+            use_cases.users.update_user(alice.user_id, is_active=False), use_cases.log_in(), use_cases.log_in()
         )
         assert isinstance(disabled, User)
         begun = tokens_in(logins, InvalidCredentialsError)
-        await assert_dead(use_cases, before, *begun)
-        await use_cases.accounts.update_user(alice.user_id, is_active=True)
-        await assert_dead(use_cases, before, *begun)
+        await assert_ended(use_cases, before, *begun)
+        await use_cases.users.update_user(alice.user_id, is_active=True)
+        await assert_ended(use_cases, before, *begun)
         assert await use_cases.is_alive(await use_cases.log_in())
     await use_cases.check_rows()
 
 
 @pytest.fixture
 def stronger(use_cases: UseCases) -> Iterator[UseCases]:
-    """The use cases at a higher cost, so that each first login hashes anew."""
-    hashing = HashQueue(TEST_COST + 1)
-    yield use_cases.with_hashing(hashing)
-    hashing.close()
+    """The use cases at a higher bcrypt cost, so that each first login rehashes."""
+    hash_queue = HashQueue(TEST_COST + 1)
+    yield use_cases.with_hash_queue(hash_queue)
+    hash_queue.close()
 
 
 async def test_change_password_and_login_with_rehash(
@@ -154,14 +154,14 @@ async def test_change_password_and_login_with_rehash(
         )
         begun = tokens_in(logins, InvalidCredentialsError)
         if isinstance(changed, Tokens):
-            await assert_dead(use_cases, before, *begun)
+            await assert_ended(use_cases, before, *begun)
             assert await use_cases.is_alive(changed)
-        else:  # the new hash of a login came first
+        else:  # the rehash of a login came first
             assert isinstance(changed, InvalidCredentialsError)
             assert all([await use_cases.is_alive(each) for each in (before, *begun)])
         assert await use_cases.can_log_in(NEW_PASSWORD) is isinstance(changed, Tokens)
         assert await use_cases.can_log_in(PASSWORD) is not isinstance(changed, Tokens)
-        await use_cases.accounts.delete_user(alice.user_id)
+        await use_cases.users.delete_user(alice.user_id)
     await use_cases.check_rows()
 
 
@@ -171,15 +171,13 @@ async def test_reset_password_and_login_with_rehash(
     for _ in rounds:
         alice = await use_cases.create()
         before = await use_cases.log_in()
-        reset, *logins = await race(
-            stronger.accounts.reset_password(alice.user_id), stronger.log_in(), stronger.log_in()
-        )
+        reset, *logins = await race(stronger.users.reset_password(alice.user_id), stronger.log_in(), stronger.log_in())
         assert isinstance(reset, TemporaryPassword)
-        await assert_dead(use_cases, before, *tokens_in(logins, InvalidCredentialsError))
+        await assert_ended(use_cases, before, *tokens_in(logins, InvalidCredentialsError))
         assert not await use_cases.can_log_in(PASSWORD)
         with pytest.raises(PasswordChangeRequiredError):
             await use_cases.log_in(password=reset.text)
-        await use_cases.accounts.delete_user(alice.user_id)
+        await use_cases.users.delete_user(alice.user_id)
     await use_cases.check_rows()
 
 
@@ -202,16 +200,16 @@ async def test_delete_and_login_refresh_rehash(use_cases: UseCases, stronger: Us
         alice = await use_cases.create()
         before = await use_cases.log_in()
         deleted, *others = await race(
-            use_cases.accounts.delete_user(alice.user_id),
+            use_cases.users.delete_user(alice.user_id),
             use_cases.log_in(),
             stronger.log_in(),
             use_cases.refresh(before),
         )
         assert deleted is None
         begun = tokens_in(others, InvalidCredentialsError, InvalidRefreshTokenError)
-        await assert_dead(use_cases, before, *begun)
+        await assert_ended(use_cases, before, *begun)
         with pytest.raises(UserNotFoundError):
-            await use_cases.accounts.get_user(alice.user_id)
+            await use_cases.users.get_user(alice.user_id)
         await use_cases.check_rows()
 
 
@@ -219,12 +217,12 @@ async def test_delete_and_every_change(use_cases: UseCases, rounds: Iterator[int
     for _ in rounds:
         alice = await use_cases.create()
         before = await use_cases.log_in()
-        accounts = use_cases.accounts
+        users = use_cases.users
         deleted, *others = await race(
-            accounts.delete_user(alice.user_id),
-            accounts.update_user(alice.user_id, role="editor"),
-            accounts.update_user(alice.user_id, email=OTHER_EMAIL),
-            accounts.end_all_sessions(alice.user_id),
+            users.delete_user(alice.user_id),
+            users.update_user(alice.user_id, role="editor"),
+            users.update_user(alice.user_id, email=OTHER_EMAIL),
+            users.end_all_sessions(alice.user_id),
             use_cases.sessions.revoke(before.access_token.text),
             use_cases.change_password(PASSWORD, NEW_PASSWORD),
         )
@@ -232,7 +230,7 @@ async def test_delete_and_every_change(use_cases: UseCases, rounds: Iterator[int
         refusals = (UserNotFoundError, InvalidCredentialsError)
         assert all(isinstance(o, (User, Tokens, type(None), *refusals)) for o in others), others
         with pytest.raises(UserNotFoundError):
-            await accounts.get_user(alice.user_id)
+            await users.get_user(alice.user_id)
         await use_cases.check_rows()
 
 
@@ -246,7 +244,7 @@ async def test_creates_of_one_address(use_cases: UseCases, rounds: Iterator[int]
         assert len(created) == 1
         assert all(isinstance(outcome, (User, EmailAlreadyExistsError)) for outcome in outcomes)
         await use_cases.check_rows()
-        await use_cases.accounts.delete_user(*created)
+        await use_cases.users.delete_user(*created)
 
 
 async def test_calls_of_one_request(use_cases: UseCases, rounds: Iterator[int]) -> None:
@@ -254,29 +252,29 @@ async def test_calls_of_one_request(use_cases: UseCases, rounds: Iterator[int]) 
         outcomes = await race(*(use_cases.create(request_id=f"request-{number}") for _ in range(4)))
         (user_id,) = {outcome.user_id if isinstance(outcome, User) else repr(outcome) for outcome in outcomes}
         await use_cases.check_rows()
-        await use_cases.accounts.delete_user(user_id)
+        await use_cases.users.delete_user(user_id)
 
 
 async def test_create_and_move_to_one_address(use_cases: UseCases, rounds: Iterator[int]) -> None:
     for _ in rounds:
         bob = await use_cases.create(OTHER_EMAIL)
-        outcomes = await race(use_cases.create(), use_cases.accounts.update_user(bob.user_id, email=EMAIL))
+        outcomes = await race(use_cases.create(), use_cases.users.update_user(bob.user_id, email=EMAIL))
         (won,) = [outcome for outcome in outcomes if isinstance(outcome, User)]
         assert sum(isinstance(outcome, EmailAlreadyExistsError) for outcome in outcomes) == 1
         owner = await use_cases.store.get_user_by_email(Email(EMAIL))
         assert (owner.user.user_id, owner.is_claimed) == (won.user_id, True)
         await use_cases.check_rows()
         for user_id in {won.user_id, bob.user_id}:
-            await use_cases.accounts.delete_user(user_id)
+            await use_cases.users.delete_user(user_id)
 
 
 async def test_two_moves_of_one_user(use_cases: UseCases, rounds: Iterator[int]) -> None:
     alice = await use_cases.create()
     for number in rounds:
         targets = [f"a{number}@example.com", f"b{number}@example.com"]
-        outcomes = await race(*(use_cases.accounts.update_user(alice.user_id, email=target) for target in targets))
+        outcomes = await race(*(use_cases.users.update_user(alice.user_id, email=target) for target in targets))
         assert all(isinstance(outcome, User) for outcome in outcomes), outcomes
-        assert (await use_cases.accounts.get_user(alice.user_id)).email in targets
+        assert (await use_cases.users.get_user(alice.user_id)).email in targets
         await use_cases.check_rows()
 
 
@@ -285,7 +283,7 @@ async def test_two_users_swap_addresses(use_cases: UseCases, rounds: Iterator[in
     for _ in rounds:
         outcomes = await race(
             *(
-                use_cases.accounts.update_user(user.user_id, email=email)
+                use_cases.users.update_user(user.user_id, email=email)
                 for user in users
                 for email in (EMAIL, OTHER_EMAIL, "third@example.com")
             )
@@ -313,5 +311,5 @@ async def test_replays_of_an_old_token_and_a_refresh(use_cases: UseCases, rounds
         current = await use_cases.refresh(await use_cases.refresh(stolen))
         outcomes = await race(use_cases.refresh(stolen), use_cases.refresh(current), use_cases.refresh(stolen))
         assert all(isinstance(outcomes[at], InvalidRefreshTokenError) for at in (0, 2))
-        await assert_dead(use_cases, stolen, current, *tokens_in(outcomes, InvalidRefreshTokenError))
+        await assert_ended(use_cases, stolen, current, *tokens_in(outcomes, InvalidRefreshTokenError))
         use_cases.clock.advance(minutes=1)

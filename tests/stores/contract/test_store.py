@@ -1,4 +1,4 @@
-"""What every store keeps to, whatever its engine."""
+"""The contract of every store, on each engine."""
 
 import asyncio
 import itertools
@@ -66,9 +66,9 @@ async def test_every_attribute_of_a_user_is_kept(store: Store) -> None:
 
 async def test_nobody_is_found_where_nobody_is(store: Store) -> None:
     with pytest.raises(UserNotFoundError):
-        await store.get_user("nobody")
+        await store.get_user("missing")
     with pytest.raises(UserNotFoundError):
-        await store.get_user_by_email(Email("nobody@example.com", "Nobody@example.com"))
+        await store.get_user_by_email(Email("missing@example.com", "Missing@example.com"))
 
 
 async def test_an_address_is_given_once(store: Store) -> None:
@@ -107,7 +107,7 @@ async def test_a_request_id_is_good_for_one_address(store: Store) -> None:
 
 
 async def test_a_request_id_is_forgotten_after_a_day(store: Store) -> None:
-    """F9: whatever the engine has or has not deleted by then."""
+    """F9: regardless of whether the engine has deleted the item by then."""
     await store.create_user(new_user(), NOW, DIGEST)
     later = NOW + REQUEST_ID_TTL + timedelta(seconds=1)
     bob = await store.create_user(new_user("bob@example.com"), later, DIGEST)
@@ -141,11 +141,11 @@ async def test_what_is_none_is_taken_away(store: Store) -> None:
 
 
 async def test_a_change_of_nobody_makes_no_ghost(store: Store) -> None:
-    nobody = new_user()
+    missing = new_user()
     with pytest.raises(UserChangedError):
-        await store.update_user(nobody, replace(nobody, role="editor"))
+        await store.update_user(missing, replace(missing, role="editor"))
     with pytest.raises(UserNotFoundError):
-        await store.get_user(nobody.user_id)
+        await store.get_user(missing.user_id)
 
 
 async def test_of_concurrent_changes_one_wins(concurrent_store: Store) -> None:
@@ -259,12 +259,12 @@ async def test_a_session_without_a_row_is_remembered_where_its_end_is_known(stor
     for _ in range(2):
         await store.end_session(user.user_id, "gone", NOW, NOW + timedelta(hours=1))
     assert (await store.get_user(user.user_id)).revoked_sessions == {revocation_entry("gone", NOW + timedelta(hours=1))}
-    assert not await store.end_session("nobody", "gone", NOW, NOW + timedelta(hours=1))
+    assert not await store.end_session("missing", "gone", NOW, NOW + timedelta(hours=1))
 
 
 async def test_over_revocations_are_tidied_up(store: Store) -> None:
-    over, odd = revocation_entry("over", NOW - timedelta(hours=1)), "odd"
-    user = await store.create_user(new_user(revoked_sessions=frozenset({over, odd})), NOW)
+    expired, odd = revocation_entry("expired", NOW - timedelta(hours=1)), "odd"
+    user = await store.create_user(new_user(revoked_sessions=frozenset({expired, odd})), NOW)
     session = new_session(user)
     await store.create_session(session)
     await store.end_session(user.user_id, "session", NOW, None)

@@ -1,4 +1,4 @@
-"""Making the tables where an answer is lost, as DynamoDB's slow ones can be, or where DynamoDB is not ready yet."""
+"""Creating tables while responses are lost or DynamoDB is not ready yet."""
 
 import pytest
 
@@ -16,10 +16,10 @@ NOT_READY = Throttle("ContinuousBackupsUnavailableException")
 async def test_a_lost_answer_is_no_failure(
     concurrent_engine: Engine, table_prefix: str, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
-    """Not on moto, which breaks down over a second index of one name."""
+    """Not on moto, which fails at a second index of one name."""
     engine = concurrent_engine
     tables = tables_of(engine, table_prefix)
-    if operation == "UpdateTable":  # which gives the index to a table that has none
+    if operation == "UpdateTable":  # creates the index of a table that has none
         tables.dynamodb.create_table(
             TableName=tables.users,
             AttributeDefinitions=[{"AttributeName": "user_id", "AttributeType": "S"}],
@@ -38,7 +38,7 @@ async def test_a_lost_answer_is_no_failure(
 async def test_point_in_time_recovery_is_waited_for(
     moto: Engine, table_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DynamoDB refuses it in the first seconds of a table."""
+    """DynamoDB refuses it during the first seconds of a table."""
     monkeypatch.setattr(dynamodb_tables, "_ACTIVE_POLL_SECONDS", 0.0)
     async with FaultyProxy(moto.endpoint_url) as proxy:
         use_engine(moto, monkeypatch, proxy.endpoint_url)

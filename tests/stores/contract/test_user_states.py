@@ -1,4 +1,4 @@
-"""What validations ask of every store: how users stand, and to be told of its own writes."""
+"""User states as validations read them from each store, and the store's reports of changed users."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,7 +21,7 @@ from tests.stores.contract.test_store import NOW, new_session, new_user
 from tests.support import use_engine
 
 
-def standing_of(user: User) -> UserState:
+def user_state_of(user: User) -> UserState:
     return UserState(**{field.name: getattr(user, field.name) for field in fields(UserState)})
 
 
@@ -33,9 +33,9 @@ async def test_a_user_stands_as_get_user_tells(store: Store) -> None:
         await store.create_user(new_user("other@example.com", role="ops_2-x", token_generation=7), NOW),
     ]
     for _ in range(2):
-        standings = await store.get_user_states([*(user.user_id for user in users), "nobody"])
-        expected = {user.user_id: standing_of(await store.get_user(user.user_id)) for user in users}
-        assert standings == {**expected, "nobody": None}
+        states = await store.get_user_states([*(user.user_id for user in users), "missing"])
+        expected = {user.user_id: user_state_of(await store.get_user(user.user_id)) for user in users}
+        assert states == {**expected, "missing": None}
         users = [replace(user, role="changed", is_active=not user.is_active) for user in users]
         for user in users:
             await store.update_user(await store.get_user(user.user_id), user)
@@ -43,7 +43,7 @@ async def test_a_user_stands_as_get_user_tells(store: Store) -> None:
 
 async def test_a_deleted_user_stands_no_more(store: Store) -> None:
     user = await store.create_user(new_user(), NOW)
-    assert await store.get_user_states([user.user_id]) == {user.user_id: standing_of(user)}
+    assert await store.get_user_states([user.user_id]) == {user.user_id: user_state_of(user)}
     await store.delete_user(user)
     assert await store.get_user_states([user.user_id]) == {user.user_id: None}
 
@@ -52,9 +52,9 @@ async def test_an_ended_session_is_told_at_once(store: Store) -> None:
     user = await store.create_user(new_user(), NOW)
     await store.create_session(new_session(user))
     await store.end_session(user.user_id, "session", NOW, None)
-    (standing,) = (await store.get_user_states([user.user_id])).values()
-    assert isinstance(standing, UserState)
-    assert standing.has_revoked("session")
+    (state,) = (await store.get_user_states([user.user_id])).values()
+    assert isinstance(state, UserState)
+    assert state.has_revoked("session")
 
 
 async def test_nothing_is_told_of_nobody(store: Store) -> None:
@@ -63,13 +63,13 @@ async def test_nothing_is_told_of_nobody(store: Store) -> None:
 
 async def test_a_hundred_are_told_together_and_many_hundreds_at_once(concurrent_store: Store) -> None:
     users = [await concurrent_store.create_user(new_user(f"user{n}@example.com"), NOW) for n in range(30)]
-    expected: dict[str, UserState | None] = {user.user_id: standing_of(user) for user in users}
-    expected |= dict.fromkeys(f"nobody-{n}" for n in range(70))
+    expected: dict[str, UserState | None] = {user.user_id: user_state_of(user) for user in users}
+    expected |= dict.fromkeys(f"missing-{n}" for n in range(70))
     assert await concurrent_store.get_user_states(expected) == expected
     one_by_one = [concurrent_store.get_user_states([user_id]) for user_id in expected]
     together = [concurrent_store.get_user_states(expected) for _ in range(3)]
-    for told in await asyncio.gather(*one_by_one, *together):
-        assert told == {user_id: expected[user_id] for user_id in told}
+    for found in await asyncio.gather(*one_by_one, *together):
+        assert found == {user_id: expected[user_id] for user_id in found}
 
 
 async def test_a_broken_row_spoils_its_own_answer_alone(dynamodb_store: DynamoDBStore, tables: Tables) -> None:
@@ -78,32 +78,32 @@ async def test_a_broken_row_spoils_its_own_answer_alone(dynamodb_store: DynamoDB
     tables.put_user("number", "number@example.com", role={"N": "5"})
     tables.put_user("list", "list@example.com", revoked_sessions={"L": []})
     tables.put_user("foreign", "Foreign@Example.com", unknown={"M": {}})
-    standings = await dynamodb_store.get_user_states([sound.user_id, "no-email", "number", "list", "foreign", "nobody"])
-    broken = {"no-email": "email", "number": "role", "list": "revoked_sessions"}
-    told = {key: error.attribute for key, error in standings.items() if isinstance(error, CorruptItemError)}
-    assert told == broken
-    assert standings[sound.user_id] == standing_of(sound)
-    assert standings["foreign"] == UserState(user_id="foreign", email="Foreign@Example.com", role="user")
-    assert standings["nobody"] is None
+    states = await dynamodb_store.get_user_states([sound.user_id, "no-email", "number", "list", "foreign", "missing"])
+    corrupt = {"no-email": "email", "number": "role", "list": "revoked_sessions"}
+    corrupt_attributes = {key: error.attribute for key, error in states.items() if isinstance(error, CorruptItemError)}
+    assert corrupt_attributes == corrupt
+    assert states[sound.user_id] == user_state_of(sound)
+    assert states["foreign"] == UserState(user_id="foreign", email="Foreign@Example.com", role="user")
+    assert states["missing"] is None
 
 
 async def test_a_store_that_cannot_be_read_is_no_store_without_users(tmp_path: Path) -> None:
     async with open_sqlite_store(tmp_path / "authsvc.db") as store:
-        (told,) = (await store.get_user_states(["alice"])).values()
-    assert isinstance(told, StoreUnavailableError)
+        (state,) = (await store.get_user_states(["alice"])).values()
+    assert isinstance(state, StoreUnavailableError)
 
 
 @dataclass(frozen=True)
-class Told:
-    """A store, and whom it told of its writes."""
+class Reporting:
+    """A store, and the ids of the users that it reported as changed."""
 
     store: Store
-    users: list[str]
+    changed: list[str]
 
     async def alice(self, **changes: object) -> User:
         alice = await self.store.create_user(new_user(**changes), NOW)  # type: ignore[arg-type]
         await self.store.create_session(new_session(alice))
-        self.users.clear()
+        self.changed.clear()
         return alice
 
 
@@ -135,55 +135,55 @@ FULL = frozenset(revocation_entry(f"s{n}", NOW + timedelta(hours=1)) for n in ra
 
 
 @pytest.fixture(params=["sqlite", "dynoxide", "moto"])
-async def told(
+async def reporting(
     request: pytest.FixtureRequest, tmp_path: Path, table_prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Told]:
-    users: list[str] = []
+) -> AsyncIterator[Reporting]:
+    changed: list[str] = []
     if request.param == "sqlite":
-        opening = open_sqlite_store(tmp_path / "authsvc.db", users.append)
+        opening = open_sqlite_store(tmp_path / "authsvc.db", changed.append)
     else:
         use_engine(request.getfixturevalue(request.param), monkeypatch)
-        opening = open_dynamodb_store(table_prefix, users.append)  # type: ignore[assignment]
+        opening = open_dynamodb_store(table_prefix, changed.append)  # type: ignore[assignment]
     async with opening as store:
         await store.create_tables()
-        yield Told(store, users)
+        yield Reporting(store, changed)
 
 
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
-async def test_every_write_of_a_user_is_told(told: Told, write: Write) -> None:
-    alice = await told.alice()
-    await write(told.store, alice)
-    assert set(told.users) == {alice.user_id}
+async def test_every_write_of_a_user_is_told(reporting: Reporting, write: Write) -> None:
+    alice = await reporting.alice()
+    await write(reporting.store, alice)
+    assert set(reporting.changed) == {alice.user_id}
 
 
-async def test_the_end_of_all_sessions_by_the_hundredth_is_told(told: Told) -> None:
-    alice = await told.alice(revoked_sessions=FULL)
-    await end(told.store, alice)
-    assert set(told.users) == {alice.user_id}
+async def test_the_end_of_all_sessions_by_the_hundredth_is_told(reporting: Reporting) -> None:
+    alice = await reporting.alice(revoked_sessions=FULL)
+    await end(reporting.store, alice)
+    assert set(reporting.changed) == {alice.user_id}
 
 
-async def test_a_lost_race_is_told_as_well(told: Told) -> None:
-    """It may have been an earlier try of this write that won it."""
-    alice = await told.alice()
+async def test_a_lost_race_is_told_as_well(reporting: Reporting) -> None:
+    """An earlier attempt of this write may have won the race."""
+    alice = await reporting.alice()
     with pytest.raises(UserChangedError):
-        await told.store.update_user(replace(alice, role="stale"), replace(alice, role="new"))
-    assert told.users == [alice.user_id]
+        await reporting.store.update_user(replace(alice, role="stale"), replace(alice, role="new"))
+    assert reporting.changed == [alice.user_id]
 
 
-async def test_what_writes_no_user_is_not_told(told: Told) -> None:
-    alice = await told.alice()
-    await told.store.create_user(new_user("bob@example.com"), NOW)
+async def test_what_writes_no_user_is_not_told(reporting: Reporting) -> None:
+    alice = await reporting.alice()
+    await reporting.store.create_user(new_user("bob@example.com"), NOW)
     with pytest.raises(EmailAlreadyExistsError):
-        await told.store.create_user(new_user(), NOW)
+        await reporting.store.create_user(new_user(), NOW)
     session = new_session(alice, "other")
-    await told.store.create_session(session)
-    await told.store.rotate_refresh_token(session, replace(session, rotating_part_sha256=b"n" * 32))
-    await told.store.get_user_states([alice.user_id])
-    assert told.users == []
+    await reporting.store.create_session(session)
+    await reporting.store.rotate_refresh_token(session, replace(session, rotating_part_sha256=b"n" * 32))
+    await reporting.store.get_user_states([alice.user_id])
+    assert reporting.changed == []
 
 
 @dataclass(frozen=True)
-class Failing(Told):
+class Failing(Reporting):
     """The same behind a proxy."""
 
     proxy: FaultyProxy
@@ -193,12 +193,12 @@ class Failing(Told):
 async def failing(
     dynoxide: Engine, table_prefix: str, limits: Limits, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Failing]:
-    users: list[str] = []
+    changed: list[str] = []
     async with FaultyProxy(dynoxide.endpoint_url) as proxy:
         use_engine(dynoxide, monkeypatch, proxy.endpoint_url)
-        async with open_dynamodb_store(table_prefix, users.append, timeouts=limits.dynamodb) as store:
+        async with open_dynamodb_store(table_prefix, changed.append, timeouts=limits.dynamodb) as store:
             await store.create_tables()
-            yield Failing(store, users, proxy)
+            yield Failing(store, changed, proxy)
 
 
 @pytest.mark.limits(PRODUCTION_LIMITS)
@@ -209,7 +209,7 @@ async def test_a_write_whose_response_was_lost_is_told(failing: Failing, write: 
     with failing.proxy.fault(fault, operations={"TransactWriteItems"}, times=1) as hit:
         await write(failing.store, alice)
     assert hit.hits == 1
-    assert set(failing.users) == {alice.user_id}
+    assert set(failing.changed) == {alice.user_id}
 
 
 @pytest.mark.limits(PRODUCTION_LIMITS)
@@ -221,11 +221,11 @@ async def test_a_write_that_failed_is_told_for_it_may_have_happened(
     alice = await failing.alice()
     with failing.proxy.fault(fault, operations={"TransactWriteItems"}), pytest.raises(StoreUnavailableError):
         await write(failing.store, alice)
-    assert set(failing.users) == {alice.user_id}
+    assert set(failing.changed) == {alice.user_id}
 
 
 class Arriving:
-    """A request arrives, and no answer comes."""
+    """Hang, and report the arrival of a request."""
 
     def __init__(self) -> None:
         self.has_arrived = asyncio.Event()
@@ -243,4 +243,4 @@ async def test_a_write_that_was_cancelled_is_told(failing: Failing) -> None:
         await arriving.has_arrived.wait()
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
-    assert failing.users == [alice.user_id]
+    assert failing.changed == [alice.user_id]

@@ -1,6 +1,6 @@
-"""The use cases on a store, without a network before them, and what must be true of its rows at any time."""
+"""The use cases on a store, without RPC, and the invariants of its rows."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -29,7 +29,7 @@ IDLE_TTL = timedelta(days=7)
 MAX_TTL = timedelta(days=30)
 UNBOUNDED = Budget(1_000_000, timedelta(minutes=15))
 NO_BUDGETS = Budgets(pair=UNBOUNDED, account=UNBOUNDED, source=UNBOUNDED)
-"""Races fail many logins on purpose, on a clock that stands still."""
+"""Races fail many logins on purpose, on a stopped clock."""
 HASH = hashes.hash_password(PASSWORD, TEST_COST)
 
 
@@ -38,10 +38,10 @@ def key_ring(signing_keys: Path, clock: FakeClock) -> KeyRing:
 
 
 class UseCases:
-    """The use cases, as short as tests of many steps need them.
+    """The use cases, as short calls for tests of many steps.
 
     Args:
-        tables: The rows as another program has them; None for SQLite.
+        tables: The rows as another program reads them; None for SQLite.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class UseCases:
         store: Store,
         ring: KeyRing,
         clock: FakeClock,
-        hashing: HashQueue,
+        hash_queue: HashQueue,
         tables: Tables | None,
         budgets: Budgets = NO_BUDGETS,
     ) -> None:
         self._ring = ring
         tokens = AccessTokens(ring, "https://auth.example.com", "backends", ACCESS_TTL)
-        self._hashing = hashing
+        self._hash_queue = hash_queue
         self.store = store
         self.clock = clock
         self.tables = tables
@@ -67,19 +67,19 @@ class UseCases:
             clock,
             StalenessLimits(timedelta(seconds=60), timedelta(minutes=15)),
         )
-        self.attempts = LoginThrottle(store, hashing, budgets, clock)
-        self.logins = Logins(store, self.attempts, hashing, self.sessions, clock, 15)
-        self.accounts = Users(store, hashing, clock, 15)
+        self.login_throttle = LoginThrottle(store, hash_queue, budgets, clock)
+        self.logins = Logins(store, self.login_throttle, hash_queue, self.sessions, clock, 15)
+        self.users = Users(store, hash_queue, clock, 15)
 
-    def with_hashing(self, hashing: HashQueue) -> "UseCases":
-        return UseCases(self.store, self._ring, self.clock, hashing, self.tables)
+    def with_hash_queue(self, hash_queue: HashQueue) -> "UseCases":
+        return UseCases(self.store, self._ring, self.clock, hash_queue, self.tables)
 
     def on(self, store: Store) -> "UseCases":
         """Return the use cases of another process on the same rows."""
-        return UseCases(store, self._ring, self.clock, self._hashing, self.tables)
+        return UseCases(store, self._ring, self.clock, self._hash_queue, self.tables)
 
     async def create(self, email: str = EMAIL, request_id: str = "") -> User:
-        return await self.accounts.import_user(email=email, role="", password_hash=HASH, request_id=request_id)
+        return await self.users.import_user(email=email, role="", password_hash=HASH, request_id=request_id)
 
     async def log_in(self, email: str = EMAIL, password: str = PASSWORD) -> Tokens:
         tokens, _ = await self.logins.authenticate(email=email, password=password, client_address="", client_label="")
@@ -95,19 +95,19 @@ class UseCases:
         return await self.sessions.refresh(tokens.refresh_token.text, "")
 
     async def is_active(self, tokens: Tokens) -> bool:
-        """Ask by a fresh validation."""
+        """Validate the access token, fresh."""
         validation = await self.validations.validate(Check(tokens.access_token.text))
         return isinstance(validation.outcome, ActiveToken)
 
     async def is_alive(self, tokens: Tokens) -> bool:
-        """Ask by a fresh validation and by a refresh, which must agree."""
+        """Validate the access token, fresh, and refresh; both must agree."""
         is_active = await self.is_active(tokens)
         try:
             await self.refresh(tokens)
         except InvalidRefreshTokenError:
-            assert not is_active, "a session that cannot be refreshed has a living access token"
+            assert not is_active, "a session that cannot be refreshed has an active access token"
             return False
-        assert is_active, "a refresh token of a dead session was accepted"
+        assert is_active, "a refresh token of an ended session was accepted"
         return True
 
     async def can_log_in(self, password: str, email: str = EMAIL) -> bool:
@@ -117,26 +117,22 @@ class UseCases:
             return False
         return True
 
-    async def check_rows(self, dead_claims: Collection[str] = ()) -> None:
-        """Require that users and claims agree and nobody shares an address.
-
-        Args:
-            dead_claims: Addresses that another program left without their user.
-        """
+    async def check_rows(self) -> None:
+        """Require that users and claims agree and no two users share an address."""
         if self.tables is None:
             users = (await self.store.list_users(1000, None)).users
             assert len({user.email for user in users}) == len(users)
         else:
-            assert list(_disagreements(self.tables, dead_claims)) == []
+            assert list(_disagreements(self.tables)) == []
 
 
-def _disagreements(tables: Tables, dead_claims: Collection[str]) -> Iterator[str]:
+def _disagreements(tables: Tables) -> Iterator[str]:
     rows = {row["user_id"]["S"]: row for row in tables.rows(tables.users)}
     claims = {row["unique_key"]["S"]: row["user_id"]["S"] for row in tables.rows(tables.unique)}
     owners: dict[str, str] = {}
     for user_id, row in rows.items():
         if not row.keys() >= {"email", "role", "is_active", "created_at"}:
-            yield f"a ghost: {row}"
+            yield f"incomplete row: {row}"
             continue
         email = row["email"]["S"]
         if claims.get(f"email#{email}") != user_id:
@@ -145,5 +141,5 @@ def _disagreements(tables: Tables, dead_claims: Collection[str]) -> Iterator[str
             yield f"{user_id} and {owners[email]} have {email}"
     for key, user_id in claims.items():
         kind, _, email = key.partition("#")
-        if kind == "email" and email not in dead_claims and owners.get(email) != user_id:
-            yield f"the claim of {email} names {user_id}, whose address it is not"
+        if kind == "email" and owners.get(email) != user_id:
+            yield f"the claim of {email} names {user_id}, who has another address"

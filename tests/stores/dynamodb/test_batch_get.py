@@ -1,4 +1,4 @@
-"""The answer of a BatchGetItem: what it says, and that less than a whole one says nothing."""
+"""The response of a BatchGetItem: its rows, and the rejection of an incomplete one."""
 
 import json
 from typing import Any
@@ -11,44 +11,47 @@ from authsvc.stores.dynamodb.batch_get import USER_STATE_ATTRIBUTES, BatchGet
 ALICE = {"user_id": {"S": "alice"}, "role": {"S": "user"}}
 
 
-class Calls:
-    """Gives one answer, and keeps what it was asked."""
+class FakeClient:
+    """Returns one response, and records requests."""
 
-    def __init__(self, answer: Any) -> None:
-        self.answer = answer
-        self.asked: list[tuple[str, Any]] = []
+    def __init__(self, response: Any) -> None:
+        self.response = response
+        self.requests: list[tuple[str, Any]] = []
 
     async def send(self, operation: str, body: bytes) -> Any:
-        self.asked.append((operation, json.loads(body)))
-        return self.answer
+        self.requests.append((operation, json.loads(body)))
+        return self.response
 
 
-def reads(calls: Calls) -> BatchGet:
-    return BatchGet(calls, "users", "user_id", USER_STATE_ATTRIBUTES)  # type: ignore[arg-type]  # the one method that is needed
+def reads(client: FakeClient) -> BatchGet:
+    return BatchGet(client, "users", "user_id", USER_STATE_ATTRIBUTES)  # type: ignore[arg-type]  # it needs one method
 
 
-def answer(rows: object, *left_out: str) -> dict[str, Any]:
+def response(rows: object, *left_out: str) -> dict[str, Any]:
     unprocessed = {"users": {"Keys": [{"user_id": {"S": user_id}} for user_id in left_out]}} if left_out else {}
     return {"Responses": {"users": rows}, "UnprocessedKeys": unprocessed}
 
 
 async def test_rows_are_told_by_key_and_who_is_not_there() -> None:
-    assert await reads(Calls(answer([ALICE])))(["nobody", "alice"]) == {"nobody": None, "alice": ALICE}
+    assert await reads(FakeClient(response([ALICE])))(["missing", "alice"]) == {"missing": None, "alice": ALICE}
 
 
 async def test_what_was_left_out_is_missing() -> None:
-    assert await reads(Calls(answer([ALICE], "bob")))(["alice", "bob", "carol"]) == {"alice": ALICE, "carol": None}
+    assert await reads(FakeClient(response([ALICE], "bob")))(["alice", "bob", "carol"]) == {
+        "alice": ALICE,
+        "carol": None,
+    }
 
 
 async def test_an_answer_may_be_silent_about_capacity() -> None:
-    told = {"Responses": {"users": [ALICE]}, "UnprocessedKeys": {}, "ConsumedCapacity": [{}]}
-    assert await reads(Calls(told))(["alice"]) == {"alice": ALICE}
+    silent = {"Responses": {"users": [ALICE]}, "UnprocessedKeys": {}, "ConsumedCapacity": [{}]}
+    assert await reads(FakeClient(silent))(["alice"]) == {"alice": ALICE}
 
 
 async def test_the_read_is_strong_and_of_what_a_validation_needs() -> None:
-    calls = Calls(answer([]))
-    await reads(calls)(["alice", 'b"ob'])
-    ((operation, request),) = calls.asked
+    client = FakeClient(response([]))
+    await reads(client)(["alice", 'b"ob'])
+    ((operation, request),) = client.requests
     assert operation == "BatchGetItem"
     assert request["RequestItems"].keys() == {"users"}
     read = request["RequestItems"]["users"]
@@ -67,16 +70,16 @@ async def test_the_read_is_strong_and_of_what_a_validation_needs() -> None:
         {"Responses": {}, "UnprocessedKeys": {}},
         {"Responses": {"users": None}, "UnprocessedKeys": {}},
         {"Responses": {"users": []}, "UnprocessedKeys": []},
-        answer("alice"),
-        answer(["alice"]),
-        answer([{"role": {"S": "user"}}]),
-        answer([{"user_id": "alice"}]),
-        answer([{"user_id": {"S": []}}]),
-        answer([{"user_id": {"S": "mallory"}}]),
-        answer([], "mallory"),
+        response("alice"),
+        response(["alice"]),
+        response([{"role": {"S": "user"}}]),
+        response([{"user_id": "alice"}]),
+        response([{"user_id": {"S": []}}]),
+        response([{"user_id": {"S": "mallory"}}]),
+        response([], "mallory"),
     ],
     ids=repr,
 )
 async def test_less_than_a_whole_answer_is_none(unreadable: Any) -> None:
     with pytest.raises(RetryableStoreError, match="unreadable"):
-        await reads(Calls(unreadable))(["alice"])
+        await reads(FakeClient(unreadable))(["alice"])

@@ -1,4 +1,4 @@
-"""What a failed DynamoDB call means."""
+"""DynamoDB calls: requests as sent, and the classification of failures."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from tests.support import use_engine
 
 @pytest.fixture
 def forget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """Take variables from the environment, and what AWS's files say with them."""
+    """Unset environment variables, and hide AWS's configuration files."""
 
     def forget(*names: str) -> None:
         monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
@@ -37,9 +37,9 @@ async def test_without_credentials_the_store_is_unavailable(
 ) -> None:
     use_engine(dynoxide, monkeypatch)
     forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as calls:
+    async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as client:
         with pytest.raises(StoreUnavailableError, match="no AWS credentials"):
-            await calls("ListTables")
+            await client("ListTables")
 
 
 async def test_a_region_is_needed(forget: Callable[..., None]) -> None:
@@ -54,20 +54,20 @@ async def test_the_region_may_be_the_default_one(
 ) -> None:
     use_engine(dynoxide, monkeypatch)
     forget("AWS_REGION")
-    async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as calls:
-        await calls("ListTables")
+    async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as client:
+        await client("ListTables")
 
 
 class Answer:
-    """What a server says to whatever it is asked."""
+    """The response of a server to every request."""
 
     def __init__(self) -> None:
         self.status, self.body = 200, b"{}"
         self.headers: dict[str, str] = {}
-        self.asked: list[tuple[Mapping[str, str], bytes]] = []
+        self.requests: list[tuple[Mapping[str, str], bytes]] = []
 
     async def __call__(self, request: web.BaseRequest) -> web.Response:
-        self.asked.append((request.headers, await request.content.read()))
+        self.requests.append((request.headers, await request.content.read()))
         return web.Response(status=self.status, body=self.body, headers=self.headers)
 
 
@@ -83,23 +83,23 @@ async def answer(dynoxide: Engine, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
 
 
 @pytest.fixture
-async def calls(answer: Answer) -> AsyncIterator[DynamoDBClient]:
-    async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as calls:
-        yield calls
+async def client(answer: Answer) -> AsyncIterator[DynamoDBClient]:
+    async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as client:
+        yield client
 
 
-async def test_a_request_is_sent_as_it_is_and_signed(calls: DynamoDBClient, answer: Answer) -> None:
+async def test_a_request_is_sent_as_it_is_and_signed(client: DynamoDBClient, answer: Answer) -> None:
     answer.body = b'{"Item":{}}'
     answer.headers["x-amz-crc32"] = str(zlib.crc32(answer.body))
     answer.headers["Date"] = "Wed, 25 Nov 2026 00:00:00 GMT"
-    assert await calls.send("GetItem", b'{"TableName":"users"}') == {"Item": {}}
-    ((headers, body),) = answer.asked
+    assert await client.send("GetItem", b'{"TableName":"users"}') == {"Item": {}}
+    ((headers, body),) = answer.requests
     assert body == b'{"TableName":"users"}'
     assert headers["X-Amz-Target"] == "DynamoDB_20120810.GetItem"
     assert headers["Content-Type"] == "application/x-amz-json-1.0"
     assert headers["Authorization"].startswith("AWS4-HMAC-SHA256 Credential=")
     assert "x-amz-target" in headers["Authorization"]
-    assert calls.last_date == answer.headers["Date"]
+    assert client.last_date == answer.headers["Date"]
 
 
 def refused(code: str, *reasons: str) -> bytes:
@@ -155,51 +155,51 @@ def cancelled(*reasons: str) -> bytes:
     ids=repr,
 )
 async def test_each_failure_is_tried_again_or_means_something(
-    calls: DynamoDBClient, answer: Answer, status: int, body: bytes, expected: type[Exception]
+    client: DynamoDBClient, answer: Answer, status: int, body: bytes, expected: type[Exception]
 ) -> None:
-    """And tells nobody what was asked."""
+    """The error does not contain the request or the response."""
     answer.status, answer.body = status, body
     with pytest.raises(expected) as one_attempt:
-        await calls.send("TransactWriteItems", b"{}")
+        await client.send("TransactWriteItems", b"{}")
     assert type(one_attempt.value) is expected
-    assert len(answer.asked) == 1
+    assert len(answer.requests) == 1
     with pytest.raises(StoreUnavailableError if expected is RetryableStoreError else expected) as many:
-        await calls("TransactWriteItems")
-    assert len(answer.asked) - 1 == (DynamoDBTimeouts().max_attempts if expected is RetryableStoreError else 1)
+        await client("TransactWriteItems")
+    assert len(answer.requests) - 1 == (DynamoDBTimeouts().max_attempts if expected is RetryableStoreError else 1)
     for caught in (one_attempt, many):
         assert "secret" not in str(caught.value)
         assert caught.value.__cause__ is None
 
 
-async def test_a_call_takes_and_gives_what_dynamodb_has(calls: DynamoDBClient, answer: Answer) -> None:
+async def test_a_call_takes_and_gives_what_dynamodb_has(client: DynamoDBClient, answer: Answer) -> None:
     answer.body = b'{"Item":{"email":{"S":"\\ud800"}},"ConsumedCapacity":{"TableName":"users","CapacityUnits":1.0}}'
-    response = await calls("GetItem", TableName="users", Key={"user_id": {"S": "\ud800"}})
+    response = await client("GetItem", TableName="users", Key={"user_id": {"S": "\ud800"}})
     assert response["Item"] == {"email": {"S": "\ud800"}}
-    ((_, body),) = answer.asked
-    asked = {"TableName": "users", "Key": {"user_id": {"S": "\ud800"}}, "ReturnConsumedCapacity": "TOTAL"}
-    assert json.loads(body) == asked
+    ((_, body),) = answer.requests
+    request = {"TableName": "users", "Key": {"user_id": {"S": "\ud800"}}, "ReturnConsumedCapacity": "TOTAL"}
+    assert json.loads(body) == request
 
 
-async def test_a_body_that_does_not_match_its_checksum_is_no_answer(calls: DynamoDBClient, answer: Answer) -> None:
+async def test_a_body_that_does_not_match_its_checksum_is_no_answer(client: DynamoDBClient, answer: Answer) -> None:
     answer.headers["x-amz-crc32"] = str(zlib.crc32(b"another body"))
     with pytest.raises(RetryableStoreError, match="UnreadableResponseError"):
-        await calls.send("BatchGetItem", b"{}")
+        await client.send("BatchGetItem", b"{}")
 
 
 async def test_a_server_that_is_not_there_is_no_answer(dynoxide: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as nobody:  # has the port, and does not listen
-        nobody.bind(("127.0.0.1", 0))
-        use_engine(dynoxide, monkeypatch, f"http://127.0.0.1:{nobody.getsockname()[1]}")
-        async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as calls:
+    with socket.socket() as deaf:  # bound, but not listening
+        deaf.bind(("127.0.0.1", 0))
+        use_engine(dynoxide, monkeypatch, f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as client:
             with pytest.raises(RetryableStoreError, match="EndpointConnectionError"):
-                await calls.send("BatchGetItem", b"{}")
+                await client.send("BatchGetItem", b"{}")
 
 
 async def test_without_credentials_nothing_is_sent(
     answer: Answer, monkeypatch: pytest.MonkeyPatch, forget: Callable[..., None]
 ) -> None:
     forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as calls:
+    async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as client:
         with pytest.raises(StoreUnavailableError, match="no AWS credentials"):
-            await calls.send("BatchGetItem", b"{}")
-    assert answer.asked == []
+            await client.send("BatchGetItem", b"{}")
+    assert answer.requests == []

@@ -1,4 +1,4 @@
-"""Local engines look at no signature, so ours are compared with those of botocore."""
+"""Signatures, compared with botocore's: local engines do not check them."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -58,5 +58,5 @@ def test_a_request_is_signed_as_botocore_signs_it(
     now = datetime(2030, 1, 1, tzinfo=UTC) + age
     expected = signed_by_botocore(url, region, body, credentials, monkeypatch, now)
     headers = dict(Signer(url, region).headers(TARGET, body, credentials, now))
-    del headers["host"]  # which botocore signs, and leaves to whoever sends
+    del headers["host"]  # botocore signs it, but leaves it to the HTTP client to send
     assert headers == expected

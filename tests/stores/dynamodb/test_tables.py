@@ -1,4 +1,4 @@
-"""Waiting for tables, which local engines have at once and AWS after some seconds."""
+"""Waiting for tables: local engines create them at once, AWS within seconds."""
 
 from typing import Any, cast
 
@@ -11,21 +11,21 @@ from authsvc.stores.dynamodb.tables import Tables, create_tables
 
 
 class SlowDynamoDB:
-    """Makes tables that are ready only when they have been asked for a number of times."""
+    """Creates tables that are ready only after a number of DescribeTable calls."""
 
-    def __init__(self, questions: int) -> None:
-        self._questions = questions
+    def __init__(self, describe_calls: int) -> None:
+        self._describe_calls = describe_calls
         self._left: dict[str, int] = {}
 
     async def __call__(self, operation: str, *, TableName: str, **_: Any) -> Any:  # noqa: N803 - as AWS has it
         match operation:
             case "CreateTable":
-                self._left[TableName] = self._questions
+                self._left[TableName] = self._describe_calls
             case "DescribeTable" if TableName not in self._left:
                 raise StoreUnavailableError("ResourceNotFoundException")
             case "DescribeTable":
                 self._left[TableName] -= 1
-                if self._left[TableName] == self._questions - 1:
+                if self._left[TableName] == self._describe_calls - 1:
                     raise StoreUnavailableError("ResourceNotFoundException")
                 return {"Table": {"TableStatus": "CREATING" if self._left[TableName] > 0 else "ACTIVE"}}
             case "DescribeTimeToLive":
@@ -45,10 +45,10 @@ async def test_tables_are_waited_for() -> None:
 
 
 class RefusingDynamoDB(SlowDynamoDB):
-    """Makes nothing of one kind."""
+    """Refuses one operation."""
 
     def __init__(self, refused: str, error: Exception | None = None) -> None:
-        super().__init__(questions=2)
+        super().__init__(describe_calls=2)
         self._refused = refused
         self._error = error or StoreSetupError(f"DynamoDB refuses a request: {refused}")
 
