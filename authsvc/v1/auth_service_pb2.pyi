@@ -32,19 +32,19 @@ class _TokenStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TokenState
     TOKEN_STATE_UNSPECIFIED: _TokenState.ValueType  # 0
     """Never sent."""
     TOKEN_STATE_ACTIVE: _TokenState.ValueType  # 1
-    """The token is good: its user may act."""
+    """The token is valid: accept it."""
     TOKEN_STATE_INACTIVE: _TokenState.ValueType  # 2
-    """The token is not good: refuse it."""
+    """The token is invalid: refuse it."""
 
 class TokenState(_TokenState, metaclass=_TokenStateEnumTypeWrapper):
-    """Whether a token is good."""
+    """Whether a token is active."""
 
 TOKEN_STATE_UNSPECIFIED: TokenState.ValueType  # 0
 """Never sent."""
 TOKEN_STATE_ACTIVE: TokenState.ValueType  # 1
-"""The token is good: its user may act."""
+"""The token is valid: accept it."""
 TOKEN_STATE_INACTIVE: TokenState.ValueType  # 2
-"""The token is not good: refuse it."""
+"""The token is invalid: refuse it."""
 Global___TokenState: _TypeAlias = TokenState  # noqa: Y015
 
 class _InactiveReason:
@@ -54,53 +54,53 @@ class _InactiveReason:
 class _InactiveReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_InactiveReason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     INACTIVE_REASON_UNSPECIFIED: _InactiveReason.ValueType  # 0
-    """The token is active."""
+    """No reason: the token is active."""
     INACTIVE_REASON_MALFORMED: _InactiveReason.ValueType  # 1
-    """Not an access token of this service in form."""
+    """The text does not have the form of an access token of this service."""
     INACTIVE_REASON_WRONG_TYPE: _InactiveReason.ValueType  # 2
-    """A token for another use, for instance a refresh token."""
+    """The token is for another use, for instance a refresh token."""
     INACTIVE_REASON_BAD_SIGNATURE: _InactiveReason.ValueType  # 3
-    """The signature does not verify, or the key is not known."""
+    """The signature is wrong, or the key is unknown."""
     INACTIVE_REASON_WRONG_ISSUER: _InactiveReason.ValueType  # 4
-    """Issued by another issuer."""
+    """Another issuer issued the token."""
     INACTIVE_REASON_WRONG_AUDIENCE: _InactiveReason.ValueType  # 5
-    """Issued for another audience."""
+    """The token is for another audience."""
     INACTIVE_REASON_EXPIRED: _InactiveReason.ValueType  # 6
     """The token has expired."""
     INACTIVE_REASON_NOT_YET_VALID: _InactiveReason.ValueType  # 7
     """The token is not valid yet."""
     INACTIVE_REASON_USER_NOT_FOUND: _InactiveReason.ValueType  # 8
-    """The user does not exist any more."""
+    """The user was deleted."""
     INACTIVE_REASON_USER_DISABLED: _InactiveReason.ValueType  # 9
     """The user is disabled."""
     INACTIVE_REASON_SESSION_REVOKED: _InactiveReason.ValueType  # 10
-    """The session was ended."""
+    """The session was revoked."""
 
 class InactiveReason(_InactiveReason, metaclass=_InactiveReasonEnumTypeWrapper):
-    """Why a token is not good, decided in the order of the values."""
+    """Why a token is inactive. The checks run in the order of the values, and the first that fails is the reason."""
 
 INACTIVE_REASON_UNSPECIFIED: InactiveReason.ValueType  # 0
-"""The token is active."""
+"""No reason: the token is active."""
 INACTIVE_REASON_MALFORMED: InactiveReason.ValueType  # 1
-"""Not an access token of this service in form."""
+"""The text does not have the form of an access token of this service."""
 INACTIVE_REASON_WRONG_TYPE: InactiveReason.ValueType  # 2
-"""A token for another use, for instance a refresh token."""
+"""The token is for another use, for instance a refresh token."""
 INACTIVE_REASON_BAD_SIGNATURE: InactiveReason.ValueType  # 3
-"""The signature does not verify, or the key is not known."""
+"""The signature is wrong, or the key is unknown."""
 INACTIVE_REASON_WRONG_ISSUER: InactiveReason.ValueType  # 4
-"""Issued by another issuer."""
+"""Another issuer issued the token."""
 INACTIVE_REASON_WRONG_AUDIENCE: InactiveReason.ValueType  # 5
-"""Issued for another audience."""
+"""The token is for another audience."""
 INACTIVE_REASON_EXPIRED: InactiveReason.ValueType  # 6
 """The token has expired."""
 INACTIVE_REASON_NOT_YET_VALID: InactiveReason.ValueType  # 7
 """The token is not valid yet."""
 INACTIVE_REASON_USER_NOT_FOUND: InactiveReason.ValueType  # 8
-"""The user does not exist any more."""
+"""The user was deleted."""
 INACTIVE_REASON_USER_DISABLED: InactiveReason.ValueType  # 9
 """The user is disabled."""
 INACTIVE_REASON_SESSION_REVOKED: InactiveReason.ValueType  # 10
-"""The session was ended."""
+"""The session was revoked."""
 Global___InactiveReason: _TypeAlias = InactiveReason  # noqa: Y015
 
 @_typing.final
@@ -114,18 +114,18 @@ class AuthenticateRequest(_message.Message):
     CLIENT_ADDRESS_FIELD_NUMBER: _builtins.int
     CLIENT_LABEL_FIELD_NUMBER: _builtins.int
     email: _builtins.str
-    """Address of the user: exactly one `@` with text on both sides, no white space or control characters, at most 254
-    bytes of UTF-8 in normal form. Compared in normal form (NFC, lower case). Required.
+    """Email address of the user, compared in normal form (NFC, lower case): exactly one `@` with text on both sides, no
+    white space, no control characters, at most 254 bytes of UTF-8 in normal form. Required.
     """
     password: _builtins.str
-    """Password of the user, at most 1,024 bytes of UTF-8, compared in NFC. Required. Secret, never logged."""
+    """Password of the user, 1 to 1,024 bytes of UTF-8, compared in NFC. Required. Secret, never logged."""
     client_address: _builtins.str
-    """IP address of the end user as the backend saw it, IPv4 or IPv6. Empty: not known, and then strangers can lock the
-    user out; please give it. Ignored from a caller that the service does not know, unless it is on the service's own
-    machine.
+    """IP address of the end user as the backend saw it, IPv4 or IPv6 without a zone; the source of the attempt for
+    throttling. Empty: not known; the source then never becomes a known one, and an attacker can lock the user out by
+    failed logins. Ignored where the service has no callers file, unless the caller is on the service's own host.
     """
     client_label: _builtins.str
-    """What the session is called in session lists, at most 128 characters, for instance a device name. May be empty."""
+    """Name of the session in session lists, for instance of a device; at most 128 characters. Empty: no name."""
     def __init__(
         self,
         *,
@@ -182,17 +182,17 @@ class ValidateTokenRequest(_message.Message):
     MAX_STALENESS_FIELD_NUMBER: _builtins.int
     STALE_IF_ERROR_FIELD_NUMBER: _builtins.int
     token: _builtins.str
-    """Access token to check, any non-empty text. Required. Secret, never logged."""
+    """Access token to validate, any non-empty text that fits the message limit of 4 MiB. Required. Secret, never logged."""
     @_builtins.property
     def max_staleness(self) -> _duration_pb2.Duration:
-        """How old the read of the stored user may be, zero or more; the server caps it. Empty or zero: the answer rests on
-        a strongly consistent read begun after this request arrived.
+        """Maximum age of the read of the stored user that decides, zero or more; the server caps it. Empty or zero: a
+        strongly consistent read that begins after the request arrives decides.
         """
 
     @_builtins.property
     def stale_if_error(self) -> _duration_pb2.Duration:
-        """How old the read of the stored user may be when the store cannot answer, zero or more; the server caps it. Empty
-        or zero: such a check ends as UNAVAILABLE.
+        """Maximum age of a stale fallback: an earlier read of the stored user that decides while the store cannot answer.
+        Zero or more; the server caps it. Empty or zero: no stale fallback, the validation fails with UNAVAILABLE.
         """
 
     def __init__(
@@ -212,7 +212,9 @@ Global___ValidateTokenRequest: _TypeAlias = ValidateTokenRequest  # noqa: Y015
 
 @_typing.final
 class ValidateTokenResponse(_message.Message):
-    """Response of ValidateToken. An inactive answer carries `state`, `reason`, `checked_time` and `degraded` alone."""
+    """Response of ValidateToken. For an inactive token, every field but `state`, `reason`, `checked_time` and `degraded` is
+    empty.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -228,32 +230,32 @@ class ValidateTokenResponse(_message.Message):
     CHECKED_TIME_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
     state: Global___TokenState.ValueType
-    """Whether the token is good."""
+    """Whether the token is active. Never unspecified."""
     reason: Global___InactiveReason.ValueType
-    """Why the token is not good. Unspecified for an active token."""
+    """Why the token is inactive. Unspecified for an active token."""
     user_id: _builtins.str
-    """User that the token speaks for."""
+    """User of the token (claim `sub`), 1 to 256 bytes."""
     email: _builtins.str
-    """Address of the user, from the store."""
+    """Email address of the user, from the store."""
     role: _builtins.str
     """Role of the user, from the store."""
     session_id: _builtins.str
-    """Session that the token belongs to (claim `sid`)."""
+    """Session of the token (claim `sid`). Not a secret."""
     token_id: _builtins.str
-    """Identifier of the token (claim `jti`)."""
+    """Identifier of the token (claim `jti`). Not a secret."""
     degraded: _builtins.bool
-    """Whether the store could not answer and an older read was used, as `stale_if_error` allowed."""
+    """Whether a stale fallback decided because the store could not answer. False unless `stale_if_error` is set."""
     @_builtins.property
     def issue_time(self) -> _timestamp_pb2.Timestamp:
-        """When the token was issued (claim `iat`)."""
+        """When the token was issued (claim `iat`), in whole seconds."""
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the token expires (claim `exp`)."""
+        """When the token expires (claim `exp`), in whole seconds. Validations accept it for 30 more seconds of clock skew."""
 
     @_builtins.property
     def checked_time(self) -> _timestamp_pb2.Timestamp:
-        """When the read that decided this answer began; now, where none was needed."""
+        """When the read that decided began; the time of the validation where no read was needed. Never empty."""
 
     def __init__(
         self,
@@ -287,7 +289,7 @@ class BatchValidateTokensRequest(_message.Message):
     REQUESTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___ValidateTokenRequest]:
-        """What to check, 1 to 100."""
+        """Tokens to validate, 1 to 100."""
 
     def __init__(
         self,
@@ -310,7 +312,7 @@ class BatchValidateTokensResponse(_message.Message):
 
     @_typing.final
     class Result(_message.Message):
-        """What became of one request."""
+        """Result of one request."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -318,11 +320,11 @@ class BatchValidateTokensResponse(_message.Message):
         ERROR_FIELD_NUMBER: _builtins.int
         @_builtins.property
         def response(self) -> Global___ValidateTokenResponse:
-            """What ValidateToken would answer."""
+            """Response that ValidateToken would return."""
 
         @_builtins.property
         def error(self) -> Global___ValidationError:
-            """The error that ValidateToken would end in."""
+            """Error that ValidateToken would fail with."""
 
         def __init__(
             self,
@@ -341,7 +343,7 @@ class BatchValidateTokensResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchValidateTokensResponse.Result]:
-        """One for each request, in the same order."""
+        """One result for each request, in the order of the requests."""
 
     def __init__(
         self,
@@ -358,7 +360,7 @@ Global___BatchValidateTokensResponse: _TypeAlias = BatchValidateTokensResponse  
 
 @_typing.final
 class ValidationError(_message.Message):
-    """Why one check of a batch could not be finished."""
+    """Error of one validation of a batch."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -366,11 +368,11 @@ class ValidationError(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     code: _builtins.int
-    """A google.rpc.Code number, for instance 14 for UNAVAILABLE."""
+    """Number of a google.rpc.Code, for instance 14 for UNAVAILABLE. Never zero."""
     reason: _errors_pb2.ErrorReason.ValueType
-    """Reason of the error."""
+    """Reason of the error. Never unspecified."""
     message: _builtins.str
-    """Fixed text for the reason, in English."""
+    """Fixed English text of the reason. Never empty."""
     def __init__(
         self,
         *,
@@ -395,10 +397,10 @@ class RefreshTokensRequest(_message.Message):
     REFRESH_TOKEN_FIELD_NUMBER: _builtins.int
     CLIENT_ADDRESS_FIELD_NUMBER: _builtins.int
     refresh_token: _builtins.str
-    """Refresh token of a session. Required. Secret, never logged."""
+    """Refresh token of a session, any non-empty text. Required. Secret, never logged."""
     client_address: _builtins.str
-    """IP address of the end user as the backend saw it, IPv4 or IPv6. Empty: not known. Ignored from a
-    caller that the service does not know, unless it is on the service's own machine.
+    """IP address of the end user as the backend saw it, IPv4 or IPv6 without a zone; for the audit log. Empty: not known.
+    Ignored where the service has no callers file, unless the caller is on the service's own host.
     """
     def __init__(
         self,
@@ -423,7 +425,7 @@ class RefreshTokensResponse(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tokens(self) -> _resources_pb2.Tokens:
-        """The tokens that follow, of the same session."""
+        """The next tokens of the same session."""
 
     def __init__(
         self,
@@ -446,7 +448,7 @@ class RevokeTokenRequest(_message.Message):
 
     TOKEN_FIELD_NUMBER: _builtins.int
     token: _builtins.str
-    """Access or refresh token, expired or not. Required. Secret, never logged."""
+    """Access or refresh token, expired or not; any non-empty text. Required. Secret, never logged."""
     def __init__(
         self,
         *,
@@ -489,19 +491,17 @@ class ChangePasswordRequest(_message.Message):
     CLIENT_ADDRESS_FIELD_NUMBER: _builtins.int
     CLIENT_LABEL_FIELD_NUMBER: _builtins.int
     email: _builtins.str
-    """Address of the user, compared in normal form. Required."""
+    """Email address of the user, as for Authenticate. Required."""
     current_password: _builtins.str
-    """Password that the user has, a temporary one too, at most 1,024 bytes of UTF-8. Required. Secret, never logged."""
+    """Current password of the user, permanent or temporary, 1 to 1,024 bytes of UTF-8. Required. Secret, never logged."""
     new_password: _builtins.str
-    """Password that the user shall have, 15 to 256 code points unless configured otherwise. Required. Secret, never
-    logged.
+    """New password of the user, 15 to 256 code points unless configured otherwise, at most 1,024 bytes of UTF-8.
+    Required. Secret, never logged.
     """
     client_address: _builtins.str
-    """IP address of the end user as the backend saw it, IPv4 or IPv6. Empty: not known. Ignored from a
-    caller that the service does not know, unless it is on the service's own machine.
-    """
+    """IP address of the end user, as for Authenticate. Empty: not known."""
     client_label: _builtins.str
-    """What the new session is called in session lists, at most 128 characters. May be empty."""
+    """Name of the new session in session lists, at most 128 characters. Empty: no name."""
     def __init__(
         self,
         *,
@@ -568,7 +568,7 @@ class GetJwksResponse(_message.Message):
 
     JWKS_FIELD_NUMBER: _builtins.int
     jwks: _builtins.str
-    """JSON Web Key Set (RFC 7517) as JSON text, public keys only."""
+    """JSON Web Key Set (RFC 7517 section 5) as JSON text, with public keys only. Never empty."""
     def __init__(
         self,
         *,

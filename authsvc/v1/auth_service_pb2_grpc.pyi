@@ -27,17 +27,18 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AuthServiceStub:
-    """Logs end users in and tells backends whether a token is good. Called by backends, for end users.
+    """Logs users in and validates tokens. Backends call it for their end users.
 
-    Every error that a handler makes carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without
-    its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with
-    - INVALID_ARGUMENT (MALFORMED_REQUEST): the bytes of the request do not decode,
-    - INTERNAL (INTERNAL),
-    and, where the service has a callers file, any but GetJwks with
-    - UNAUTHENTICATED (CALLER_UNAUTHENTICATED): the caller shows no known API key (metadata `authorization: Bearer KEY`)
-      or TLS identity,
-    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller lacks the permission: `validate` for ValidateToken and
-      BatchValidateTokens, `login` for the others.
+    Every error of a handler carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without its
+    prefix, and the metadata `trace_id`, which the logs have too. Besides the errors listed for it, every RPC can fail
+    with
+    - INVALID_ARGUMENT, MALFORMED_REQUEST: the bytes of the request do not decode.
+    - INTERNAL, INTERNAL: a stored row is corrupt, or the service has a bug.
+    Where the service has a callers file, every RPC but GetJwks can also fail with
+    - UNAUTHENTICATED, CALLER_UNAUTHENTICATED: the call has neither the API key of a caller (metadata
+      `authorization: Bearer KEY`) nor the TLS identity of one.
+    - PERMISSION_DENIED, CALLER_NOT_PERMITTED: the caller lacks the permission. ValidateToken and BatchValidateTokens
+      need `validate`, the others need `login`.
     """
 
     @_typing.overload
@@ -45,165 +46,179 @@ class AuthServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AuthServiceAsyncStub: ...
     Authenticate: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.AuthenticateRequest, _auth_service_pb2.AuthenticateResponse]
-    """Checks an address and a password and begins a session.
+    """Verifies an email and a password and begins a session.
 
     Errors:
     - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed.
-    - UNAUTHENTICATED, INVALID_CREDENTIALS: unknown address, wrong password, disabled user, user without a password,
-      unreadable row, expired temporary password; alike for all of these.
-    - FAILED_PRECONDITION, PASSWORD_CHANGE_REQUIRED: the password is right and must be changed first.
-    - RESOURCE_EXHAUSTED, TOO_MANY_ATTEMPTS: too many passwords were wrong, of this address or from this client_address,
-      whether or not the address has an account; this one was not looked at. Carries RetryInfo.
-    - RESOURCE_EXHAUSTED, OVERLOADED: too many passwords wait to be checked; carries RetryInfo.
+    - UNAUTHENTICATED, INVALID_CREDENTIALS: the email is unknown, the password is wrong, the temporary password has
+      expired, the user is disabled or has no password, or the stored user is corrupt. The error does not say which.
+    - FAILED_PRECONDITION, PASSWORD_CHANGE_REQUIRED: the password is a valid temporary one; call ChangePassword.
+    - RESOURCE_EXHAUSTED, TOO_MANY_ATTEMPTS: a budget of failed logins is used up, of this email or of this
+      client_address, whether or not a user has the email. The password was not verified. Carries RetryInfo.
+    - RESOURCE_EXHAUSTED, OVERLOADED: the password-hashing queue is full; carries RetryInfo.
     - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
     """
     ValidateToken: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.ValidateTokenRequest, _auth_service_pb2.ValidateTokenResponse]
-    """Tells whether an access token is good now, by its signature and by the stored user and session.
+    """Validates an access token, by its signature and claims and by the stored user and session.
 
-    A finished check is OK, whatever the token: ACTIVE, or INACTIVE with a reason. A check that cannot be finished is
-    an error; an outage is never reported as an inactive token.
+    A finished validation is OK for every token: ACTIVE, or INACTIVE with a reason. A validation that cannot be
+    finished is an error: an outage is never reported as an inactive token. A validation is fresh where `max_staleness`
+    is empty or zero.
 
     Errors:
-    - INVALID_ARGUMENT, INVALID_FIELD: `token` is empty, a duration is negative or malformed.
+    - INVALID_ARGUMENT, INVALID_FIELD: `token` is empty, or a duration is negative or malformed.
     - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
-    - INTERNAL, INTERNAL: the stored user is unreadable.
+    - INTERNAL, INTERNAL: the stored user is corrupt.
     """
     BatchValidateTokens: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.BatchValidateTokensRequest, _auth_service_pb2.BatchValidateTokensResponse]
-    """Tells of up to 100 access tokens whether each is good now, as ValidateToken does. One bad request spoils no other.
+    """Validates 1 to 100 access tokens, each as ValidateToken does. An item that fails has its error in the response and
+    leaves the other items alone.
 
     Errors:
-    - INVALID_ARGUMENT, INVALID_FIELD: there are no requests, or more than 100.
+    - INVALID_ARGUMENT, INVALID_FIELD: `requests` is empty or has more than 100 items.
     """
     RefreshTokens: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.RefreshTokensRequest, _auth_service_pb2.RefreshTokensResponse]
-    """Gives new tokens for a refresh token, which is replaced by a new one.
+    """Rotates a refresh token: returns an access token and the next refresh token of the session.
 
-    For 10 seconds the token before the current one gives the current one again, so that a lost answer or two tabs do no
-    harm. Any other old token of a session is taken for stolen and ends the session.
+    For 10 seconds after a rotation, the previous refresh token returns the current one again (a replay), so that a
+    lost response or two parallel tabs do no harm. Any other previous refresh token counts as stolen (reuse) and ends
+    the session.
 
     Errors:
     - INVALID_ARGUMENT, INVALID_FIELD: a field is empty or malformed.
-    - UNAUTHENTICATED, INVALID_REFRESH_TOKEN: unknown, expired, reused, revoked, or of a disabled user; alike for all.
+    - UNAUTHENTICATED, INVALID_REFRESH_TOKEN: the refresh token is unknown, expired, reused or revoked, or its user is
+      disabled or deleted. The error does not say which.
     - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+    - INTERNAL, INTERNAL: the stored user or session is corrupt.
     """
     RevokeToken: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.RevokeTokenRequest, _auth_service_pb2.RevokeTokenResponse]
-    """Ends the session of a token (RFC 7009): the next fresh ValidateToken says so of all its access tokens, and it can be
-    refreshed no more. A token that is unknown, forged or garbage is OK too and changes nothing.
+    """Ends the session of a token (RFC 7009). The next fresh validation reports every access token of the session as
+    revoked, and its refresh token is refused. A text that is not a token of this service is OK and changes nothing.
 
     Errors:
     - INVALID_ARGUMENT, INVALID_FIELD: `token` is empty.
     - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+    - INTERNAL, INTERNAL: the stored user or session is corrupt.
     """
     ChangePassword: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.ChangePasswordRequest, _auth_service_pb2.ChangePasswordResponse]
-    """Replaces a password, a temporary one too, ends every session of the user and begins a new one.
+    """Replaces a password, permanent or temporary, ends every session of the user and begins a new one.
 
     Errors:
     - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed.
-    - INVALID_ARGUMENT, PASSWORD_REJECTED: the new password is against the policy; BadRequest says why.
-    - UNAUTHENTICATED, INVALID_CREDENTIALS: as in Authenticate.
-    - RESOURCE_EXHAUSTED, TOO_MANY_ATTEMPTS: as in Authenticate, with which it shares what is counted.
-    - RESOURCE_EXHAUSTED, OVERLOADED: too many passwords wait to be checked; carries RetryInfo.
+    - INVALID_ARGUMENT, PASSWORD_REJECTED: the new password violates the policy; BadRequest says how.
+    - UNAUTHENTICATED, INVALID_CREDENTIALS: as for Authenticate.
+    - RESOURCE_EXHAUSTED, TOO_MANY_ATTEMPTS: as for Authenticate; both RPCs share the budgets. Carries RetryInfo.
+    - RESOURCE_EXHAUSTED, OVERLOADED: the password-hashing queue is full; carries RetryInfo.
     - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
     """
     GetJwks: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.GetJwksRequest, _auth_service_pb2.GetJwksResponse]
-    """Returns the public keys that verify access tokens.
+    """Returns the public keys that verify access tokens. Needs no credentials.
 
-    Errors: none of its own.
+    Errors: none besides those of every RPC.
     """
 
 @_typing.type_check_only
 class AuthServiceAsyncStub(AuthServiceStub):
-    """Logs end users in and tells backends whether a token is good. Called by backends, for end users.
+    """Logs users in and validates tokens. Backends call it for their end users.
 
-    Every error that a handler makes carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without
-    its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with
-    - INVALID_ARGUMENT (MALFORMED_REQUEST): the bytes of the request do not decode,
-    - INTERNAL (INTERNAL),
-    and, where the service has a callers file, any but GetJwks with
-    - UNAUTHENTICATED (CALLER_UNAUTHENTICATED): the caller shows no known API key (metadata `authorization: Bearer KEY`)
-      or TLS identity,
-    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller lacks the permission: `validate` for ValidateToken and
-      BatchValidateTokens, `login` for the others.
+    Every error of a handler carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without its
+    prefix, and the metadata `trace_id`, which the logs have too. Besides the errors listed for it, every RPC can fail
+    with
+    - INVALID_ARGUMENT, MALFORMED_REQUEST: the bytes of the request do not decode.
+    - INTERNAL, INTERNAL: a stored row is corrupt, or the service has a bug.
+    Where the service has a callers file, every RPC but GetJwks can also fail with
+    - UNAUTHENTICATED, CALLER_UNAUTHENTICATED: the call has neither the API key of a caller (metadata
+      `authorization: Bearer KEY`) nor the TLS identity of one.
+    - PERMISSION_DENIED, CALLER_NOT_PERMITTED: the caller lacks the permission. ValidateToken and BatchValidateTokens
+      need `validate`, the others need `login`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Authenticate: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.AuthenticateRequest, _auth_service_pb2.AuthenticateResponse]  # type: ignore[assignment]
-    """Checks an address and a password and begins a session.
+    """Verifies an email and a password and begins a session.
 
     Errors:
     - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed.
-    - UNAUTHENTICATED, INVALID_CREDENTIALS: unknown address, wrong password, disabled user, user without a password,
-      unreadable row, expired temporary password; alike for all of these.
-    - FAILED_PRECONDITION, PASSWORD_CHANGE_REQUIRED: the password is right and must be changed first.
-    - RESOURCE_EXHAUSTED, TOO_MANY_ATTEMPTS: too many passwords were wrong, of this address or from this client_address,
-      whether or not the address has an account; this one was not looked at. Carries RetryInfo.
-    - RESOURCE_EXHAUSTED, OVERLOADED: too many passwords wait to be checked; carries RetryInfo.
+    - UNAUTHENTICATED, INVALID_CREDENTIALS: the email is unknown, the password is wrong, the temporary password has
+      expired, the user is disabled or has no password, or the stored user is corrupt. The error does not say which.
+    - FAILED_PRECONDITION, PASSWORD_CHANGE_REQUIRED: the password is a valid temporary one; call ChangePassword.
+    - RESOURCE_EXHAUSTED, TOO_MANY_ATTEMPTS: a budget of failed logins is used up, of this email or of this
+      client_address, whether or not a user has the email. The password was not verified. Carries RetryInfo.
+    - RESOURCE_EXHAUSTED, OVERLOADED: the password-hashing queue is full; carries RetryInfo.
     - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
     """
     ValidateToken: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.ValidateTokenRequest, _auth_service_pb2.ValidateTokenResponse]  # type: ignore[assignment]
-    """Tells whether an access token is good now, by its signature and by the stored user and session.
+    """Validates an access token, by its signature and claims and by the stored user and session.
 
-    A finished check is OK, whatever the token: ACTIVE, or INACTIVE with a reason. A check that cannot be finished is
-    an error; an outage is never reported as an inactive token.
+    A finished validation is OK for every token: ACTIVE, or INACTIVE with a reason. A validation that cannot be
+    finished is an error: an outage is never reported as an inactive token. A validation is fresh where `max_staleness`
+    is empty or zero.
 
     Errors:
-    - INVALID_ARGUMENT, INVALID_FIELD: `token` is empty, a duration is negative or malformed.
+    - INVALID_ARGUMENT, INVALID_FIELD: `token` is empty, or a duration is negative or malformed.
     - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
-    - INTERNAL, INTERNAL: the stored user is unreadable.
+    - INTERNAL, INTERNAL: the stored user is corrupt.
     """
     BatchValidateTokens: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.BatchValidateTokensRequest, _auth_service_pb2.BatchValidateTokensResponse]  # type: ignore[assignment]
-    """Tells of up to 100 access tokens whether each is good now, as ValidateToken does. One bad request spoils no other.
+    """Validates 1 to 100 access tokens, each as ValidateToken does. An item that fails has its error in the response and
+    leaves the other items alone.
 
     Errors:
-    - INVALID_ARGUMENT, INVALID_FIELD: there are no requests, or more than 100.
+    - INVALID_ARGUMENT, INVALID_FIELD: `requests` is empty or has more than 100 items.
     """
     RefreshTokens: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RefreshTokensRequest, _auth_service_pb2.RefreshTokensResponse]  # type: ignore[assignment]
-    """Gives new tokens for a refresh token, which is replaced by a new one.
+    """Rotates a refresh token: returns an access token and the next refresh token of the session.
 
-    For 10 seconds the token before the current one gives the current one again, so that a lost answer or two tabs do no
-    harm. Any other old token of a session is taken for stolen and ends the session.
+    For 10 seconds after a rotation, the previous refresh token returns the current one again (a replay), so that a
+    lost response or two parallel tabs do no harm. Any other previous refresh token counts as stolen (reuse) and ends
+    the session.
 
     Errors:
     - INVALID_ARGUMENT, INVALID_FIELD: a field is empty or malformed.
-    - UNAUTHENTICATED, INVALID_REFRESH_TOKEN: unknown, expired, reused, revoked, or of a disabled user; alike for all.
+    - UNAUTHENTICATED, INVALID_REFRESH_TOKEN: the refresh token is unknown, expired, reused or revoked, or its user is
+      disabled or deleted. The error does not say which.
     - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+    - INTERNAL, INTERNAL: the stored user or session is corrupt.
     """
     RevokeToken: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RevokeTokenRequest, _auth_service_pb2.RevokeTokenResponse]  # type: ignore[assignment]
-    """Ends the session of a token (RFC 7009): the next fresh ValidateToken says so of all its access tokens, and it can be
-    refreshed no more. A token that is unknown, forged or garbage is OK too and changes nothing.
+    """Ends the session of a token (RFC 7009). The next fresh validation reports every access token of the session as
+    revoked, and its refresh token is refused. A text that is not a token of this service is OK and changes nothing.
 
     Errors:
     - INVALID_ARGUMENT, INVALID_FIELD: `token` is empty.
     - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+    - INTERNAL, INTERNAL: the stored user or session is corrupt.
     """
     ChangePassword: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.ChangePasswordRequest, _auth_service_pb2.ChangePasswordResponse]  # type: ignore[assignment]
-    """Replaces a password, a temporary one too, ends every session of the user and begins a new one.
+    """Replaces a password, permanent or temporary, ends every session of the user and begins a new one.
 
     Errors:
     - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed.
-    - INVALID_ARGUMENT, PASSWORD_REJECTED: the new password is against the policy; BadRequest says why.
-    - UNAUTHENTICATED, INVALID_CREDENTIALS: as in Authenticate.
-    - RESOURCE_EXHAUSTED, TOO_MANY_ATTEMPTS: as in Authenticate, with which it shares what is counted.
-    - RESOURCE_EXHAUSTED, OVERLOADED: too many passwords wait to be checked; carries RetryInfo.
+    - INVALID_ARGUMENT, PASSWORD_REJECTED: the new password violates the policy; BadRequest says how.
+    - UNAUTHENTICATED, INVALID_CREDENTIALS: as for Authenticate.
+    - RESOURCE_EXHAUSTED, TOO_MANY_ATTEMPTS: as for Authenticate; both RPCs share the budgets. Carries RetryInfo.
+    - RESOURCE_EXHAUSTED, OVERLOADED: the password-hashing queue is full; carries RetryInfo.
     - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
     """
     GetJwks: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.GetJwksRequest, _auth_service_pb2.GetJwksResponse]  # type: ignore[assignment]
-    """Returns the public keys that verify access tokens.
+    """Returns the public keys that verify access tokens. Needs no credentials.
 
-    Errors: none of its own.
+    Errors: none besides those of every RPC.
     """
 
 class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Logs end users in and tells backends whether a token is good. Called by backends, for end users.
+    """Logs users in and validates tokens. Backends call it for their end users.
 
-    Every error that a handler makes carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without
-    its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with
-    - INVALID_ARGUMENT (MALFORMED_REQUEST): the bytes of the request do not decode,
-    - INTERNAL (INTERNAL),
-    and, where the service has a callers file, any but GetJwks with
-    - UNAUTHENTICATED (CALLER_UNAUTHENTICATED): the caller shows no known API key (metadata `authorization: Bearer KEY`)
-      or TLS identity,
-    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller lacks the permission: `validate` for ValidateToken and
-      BatchValidateTokens, `login` for the others.
+    Every error of a handler carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without its
+    prefix, and the metadata `trace_id`, which the logs have too. Besides the errors listed for it, every RPC can fail
+    with
+    - INVALID_ARGUMENT, MALFORMED_REQUEST: the bytes of the request do not decode.
+    - INTERNAL, INTERNAL: a stored row is corrupt, or the service has a bug.
+    Where the service has a callers file, every RPC but GetJwks can also fail with
+    - UNAUTHENTICATED, CALLER_UNAUTHENTICATED: the call has neither the API key of a caller (metadata
+      `authorization: Bearer KEY`) nor the TLS identity of one.
+    - PERMISSION_DENIED, CALLER_NOT_PERMITTED: the caller lacks the permission. ValidateToken and BatchValidateTokens
+      need `validate`, the others need `login`.
     """
 
     @_abc_1.abstractmethod
@@ -212,16 +227,16 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.AuthenticateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_auth_service_pb2.AuthenticateResponse, _abc.Awaitable[_auth_service_pb2.AuthenticateResponse]]:
-        """Checks an address and a password and begins a session.
+        """Verifies an email and a password and begins a session.
 
         Errors:
         - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed.
-        - UNAUTHENTICATED, INVALID_CREDENTIALS: unknown address, wrong password, disabled user, user without a password,
-          unreadable row, expired temporary password; alike for all of these.
-        - FAILED_PRECONDITION, PASSWORD_CHANGE_REQUIRED: the password is right and must be changed first.
-        - RESOURCE_EXHAUSTED, TOO_MANY_ATTEMPTS: too many passwords were wrong, of this address or from this client_address,
-          whether or not the address has an account; this one was not looked at. Carries RetryInfo.
-        - RESOURCE_EXHAUSTED, OVERLOADED: too many passwords wait to be checked; carries RetryInfo.
+        - UNAUTHENTICATED, INVALID_CREDENTIALS: the email is unknown, the password is wrong, the temporary password has
+          expired, the user is disabled or has no password, or the stored user is corrupt. The error does not say which.
+        - FAILED_PRECONDITION, PASSWORD_CHANGE_REQUIRED: the password is a valid temporary one; call ChangePassword.
+        - RESOURCE_EXHAUSTED, TOO_MANY_ATTEMPTS: a budget of failed logins is used up, of this email or of this
+          client_address, whether or not a user has the email. The password was not verified. Carries RetryInfo.
+        - RESOURCE_EXHAUSTED, OVERLOADED: the password-hashing queue is full; carries RetryInfo.
         - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
         """
 
@@ -231,15 +246,16 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.ValidateTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_auth_service_pb2.ValidateTokenResponse, _abc.Awaitable[_auth_service_pb2.ValidateTokenResponse]]:
-        """Tells whether an access token is good now, by its signature and by the stored user and session.
+        """Validates an access token, by its signature and claims and by the stored user and session.
 
-        A finished check is OK, whatever the token: ACTIVE, or INACTIVE with a reason. A check that cannot be finished is
-        an error; an outage is never reported as an inactive token.
+        A finished validation is OK for every token: ACTIVE, or INACTIVE with a reason. A validation that cannot be
+        finished is an error: an outage is never reported as an inactive token. A validation is fresh where `max_staleness`
+        is empty or zero.
 
         Errors:
-        - INVALID_ARGUMENT, INVALID_FIELD: `token` is empty, a duration is negative or malformed.
+        - INVALID_ARGUMENT, INVALID_FIELD: `token` is empty, or a duration is negative or malformed.
         - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
-        - INTERNAL, INTERNAL: the stored user is unreadable.
+        - INTERNAL, INTERNAL: the stored user is corrupt.
         """
 
     @_abc_1.abstractmethod
@@ -248,10 +264,11 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.BatchValidateTokensRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_auth_service_pb2.BatchValidateTokensResponse, _abc.Awaitable[_auth_service_pb2.BatchValidateTokensResponse]]:
-        """Tells of up to 100 access tokens whether each is good now, as ValidateToken does. One bad request spoils no other.
+        """Validates 1 to 100 access tokens, each as ValidateToken does. An item that fails has its error in the response and
+        leaves the other items alone.
 
         Errors:
-        - INVALID_ARGUMENT, INVALID_FIELD: there are no requests, or more than 100.
+        - INVALID_ARGUMENT, INVALID_FIELD: `requests` is empty or has more than 100 items.
         """
 
     @_abc_1.abstractmethod
@@ -260,15 +277,18 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.RefreshTokensRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_auth_service_pb2.RefreshTokensResponse, _abc.Awaitable[_auth_service_pb2.RefreshTokensResponse]]:
-        """Gives new tokens for a refresh token, which is replaced by a new one.
+        """Rotates a refresh token: returns an access token and the next refresh token of the session.
 
-        For 10 seconds the token before the current one gives the current one again, so that a lost answer or two tabs do no
-        harm. Any other old token of a session is taken for stolen and ends the session.
+        For 10 seconds after a rotation, the previous refresh token returns the current one again (a replay), so that a
+        lost response or two parallel tabs do no harm. Any other previous refresh token counts as stolen (reuse) and ends
+        the session.
 
         Errors:
         - INVALID_ARGUMENT, INVALID_FIELD: a field is empty or malformed.
-        - UNAUTHENTICATED, INVALID_REFRESH_TOKEN: unknown, expired, reused, revoked, or of a disabled user; alike for all.
+        - UNAUTHENTICATED, INVALID_REFRESH_TOKEN: the refresh token is unknown, expired, reused or revoked, or its user is
+          disabled or deleted. The error does not say which.
         - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+        - INTERNAL, INTERNAL: the stored user or session is corrupt.
         """
 
     @_abc_1.abstractmethod
@@ -277,12 +297,13 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.RevokeTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_auth_service_pb2.RevokeTokenResponse, _abc.Awaitable[_auth_service_pb2.RevokeTokenResponse]]:
-        """Ends the session of a token (RFC 7009): the next fresh ValidateToken says so of all its access tokens, and it can be
-        refreshed no more. A token that is unknown, forged or garbage is OK too and changes nothing.
+        """Ends the session of a token (RFC 7009). The next fresh validation reports every access token of the session as
+        revoked, and its refresh token is refused. A text that is not a token of this service is OK and changes nothing.
 
         Errors:
         - INVALID_ARGUMENT, INVALID_FIELD: `token` is empty.
         - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+        - INTERNAL, INTERNAL: the stored user or session is corrupt.
         """
 
     @_abc_1.abstractmethod
@@ -291,14 +312,14 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.ChangePasswordRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_auth_service_pb2.ChangePasswordResponse, _abc.Awaitable[_auth_service_pb2.ChangePasswordResponse]]:
-        """Replaces a password, a temporary one too, ends every session of the user and begins a new one.
+        """Replaces a password, permanent or temporary, ends every session of the user and begins a new one.
 
         Errors:
         - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed.
-        - INVALID_ARGUMENT, PASSWORD_REJECTED: the new password is against the policy; BadRequest says why.
-        - UNAUTHENTICATED, INVALID_CREDENTIALS: as in Authenticate.
-        - RESOURCE_EXHAUSTED, TOO_MANY_ATTEMPTS: as in Authenticate, with which it shares what is counted.
-        - RESOURCE_EXHAUSTED, OVERLOADED: too many passwords wait to be checked; carries RetryInfo.
+        - INVALID_ARGUMENT, PASSWORD_REJECTED: the new password violates the policy; BadRequest says how.
+        - UNAUTHENTICATED, INVALID_CREDENTIALS: as for Authenticate.
+        - RESOURCE_EXHAUSTED, TOO_MANY_ATTEMPTS: as for Authenticate; both RPCs share the budgets. Carries RetryInfo.
+        - RESOURCE_EXHAUSTED, OVERLOADED: the password-hashing queue is full; carries RetryInfo.
         - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
         """
 
@@ -308,9 +329,9 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.GetJwksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_auth_service_pb2.GetJwksResponse, _abc.Awaitable[_auth_service_pb2.GetJwksResponse]]:
-        """Returns the public keys that verify access tokens.
+        """Returns the public keys that verify access tokens. Needs no credentials.
 
-        Errors: none of its own.
+        Errors: none besides those of every RPC.
         """
 
 def add_AuthServiceServicer_to_server(servicer: AuthServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -29,32 +29,32 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_MALFORMED_REQUEST: _ErrorReason.ValueType  # 2
     """INVALID_ARGUMENT: the bytes of the request do not decode."""
     ERROR_REASON_PASSWORD_REJECTED: _ErrorReason.ValueType  # 3
-    """INVALID_ARGUMENT: a password is against the policy; google.rpc.BadRequest says why."""
+    """INVALID_ARGUMENT: a new password violates the policy; google.rpc.BadRequest says how."""
     ERROR_REASON_INVALID_CREDENTIALS: _ErrorReason.ValueType  # 4
-    """UNAUTHENTICATED: the address and password do not let anybody in."""
+    """UNAUTHENTICATED: the email or the password is wrong, or the user may not log in."""
     ERROR_REASON_PASSWORD_CHANGE_REQUIRED: _ErrorReason.ValueType  # 5
-    """FAILED_PRECONDITION: the temporary password is right and must be changed before tokens are issued."""
+    """FAILED_PRECONDITION: the password is a valid temporary one and must be changed before tokens are issued."""
     ERROR_REASON_INVALID_REFRESH_TOKEN: _ErrorReason.ValueType  # 6
-    """UNAUTHENTICATED: the refresh token is unknown, expired, reused, revoked, or of a disabled user."""
+    """UNAUTHENTICATED: the refresh token is unknown, expired, reused or revoked, or its user is disabled or deleted."""
     ERROR_REASON_TOO_MANY_ATTEMPTS: _ErrorReason.ValueType  # 7
-    """RESOURCE_EXHAUSTED: too many failed attempts; google.rpc.RetryInfo says when to try again."""
+    """RESOURCE_EXHAUSTED: a budget of failed logins is used up; google.rpc.RetryInfo says when to retry."""
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 8
-    """RESOURCE_EXHAUSTED: too many passwords wait to be hashed; google.rpc.RetryInfo says when to try again."""
+    """RESOURCE_EXHAUSTED: the password-hashing queue is full; google.rpc.RetryInfo says when to retry."""
     ERROR_REASON_CALLER_UNAUTHENTICATED: _ErrorReason.ValueType  # 9
-    """UNAUTHENTICATED: the caller gave no or wrong credentials."""
+    """UNAUTHENTICATED: the caller's credentials are missing or wrong."""
     ERROR_REASON_CALLER_NOT_PERMITTED: _ErrorReason.ValueType  # 10
     """PERMISSION_DENIED: the caller lacks the permission."""
     ERROR_REASON_EMAIL_ALREADY_EXISTS: _ErrorReason.ValueType  # 11
-    """ALREADY_EXISTS: a user has that address."""
+    """ALREADY_EXISTS: another user has the email."""
     ERROR_REASON_USER_NOT_FOUND: _ErrorReason.ValueType  # 12
-    """NOT_FOUND: there is no such user."""
+    """NOT_FOUND: no user has the identifier or the email."""
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 13
-    """UNAVAILABLE: the store cannot answer in time; google.rpc.RetryInfo says when to try again."""
+    """UNAVAILABLE: the store cannot answer in time; google.rpc.RetryInfo says when to retry."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 14
-    """INTERNAL: anything else."""
+    """INTERNAL: a stored row is corrupt, or the service has a bug. The logs have the cause by its trace id."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """Reasons of errors. google.rpc.ErrorInfo carries the name without its prefix, for instance
+    """Reasons of errors. google.rpc.ErrorInfo has the name without its prefix, for instance
     `{"reason": "STORE_UNAVAILABLE", "domain": "authsvc", "metadata": {"trace_id": "5f0c…"}}`.
     """
 
@@ -65,27 +65,27 @@ ERROR_REASON_INVALID_FIELD: ErrorReason.ValueType  # 1
 ERROR_REASON_MALFORMED_REQUEST: ErrorReason.ValueType  # 2
 """INVALID_ARGUMENT: the bytes of the request do not decode."""
 ERROR_REASON_PASSWORD_REJECTED: ErrorReason.ValueType  # 3
-"""INVALID_ARGUMENT: a password is against the policy; google.rpc.BadRequest says why."""
+"""INVALID_ARGUMENT: a new password violates the policy; google.rpc.BadRequest says how."""
 ERROR_REASON_INVALID_CREDENTIALS: ErrorReason.ValueType  # 4
-"""UNAUTHENTICATED: the address and password do not let anybody in."""
+"""UNAUTHENTICATED: the email or the password is wrong, or the user may not log in."""
 ERROR_REASON_PASSWORD_CHANGE_REQUIRED: ErrorReason.ValueType  # 5
-"""FAILED_PRECONDITION: the temporary password is right and must be changed before tokens are issued."""
+"""FAILED_PRECONDITION: the password is a valid temporary one and must be changed before tokens are issued."""
 ERROR_REASON_INVALID_REFRESH_TOKEN: ErrorReason.ValueType  # 6
-"""UNAUTHENTICATED: the refresh token is unknown, expired, reused, revoked, or of a disabled user."""
+"""UNAUTHENTICATED: the refresh token is unknown, expired, reused or revoked, or its user is disabled or deleted."""
 ERROR_REASON_TOO_MANY_ATTEMPTS: ErrorReason.ValueType  # 7
-"""RESOURCE_EXHAUSTED: too many failed attempts; google.rpc.RetryInfo says when to try again."""
+"""RESOURCE_EXHAUSTED: a budget of failed logins is used up; google.rpc.RetryInfo says when to retry."""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 8
-"""RESOURCE_EXHAUSTED: too many passwords wait to be hashed; google.rpc.RetryInfo says when to try again."""
+"""RESOURCE_EXHAUSTED: the password-hashing queue is full; google.rpc.RetryInfo says when to retry."""
 ERROR_REASON_CALLER_UNAUTHENTICATED: ErrorReason.ValueType  # 9
-"""UNAUTHENTICATED: the caller gave no or wrong credentials."""
+"""UNAUTHENTICATED: the caller's credentials are missing or wrong."""
 ERROR_REASON_CALLER_NOT_PERMITTED: ErrorReason.ValueType  # 10
 """PERMISSION_DENIED: the caller lacks the permission."""
 ERROR_REASON_EMAIL_ALREADY_EXISTS: ErrorReason.ValueType  # 11
-"""ALREADY_EXISTS: a user has that address."""
+"""ALREADY_EXISTS: another user has the email."""
 ERROR_REASON_USER_NOT_FOUND: ErrorReason.ValueType  # 12
-"""NOT_FOUND: there is no such user."""
+"""NOT_FOUND: no user has the identifier or the email."""
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 13
-"""UNAVAILABLE: the store cannot answer in time; google.rpc.RetryInfo says when to try again."""
+"""UNAVAILABLE: the store cannot answer in time; google.rpc.RetryInfo says when to retry."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 14
-"""INTERNAL: anything else."""
+"""INTERNAL: a stored row is corrupt, or the service has a bug. The logs have the cause by its trace id."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -31,26 +31,26 @@ class User(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     PASSWORD_CHANGE_REQUIRED_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """Identifier of the user, 1 to 256 bytes, never reused, opaque to callers."""
+    """Identifier of the user, opaque, 1 to 256 bytes, never reused."""
     email: _builtins.str
-    """Address of the user, 3 to 254 bytes of UTF-8. Kept in normal form (NFC, lower case) for users that this service
-    made; as stored for rows that other programs wrote.
+    """Email address of the user, 3 to 254 bytes of UTF-8. In normal form (NFC, lower case) for users that this service
+    created; as stored in rows of other programs.
     """
     role: _builtins.str
-    """Role of the user, matching `[a-z][a-z0-9_-]{0,62}` for users that this service made. The role `admin` may call
-    UserService; any other is for callers to interpret.
+    """Role of the user; it matches `[a-z][a-z0-9_-]{0,62}` for users that this service created. Users of the role `admin`
+    may call UserService; callers give every other role its meaning.
     """
     is_active: _builtins.bool
-    """Whether the user may log in and hold valid tokens."""
+    """Whether the user may log in and have active tokens."""
     password_change_required: _builtins.bool
-    """Whether the password must be changed before any token is issued."""
+    """Whether the password is a temporary one, which must be changed before any token is issued."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When the user was created. Empty for rows that do not record it."""
+        """When the user was created. Empty: the row of another program does not say."""
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """When the user was last changed. Empty for rows that do not record it."""
+        """When the user was last changed. Empty: the row of another program does not say."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ Global___User: _TypeAlias = User  # noqa: Y015
 
 @_typing.final
 class Tokens(_message.Message):
-    """The tokens of one session."""
+    """Tokens of one session. No field is ever empty."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -83,18 +83,18 @@ class Tokens(_message.Message):
     REFRESH_TOKEN_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     access_token: _builtins.str
-    """Access token: a JWS in compact form after RFC 9068. Secret, never logged."""
+    """Access token: a JWT as in RFC 9068, in JWS compact form, at most 8 KiB. Secret, never logged."""
     refresh_token: _builtins.str
-    """Refresh token: opaque, begins with `rt_`. Secret, never logged."""
+    """Refresh token, opaque; it begins with `rt_`. Secret, never logged."""
     session_id: _builtins.str
-    """Identifier of the session, in every access token of it as `sid`. Not a secret."""
+    """Identifier of the session, opaque; the claim `sid` of its access tokens. Not a secret."""
     @_builtins.property
     def access_token_expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the access token stops being valid."""
+        """When the access token expires, in whole seconds."""
 
     @_builtins.property
     def refresh_token_expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the refresh token stops being accepted, unless it is used before."""
+        """When the refresh token expires unless it is rotated before, in whole seconds."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ Global___Tokens: _TypeAlias = Tokens  # noqa: Y015
 
 @_typing.final
 class Session(_message.Message):
-    """A login that lives: what an admin sees of it."""
+    """A live session, as admins see it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -126,22 +126,22 @@ class Session(_message.Message):
     CLIENT_LABEL_FIELD_NUMBER: _builtins.int
     CLIENT_ADDRESS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """Identifier of the session, in every access token of it as `sid`. Not a secret."""
+    """Identifier of the session, opaque; the claim `sid` of its access tokens. Not a secret."""
     client_label: _builtins.str
-    """What the backend called it at login. May be empty."""
+    """Name of the session, from the login; at most 128 characters. Empty: no name."""
     client_address: _builtins.str
-    """IP address from which the login came, as the backend told it. Empty: not told."""
+    """IP address of the end user at login, in canonical form. Empty: not known."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When the login was."""
+        """When the session began."""
 
     @_builtins.property
     def last_refresh_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was last refreshed. Empty: never."""
+        """When the session was last refreshed. Empty: never."""
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it is over unless refreshed before."""
+        """When the session expires unless it is refreshed before, in whole seconds."""
 
     def __init__(
         self,

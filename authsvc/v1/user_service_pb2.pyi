@@ -33,20 +33,23 @@ class CreateUserRequest(_message.Message):
     PASSWORD_HASH_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     email: _builtins.str
-    """Address of the user: a valid address of at most 254 bytes of UTF-8, stored in normal form (NFC, lower case).
-    Required.
+    """Email address of the user, valid by RFC 5321 and RFC 6531, at most 254 bytes of UTF-8. Stored in normal form (NFC,
+    lower case). Required.
     """
     role: _builtins.str
-    """Role of the user, matching `[a-z][a-z0-9_-]{0,62}`. Empty: `user`."""
+    """Role of the user; it must match `[a-z][a-z0-9_-]{0,62}`. Empty: `user`."""
     password: _builtins.str
-    """Password of the user, 15 to 256 code points unless configured otherwise. Secret, never logged."""
+    """Password of the user, 15 to 256 code points unless configured otherwise, at most 1,024 bytes of UTF-8. Secret,
+    never logged.
+    """
     password_hash: _builtins.str
-    """Hash of a password that another program made: bcrypt `$2a$`, `$2b$` or `$2y$`, or `$bcrypt-sha256$v=2`, of cost 4
+    """Hash of the password, from another program: bcrypt (`$2a$`, `$2b$` or `$2y$`) or `$bcrypt-sha256$v=2`, of cost 4
     to 16. Secret, never logged.
     """
     request_id: _builtins.str
-    """Makes a retry safe for 24 hours: the same id and address again gives the user that the first call made. At most
-    64 printable ASCII characters, chosen at random by the caller. Empty: a retry can end as ALREADY_EXISTS.
+    """Idempotency key, which makes retries safe for 24 hours: a second call with the same `request_id` and email returns
+    the user that the first call created. At most 64 printable ASCII characters, chosen at random by the caller. Empty:
+    a retry can fail with ALREADY_EXISTS.
     """
     def __init__(
         self,
@@ -77,8 +80,8 @@ class CreateUserResponse(_message.Message):
     TEMPORARY_PASSWORD_FIELD_NUMBER: _builtins.int
     TEMPORARY_PASSWORD_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     temporary_password: _builtins.str
-    """Random password to hand to the user, told this once. Empty where the request named a credential, and in the answer
-    to a retry: use ResetPassword then. Secret, never logged.
+    """Temporary password to give to the user; no later call returns it. Empty where the request has a credential, and in
+    the response to a retry; call ResetPassword then. Secret, never logged.
     """
     @_builtins.property
     def user(self) -> _resources_pb2.User:
@@ -86,7 +89,7 @@ class CreateUserResponse(_message.Message):
 
     @_builtins.property
     def temporary_password_expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the temporary password stops being accepted. Empty where there is none."""
+        """When the temporary password expires, 24 hours after the call. Empty where `temporary_password` is."""
 
     def __init__(
         self,
@@ -112,9 +115,9 @@ class GetUserRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     EMAIL_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """Identifier of the user, 1 to 256 bytes."""
+    """Identifier of the user, 1 to 256 bytes of UTF-8."""
     email: _builtins.str
-    """Address of the user, compared in normal form."""
+    """Email address of the user, compared in normal form (NFC, lower case), at most 254 bytes of UTF-8 in normal form."""
     def __init__(
         self,
         *,
@@ -164,9 +167,11 @@ class ListUsersRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many users at most, up to 1,000. Zero: 50. A page may have fewer, and more pages follow all the same."""
+    """Maximum number of users on the page, 0 to 1,000; larger numbers count as 1,000. Zero: 50. A page may have fewer
+    users and still not be the last one.
+    """
     page_token: _builtins.str
-    """The `next_page_token` of the page before. Empty: the first page."""
+    """The `next_page_token` of the previous page, opaque. Empty: the first page."""
     def __init__(
         self,
         *,
@@ -190,10 +195,10 @@ class ListUsersResponse(_message.Message):
     USERS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """What the next request names as its `page_token`. Empty: this is the last page."""
+    """The `page_token` of the next page, opaque. Empty: this is the last page."""
     @_builtins.property
     def users(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.User]:
-        """The users of this page."""
+        """Users of this page. May be empty on any page."""
 
     def __init__(
         self,
@@ -219,14 +224,14 @@ class UpdateUserRequest(_message.Message):
     USER_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """Identifier of the user, 1 to 256 bytes. Required."""
+    """Identifier of the user, 1 to 256 bytes of UTF-8. Required."""
     @_builtins.property
     def user(self) -> _resources_pb2.User:
-        """New values of the fields that the mask names; the others are ignored."""
+        """New values of the fields that `update_mask` names; other fields are ignored."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Which fields to change: `email`, `role`, `is_active`. Required; `*` and other names are refused."""
+        """Fields to change: one or more of `email`, `role` and `is_active`. Required; `*` and other paths are refused."""
 
     def __init__(
         self,
@@ -252,7 +257,7 @@ class UpdateUserResponse(_message.Message):
     USER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def user(self) -> _resources_pb2.User:
-        """The user as stored now."""
+        """The user as stored after the change."""
 
     def __init__(
         self,
@@ -275,7 +280,7 @@ class DeleteUserRequest(_message.Message):
 
     USER_ID_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """Identifier of the user, 1 to 256 bytes. Required."""
+    """Identifier of the user, 1 to 256 bytes of UTF-8. Required."""
     def __init__(
         self,
         *,
@@ -314,7 +319,7 @@ class ResetPasswordRequest(_message.Message):
 
     USER_ID_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """Identifier of the user, 1 to 256 bytes. Required."""
+    """Identifier of the user, 1 to 256 bytes of UTF-8. Required."""
     def __init__(
         self,
         *,
@@ -337,10 +342,12 @@ class ResetPasswordResponse(_message.Message):
     TEMPORARY_PASSWORD_FIELD_NUMBER: _builtins.int
     TEMPORARY_PASSWORD_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     temporary_password: _builtins.str
-    """Random password to hand to the user, good for ChangePassword alone and told this once. Secret, never logged."""
+    """Temporary password to give to the user, valid for ChangePassword only; no later call returns it. Secret, never
+    logged.
+    """
     @_builtins.property
     def temporary_password_expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it stops being accepted."""
+        """When the temporary password expires, 24 hours after the call."""
 
     def __init__(
         self,
@@ -366,11 +373,13 @@ class ListUserSessionsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """Identifier of the user, 1 to 256 bytes. Required."""
+    """Identifier of the user, 1 to 256 bytes of UTF-8. Required."""
     page_size: _builtins.int
-    """How many sessions at most, up to 1,000. Zero: 50. A page may have fewer, and more pages follow all the same."""
+    """Maximum number of sessions on the page, 0 to 1,000; larger numbers count as 1,000. Zero: 50. A page may have fewer
+    sessions and still not be the last one.
+    """
     page_token: _builtins.str
-    """The `next_page_token` of the page before. Empty: the first page."""
+    """The `next_page_token` of the previous page, opaque. Empty: the first page."""
     def __init__(
         self,
         *,
@@ -395,10 +404,10 @@ class ListUserSessionsResponse(_message.Message):
     SESSIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """What the next request names as its `page_token`. Empty: this is the last page."""
+    """The `page_token` of the next page, opaque. Empty: this is the last page."""
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Session]:
-        """The live sessions of this page."""
+        """Live sessions of this page. May be empty on any page."""
 
     def __init__(
         self,
@@ -423,10 +432,12 @@ class RevokeUserSessionsRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     SESSION_IDS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """Identifier of the user, 1 to 256 bytes. Required."""
+    """Identifier of the user, 1 to 256 bytes of UTF-8. Required."""
     @_builtins.property
     def session_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Which sessions, at most 100. Empty: all of the user. One that is not that user's changes nothing."""
+        """Identifiers of the sessions to end, at most 100, each of 1 to 128 bytes. Empty: every session of the user. The
+        identifier of another user's session changes nothing.
+        """
 
     def __init__(
         self,

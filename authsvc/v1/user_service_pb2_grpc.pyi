@@ -27,17 +27,20 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class UserServiceStub:
-    """Manages users. Called by backends that the callers file gives the permission `users` (`sessions` is enough for
-    ListUserSessions and RevokeUserSessions), by API key or TLS identity, and with an access token of an active user whose
-    stored role is `admin`. Keys and tokens are metadata: `authorization: Bearer KEY-OR-TOKEN`. It is never open.
+    """Manages users. Never open: a call needs one of these credentials.
+    - The API key (metadata `authorization: Bearer KEY`) or the TLS identity of a caller to which the callers file gives
+      the permission `users`; for ListUserSessions and RevokeUserSessions, `sessions` is enough.
+    - An access token (metadata `authorization: Bearer TOKEN`) of an active user whose stored role is `admin`.
 
-    Every error that a handler makes carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without
-    its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with
-    - INVALID_ARGUMENT (MALFORMED_REQUEST): the bytes of the request do not decode,
-    - UNAUTHENTICATED (CALLER_UNAUTHENTICATED): the caller gave no or wrong credentials,
-    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller lacks the permission, or its token's user is no admin,
-    - UNAVAILABLE (STORE_UNAVAILABLE): the store cannot answer in time; carries RetryInfo,
-    - INTERNAL (INTERNAL).
+    Every error of a handler carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without its
+    prefix, and the metadata `trace_id`, which the logs have too. Besides the errors listed for it, every RPC can fail
+    with
+    - INVALID_ARGUMENT, MALFORMED_REQUEST: the bytes of the request do not decode.
+    - UNAUTHENTICATED, CALLER_UNAUTHENTICATED: the credentials are missing or wrong.
+    - PERMISSION_DENIED, CALLER_NOT_PERMITTED: the caller lacks the permission, or the user of the token is not an admin.
+    - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time, for the request or for the admin's token; carries
+      RetryInfo.
+    - INTERNAL, INTERNAL: a stored row is corrupt, or the service has a bug.
     """
 
     @_typing.overload
@@ -48,79 +51,97 @@ class UserServiceStub:
     """Creates a user.
 
     Errors:
-    - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed; `request_id` was used with another
-      address.
-    - INVALID_ARGUMENT, PASSWORD_REJECTED: the password is against the policy; BadRequest says why.
-    - ALREADY_EXISTS, EMAIL_ALREADY_EXISTS: a user has that address.
-    - RESOURCE_EXHAUSTED, OVERLOADED: too many passwords wait to be hashed; carries RetryInfo.
+    - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed, or `request_id` was used with another
+      email.
+    - INVALID_ARGUMENT, PASSWORD_REJECTED: the password violates the policy; BadRequest says how.
+    - ALREADY_EXISTS, EMAIL_ALREADY_EXISTS: another user has the email.
+    - RESOURCE_EXHAUSTED, OVERLOADED: the password-hashing queue is full; carries RetryInfo.
+    - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
     """
     GetUser: _grpc.UnaryUnaryMultiCallable[_user_service_pb2.GetUserRequest, _user_service_pb2.GetUserResponse]
     """Returns one user.
 
     Errors:
     - INVALID_ARGUMENT, INVALID_FIELD: the key is empty, too long or malformed.
-    - NOT_FOUND, USER_NOT_FOUND: no user has that identifier, or nobody owns that address.
-    - INTERNAL, INTERNAL: the stored user is unreadable.
+    - NOT_FOUND, USER_NOT_FOUND: no user has the identifier or the email.
+    - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+    - INTERNAL, INTERNAL: the stored user is corrupt.
     """
     ListUsers: _grpc.UnaryUnaryMultiCallable[_user_service_pb2.ListUsersRequest, _user_service_pb2.ListUsersResponse]
-    """Lists users, in no order that means anything. A user who is there from the first page to the last is listed exactly
-    once; unreadable rows are left out, and logged.
+    """Lists users, in no particular order. A user who exists from the first page to the last is listed exactly once.
+    Corrupt rows are skipped and logged.
 
     Errors:
-    - INVALID_ARGUMENT, INVALID_FIELD: `page_size` is negative, `page_token` is none of this list.
+    - INVALID_ARGUMENT, INVALID_FIELD: `page_size` is negative, or `page_token` is not a `next_page_token` of this
+      list.
+    - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
     """
     UpdateUser: _grpc.UnaryUnaryMultiCallable[_user_service_pb2.UpdateUserRequest, _user_service_pb2.UpdateUserResponse]
-    """Changes a user. Disabling ends every session of the user, and re-enabling revives none; the next fresh
-    ValidateToken sees every change.
+    """Changes a user. The next fresh validation sees every change. Disabling a user ends every session of the user;
+    enabling the user again does not bring them back.
 
     Errors:
-    - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed, or the mask is.
-    - NOT_FOUND, USER_NOT_FOUND: there is no such user.
-    - ALREADY_EXISTS, EMAIL_ALREADY_EXISTS: another user has that address.
+    - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed, or `update_mask` is.
+    - NOT_FOUND, USER_NOT_FOUND: no user has the `user_id`.
+    - ALREADY_EXISTS, EMAIL_ALREADY_EXISTS: another user has the email.
+    - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+    - INTERNAL, INTERNAL: the stored user is corrupt.
     """
     DeleteUser: _grpc.UnaryUnaryMultiCallable[_user_service_pb2.DeleteUserRequest, _user_service_pb2.DeleteUserResponse]
-    """Deletes a user. The next fresh ValidateToken refuses every token of the user; the address is free at once.
+    """Deletes a user. The next fresh validation refuses every token of the user; another user can have the email at once.
 
     Errors:
     - INVALID_ARGUMENT, INVALID_FIELD: `user_id` is empty or too long.
-    - NOT_FOUND, USER_NOT_FOUND: there is no such user.
+    - NOT_FOUND, USER_NOT_FOUND: no user has the `user_id`.
+    - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+    - INTERNAL, INTERNAL: the stored user is corrupt.
     """
     ResetPassword: _grpc.UnaryUnaryMultiCallable[_user_service_pb2.ResetPasswordRequest, _user_service_pb2.ResetPasswordResponse]
-    """Gives a user a temporary password, and ends every session of the user.
+    """Replaces a user's password by a temporary one, and ends every session of the user.
 
     Errors:
     - INVALID_ARGUMENT, INVALID_FIELD: `user_id` is empty or too long.
-    - NOT_FOUND, USER_NOT_FOUND: there is no such user.
-    - RESOURCE_EXHAUSTED, OVERLOADED: too many passwords wait to be hashed; carries RetryInfo.
+    - NOT_FOUND, USER_NOT_FOUND: no user has the `user_id`.
+    - RESOURCE_EXHAUSTED, OVERLOADED: the password-hashing queue is full; carries RetryInfo.
+    - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+    - INTERNAL, INTERNAL: the stored user is corrupt.
     """
     ListUserSessions: _grpc.UnaryUnaryMultiCallable[_user_service_pb2.ListUserSessionsRequest, _user_service_pb2.ListUserSessionsResponse]
     """Lists the live sessions of a user.
 
     Errors:
     - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed.
-    - NOT_FOUND, USER_NOT_FOUND: there is no such user.
+    - NOT_FOUND, USER_NOT_FOUND: no user has the `user_id`.
+    - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+    - INTERNAL, INTERNAL: the stored user or a session is corrupt.
     """
     RevokeUserSessions: _grpc.UnaryUnaryMultiCallable[_user_service_pb2.RevokeUserSessionsRequest, _user_service_pb2.RevokeUserSessionsResponse]
-    """Ends sessions of a user, as seen by the next fresh ValidateToken and every later refresh.
+    """Ends sessions of a user. The next fresh validation refuses their access tokens, and their refresh tokens are
+    refused at once.
 
     Errors:
     - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed.
-    - NOT_FOUND, USER_NOT_FOUND: there is no such user.
+    - NOT_FOUND, USER_NOT_FOUND: no user has the `user_id`.
+    - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+    - INTERNAL, INTERNAL: the stored user or a session is corrupt.
     """
 
 @_typing.type_check_only
 class UserServiceAsyncStub(UserServiceStub):
-    """Manages users. Called by backends that the callers file gives the permission `users` (`sessions` is enough for
-    ListUserSessions and RevokeUserSessions), by API key or TLS identity, and with an access token of an active user whose
-    stored role is `admin`. Keys and tokens are metadata: `authorization: Bearer KEY-OR-TOKEN`. It is never open.
+    """Manages users. Never open: a call needs one of these credentials.
+    - The API key (metadata `authorization: Bearer KEY`) or the TLS identity of a caller to which the callers file gives
+      the permission `users`; for ListUserSessions and RevokeUserSessions, `sessions` is enough.
+    - An access token (metadata `authorization: Bearer TOKEN`) of an active user whose stored role is `admin`.
 
-    Every error that a handler makes carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without
-    its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with
-    - INVALID_ARGUMENT (MALFORMED_REQUEST): the bytes of the request do not decode,
-    - UNAUTHENTICATED (CALLER_UNAUTHENTICATED): the caller gave no or wrong credentials,
-    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller lacks the permission, or its token's user is no admin,
-    - UNAVAILABLE (STORE_UNAVAILABLE): the store cannot answer in time; carries RetryInfo,
-    - INTERNAL (INTERNAL).
+    Every error of a handler carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without its
+    prefix, and the metadata `trace_id`, which the logs have too. Besides the errors listed for it, every RPC can fail
+    with
+    - INVALID_ARGUMENT, MALFORMED_REQUEST: the bytes of the request do not decode.
+    - UNAUTHENTICATED, CALLER_UNAUTHENTICATED: the credentials are missing or wrong.
+    - PERMISSION_DENIED, CALLER_NOT_PERMITTED: the caller lacks the permission, or the user of the token is not an admin.
+    - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time, for the request or for the admin's token; carries
+      RetryInfo.
+    - INTERNAL, INTERNAL: a stored row is corrupt, or the service has a bug.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -128,78 +149,96 @@ class UserServiceAsyncStub(UserServiceStub):
     """Creates a user.
 
     Errors:
-    - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed; `request_id` was used with another
-      address.
-    - INVALID_ARGUMENT, PASSWORD_REJECTED: the password is against the policy; BadRequest says why.
-    - ALREADY_EXISTS, EMAIL_ALREADY_EXISTS: a user has that address.
-    - RESOURCE_EXHAUSTED, OVERLOADED: too many passwords wait to be hashed; carries RetryInfo.
+    - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed, or `request_id` was used with another
+      email.
+    - INVALID_ARGUMENT, PASSWORD_REJECTED: the password violates the policy; BadRequest says how.
+    - ALREADY_EXISTS, EMAIL_ALREADY_EXISTS: another user has the email.
+    - RESOURCE_EXHAUSTED, OVERLOADED: the password-hashing queue is full; carries RetryInfo.
+    - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
     """
     GetUser: _aio.UnaryUnaryMultiCallable[_user_service_pb2.GetUserRequest, _user_service_pb2.GetUserResponse]  # type: ignore[assignment]
     """Returns one user.
 
     Errors:
     - INVALID_ARGUMENT, INVALID_FIELD: the key is empty, too long or malformed.
-    - NOT_FOUND, USER_NOT_FOUND: no user has that identifier, or nobody owns that address.
-    - INTERNAL, INTERNAL: the stored user is unreadable.
+    - NOT_FOUND, USER_NOT_FOUND: no user has the identifier or the email.
+    - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+    - INTERNAL, INTERNAL: the stored user is corrupt.
     """
     ListUsers: _aio.UnaryUnaryMultiCallable[_user_service_pb2.ListUsersRequest, _user_service_pb2.ListUsersResponse]  # type: ignore[assignment]
-    """Lists users, in no order that means anything. A user who is there from the first page to the last is listed exactly
-    once; unreadable rows are left out, and logged.
+    """Lists users, in no particular order. A user who exists from the first page to the last is listed exactly once.
+    Corrupt rows are skipped and logged.
 
     Errors:
-    - INVALID_ARGUMENT, INVALID_FIELD: `page_size` is negative, `page_token` is none of this list.
+    - INVALID_ARGUMENT, INVALID_FIELD: `page_size` is negative, or `page_token` is not a `next_page_token` of this
+      list.
+    - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
     """
     UpdateUser: _aio.UnaryUnaryMultiCallable[_user_service_pb2.UpdateUserRequest, _user_service_pb2.UpdateUserResponse]  # type: ignore[assignment]
-    """Changes a user. Disabling ends every session of the user, and re-enabling revives none; the next fresh
-    ValidateToken sees every change.
+    """Changes a user. The next fresh validation sees every change. Disabling a user ends every session of the user;
+    enabling the user again does not bring them back.
 
     Errors:
-    - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed, or the mask is.
-    - NOT_FOUND, USER_NOT_FOUND: there is no such user.
-    - ALREADY_EXISTS, EMAIL_ALREADY_EXISTS: another user has that address.
+    - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed, or `update_mask` is.
+    - NOT_FOUND, USER_NOT_FOUND: no user has the `user_id`.
+    - ALREADY_EXISTS, EMAIL_ALREADY_EXISTS: another user has the email.
+    - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+    - INTERNAL, INTERNAL: the stored user is corrupt.
     """
     DeleteUser: _aio.UnaryUnaryMultiCallable[_user_service_pb2.DeleteUserRequest, _user_service_pb2.DeleteUserResponse]  # type: ignore[assignment]
-    """Deletes a user. The next fresh ValidateToken refuses every token of the user; the address is free at once.
+    """Deletes a user. The next fresh validation refuses every token of the user; another user can have the email at once.
 
     Errors:
     - INVALID_ARGUMENT, INVALID_FIELD: `user_id` is empty or too long.
-    - NOT_FOUND, USER_NOT_FOUND: there is no such user.
+    - NOT_FOUND, USER_NOT_FOUND: no user has the `user_id`.
+    - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+    - INTERNAL, INTERNAL: the stored user is corrupt.
     """
     ResetPassword: _aio.UnaryUnaryMultiCallable[_user_service_pb2.ResetPasswordRequest, _user_service_pb2.ResetPasswordResponse]  # type: ignore[assignment]
-    """Gives a user a temporary password, and ends every session of the user.
+    """Replaces a user's password by a temporary one, and ends every session of the user.
 
     Errors:
     - INVALID_ARGUMENT, INVALID_FIELD: `user_id` is empty or too long.
-    - NOT_FOUND, USER_NOT_FOUND: there is no such user.
-    - RESOURCE_EXHAUSTED, OVERLOADED: too many passwords wait to be hashed; carries RetryInfo.
+    - NOT_FOUND, USER_NOT_FOUND: no user has the `user_id`.
+    - RESOURCE_EXHAUSTED, OVERLOADED: the password-hashing queue is full; carries RetryInfo.
+    - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+    - INTERNAL, INTERNAL: the stored user is corrupt.
     """
     ListUserSessions: _aio.UnaryUnaryMultiCallable[_user_service_pb2.ListUserSessionsRequest, _user_service_pb2.ListUserSessionsResponse]  # type: ignore[assignment]
     """Lists the live sessions of a user.
 
     Errors:
     - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed.
-    - NOT_FOUND, USER_NOT_FOUND: there is no such user.
+    - NOT_FOUND, USER_NOT_FOUND: no user has the `user_id`.
+    - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+    - INTERNAL, INTERNAL: the stored user or a session is corrupt.
     """
     RevokeUserSessions: _aio.UnaryUnaryMultiCallable[_user_service_pb2.RevokeUserSessionsRequest, _user_service_pb2.RevokeUserSessionsResponse]  # type: ignore[assignment]
-    """Ends sessions of a user, as seen by the next fresh ValidateToken and every later refresh.
+    """Ends sessions of a user. The next fresh validation refuses their access tokens, and their refresh tokens are
+    refused at once.
 
     Errors:
     - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed.
-    - NOT_FOUND, USER_NOT_FOUND: there is no such user.
+    - NOT_FOUND, USER_NOT_FOUND: no user has the `user_id`.
+    - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+    - INTERNAL, INTERNAL: the stored user or a session is corrupt.
     """
 
 class UserServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Manages users. Called by backends that the callers file gives the permission `users` (`sessions` is enough for
-    ListUserSessions and RevokeUserSessions), by API key or TLS identity, and with an access token of an active user whose
-    stored role is `admin`. Keys and tokens are metadata: `authorization: Bearer KEY-OR-TOKEN`. It is never open.
+    """Manages users. Never open: a call needs one of these credentials.
+    - The API key (metadata `authorization: Bearer KEY`) or the TLS identity of a caller to which the callers file gives
+      the permission `users`; for ListUserSessions and RevokeUserSessions, `sessions` is enough.
+    - An access token (metadata `authorization: Bearer TOKEN`) of an active user whose stored role is `admin`.
 
-    Every error that a handler makes carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without
-    its prefix, and the metadata `trace_id`, which the logs hold too. Any RPC can end with
-    - INVALID_ARGUMENT (MALFORMED_REQUEST): the bytes of the request do not decode,
-    - UNAUTHENTICATED (CALLER_UNAUTHENTICATED): the caller gave no or wrong credentials,
-    - PERMISSION_DENIED (CALLER_NOT_PERMITTED): the caller lacks the permission, or its token's user is no admin,
-    - UNAVAILABLE (STORE_UNAVAILABLE): the store cannot answer in time; carries RetryInfo,
-    - INTERNAL (INTERNAL).
+    Every error of a handler carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without its
+    prefix, and the metadata `trace_id`, which the logs have too. Besides the errors listed for it, every RPC can fail
+    with
+    - INVALID_ARGUMENT, MALFORMED_REQUEST: the bytes of the request do not decode.
+    - UNAUTHENTICATED, CALLER_UNAUTHENTICATED: the credentials are missing or wrong.
+    - PERMISSION_DENIED, CALLER_NOT_PERMITTED: the caller lacks the permission, or the user of the token is not an admin.
+    - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time, for the request or for the admin's token; carries
+      RetryInfo.
+    - INTERNAL, INTERNAL: a stored row is corrupt, or the service has a bug.
     """
 
     @_abc_1.abstractmethod
@@ -211,11 +250,12 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         """Creates a user.
 
         Errors:
-        - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed; `request_id` was used with another
-          address.
-        - INVALID_ARGUMENT, PASSWORD_REJECTED: the password is against the policy; BadRequest says why.
-        - ALREADY_EXISTS, EMAIL_ALREADY_EXISTS: a user has that address.
-        - RESOURCE_EXHAUSTED, OVERLOADED: too many passwords wait to be hashed; carries RetryInfo.
+        - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed, or `request_id` was used with another
+          email.
+        - INVALID_ARGUMENT, PASSWORD_REJECTED: the password violates the policy; BadRequest says how.
+        - ALREADY_EXISTS, EMAIL_ALREADY_EXISTS: another user has the email.
+        - RESOURCE_EXHAUSTED, OVERLOADED: the password-hashing queue is full; carries RetryInfo.
+        - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
         """
 
     @_abc_1.abstractmethod
@@ -228,8 +268,9 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_ARGUMENT, INVALID_FIELD: the key is empty, too long or malformed.
-        - NOT_FOUND, USER_NOT_FOUND: no user has that identifier, or nobody owns that address.
-        - INTERNAL, INTERNAL: the stored user is unreadable.
+        - NOT_FOUND, USER_NOT_FOUND: no user has the identifier or the email.
+        - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+        - INTERNAL, INTERNAL: the stored user is corrupt.
         """
 
     @_abc_1.abstractmethod
@@ -238,11 +279,13 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_service_pb2.ListUsersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_service_pb2.ListUsersResponse, _abc.Awaitable[_user_service_pb2.ListUsersResponse]]:
-        """Lists users, in no order that means anything. A user who is there from the first page to the last is listed exactly
-        once; unreadable rows are left out, and logged.
+        """Lists users, in no particular order. A user who exists from the first page to the last is listed exactly once.
+        Corrupt rows are skipped and logged.
 
         Errors:
-        - INVALID_ARGUMENT, INVALID_FIELD: `page_size` is negative, `page_token` is none of this list.
+        - INVALID_ARGUMENT, INVALID_FIELD: `page_size` is negative, or `page_token` is not a `next_page_token` of this
+          list.
+        - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
         """
 
     @_abc_1.abstractmethod
@@ -251,13 +294,15 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_service_pb2.UpdateUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_service_pb2.UpdateUserResponse, _abc.Awaitable[_user_service_pb2.UpdateUserResponse]]:
-        """Changes a user. Disabling ends every session of the user, and re-enabling revives none; the next fresh
-        ValidateToken sees every change.
+        """Changes a user. The next fresh validation sees every change. Disabling a user ends every session of the user;
+        enabling the user again does not bring them back.
 
         Errors:
-        - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed, or the mask is.
-        - NOT_FOUND, USER_NOT_FOUND: there is no such user.
-        - ALREADY_EXISTS, EMAIL_ALREADY_EXISTS: another user has that address.
+        - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed, or `update_mask` is.
+        - NOT_FOUND, USER_NOT_FOUND: no user has the `user_id`.
+        - ALREADY_EXISTS, EMAIL_ALREADY_EXISTS: another user has the email.
+        - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+        - INTERNAL, INTERNAL: the stored user is corrupt.
         """
 
     @_abc_1.abstractmethod
@@ -266,11 +311,13 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_service_pb2.DeleteUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_service_pb2.DeleteUserResponse, _abc.Awaitable[_user_service_pb2.DeleteUserResponse]]:
-        """Deletes a user. The next fresh ValidateToken refuses every token of the user; the address is free at once.
+        """Deletes a user. The next fresh validation refuses every token of the user; another user can have the email at once.
 
         Errors:
         - INVALID_ARGUMENT, INVALID_FIELD: `user_id` is empty or too long.
-        - NOT_FOUND, USER_NOT_FOUND: there is no such user.
+        - NOT_FOUND, USER_NOT_FOUND: no user has the `user_id`.
+        - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+        - INTERNAL, INTERNAL: the stored user is corrupt.
         """
 
     @_abc_1.abstractmethod
@@ -279,12 +326,14 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_service_pb2.ResetPasswordRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_service_pb2.ResetPasswordResponse, _abc.Awaitable[_user_service_pb2.ResetPasswordResponse]]:
-        """Gives a user a temporary password, and ends every session of the user.
+        """Replaces a user's password by a temporary one, and ends every session of the user.
 
         Errors:
         - INVALID_ARGUMENT, INVALID_FIELD: `user_id` is empty or too long.
-        - NOT_FOUND, USER_NOT_FOUND: there is no such user.
-        - RESOURCE_EXHAUSTED, OVERLOADED: too many passwords wait to be hashed; carries RetryInfo.
+        - NOT_FOUND, USER_NOT_FOUND: no user has the `user_id`.
+        - RESOURCE_EXHAUSTED, OVERLOADED: the password-hashing queue is full; carries RetryInfo.
+        - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+        - INTERNAL, INTERNAL: the stored user is corrupt.
         """
 
     @_abc_1.abstractmethod
@@ -297,7 +346,9 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed.
-        - NOT_FOUND, USER_NOT_FOUND: there is no such user.
+        - NOT_FOUND, USER_NOT_FOUND: no user has the `user_id`.
+        - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+        - INTERNAL, INTERNAL: the stored user or a session is corrupt.
         """
 
     @_abc_1.abstractmethod
@@ -306,11 +357,14 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_service_pb2.RevokeUserSessionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_service_pb2.RevokeUserSessionsResponse, _abc.Awaitable[_user_service_pb2.RevokeUserSessionsResponse]]:
-        """Ends sessions of a user, as seen by the next fresh ValidateToken and every later refresh.
+        """Ends sessions of a user. The next fresh validation refuses their access tokens, and their refresh tokens are
+        refused at once.
 
         Errors:
         - INVALID_ARGUMENT, INVALID_FIELD: a field is empty, too long or malformed.
-        - NOT_FOUND, USER_NOT_FOUND: there is no such user.
+        - NOT_FOUND, USER_NOT_FOUND: no user has the `user_id`.
+        - UNAVAILABLE, STORE_UNAVAILABLE: the store cannot answer in time; carries RetryInfo.
+        - INTERNAL, INTERNAL: the stored user or a session is corrupt.
         """
 
 def add_UserServiceServicer_to_server(servicer: UserServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
