@@ -1,4 +1,4 @@
-"""Settings: read from the environment, checked all at once, so that one start shows every problem."""
+"""Settings from the environment. Loading them reports every problem at once."""
 
 import difflib
 import ipaddress
@@ -16,11 +16,11 @@ from authsvc.models import ACCESS_TOKEN_MAX_LIFETIME, Budget
 PREFIX = "AUTHSVC_"
 MAX_PORT = 65535
 MAX_DURATION_DAYS = 36_500
-"""Times that far from now can still be told."""
+"""Keeps now plus a duration within the range of `datetime`."""
 MAX_ACCOUNT_FAILURES = 100
-"""NIST SP 800-63B §3.2.2 allows no more."""
+"""The maximum of NIST SP 800-63B §3.2.2."""
 MAX_FAILURES = 1000
-"""What a counter remembers must stay small."""
+"""Bounds the DynamoDB item of a counter, which holds the id of every attempt."""
 DEFAULT_HTTP_LISTEN = "127.0.0.1:8080"
 DYNAMODB = "dynamodb"
 SQLITE_SCHEME = "sqlite:"
@@ -38,13 +38,18 @@ _NOT_SETTINGS = ("AUTHSVC_ADMIN_", "AUTHSVC_TEST_")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen. Port 0: any free one."""
+    """An address to listen on.
+
+    Args:
+        host: A name, or an IP address without brackets.
+        port: 0 for any free port.
+    """
 
     host: str
     port: int
 
     def __str__(self) -> str:
-        """Return it as gRPC takes it."""
+        """Return HOST:PORT, an IPv6 address in brackets, as gRPC expects it."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
@@ -57,7 +62,7 @@ class Address:
 
 
 def _text(text: str) -> str:
-    if any("\ud800" <= c <= "\udfff" for c in text):  # bytes of the environment that are no UTF-8
+    if any("\ud800" <= c <= "\udfff" for c in text):  # bytes of the environment that are not UTF-8
         raise ValueError("must be UTF-8")
     return text
 
@@ -71,7 +76,7 @@ def _store(text: str) -> str:
 def _table_prefix(text: str) -> str:
     if _TABLE_PREFIX.fullmatch(text):
         return text
-    raise ValueError("must have letters, digits, and . _ - alone")
+    raise ValueError("must be 1 to 200 letters (a-z, A-Z), digits, dots, dashes or underscores")
 
 
 def _address(text: str) -> Address:
@@ -88,7 +93,7 @@ def _address_or_off(text: str) -> Address | None:
 def _url(text: str) -> str:
     if re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*(?<!/)", text):
         return _text(text)
-    raise ValueError("must be a URL without query, fragment or a slash at its end (RFC 8414 §2)")
+    raise ValueError("must be an http or https URL without query, fragment or trailing slash (RFC 8414 §2)")
 
 
 def _path(text: str) -> Path | None:
@@ -98,7 +103,7 @@ def _path(text: str) -> Path | None:
 def _duration(text: str) -> timedelta:
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise ValueError("must be a number and s, m, h or d, for instance 15m")
+        raise ValueError("must be a number and a unit (s, m, h or d), for instance 15m")
     duration = timedelta(seconds=int(match[1]) * _UNIT_SECONDS[match[2]])
     if duration.days > MAX_DURATION_DAYS:
         raise ValueError(f"must be at most {MAX_DURATION_DAYS}d")
@@ -118,55 +123,61 @@ def _flag(text: str) -> bool:
     raise ValueError("must be true or false")
 
 
-def _number(least: int, most: int) -> Callable[[str], int]:
+def _number(minimum: int, maximum: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if _NUMBER.fullmatch(text) and least <= int(text) <= most:
+        if _NUMBER.fullmatch(text) and minimum <= int(text) <= maximum:
             return int(text)
-        raise ValueError(f"must be a whole number from {least} to {most}")
+        raise ValueError(f"must be a whole number from {minimum} to {maximum}")
 
     return parse
 
 
-def _budget(most: int) -> Callable[[str], Budget]:
+def _budget(max_failures: int) -> Callable[[str], Budget]:
     def parse(text: str) -> Budget:
         match = _BUDGET.fullmatch(text)
-        if match is None or not 1 <= int(match[1]) <= most:
-            raise ValueError(f"must be a number from 1 to {most}, a slash and a time, for instance 10/15m")
+        if match is None or not 1 <= int(match[1]) <= max_failures:
+            raise ValueError(f"must be FAILURES/WINDOW, with 1 to {max_failures} failures, for instance 10/15m")
         window = _duration(match[2])
         if not window:
-            raise ValueError("must have a window of 1s or more")
+            raise ValueError("must have a window of at least 1s")
         return Budget(int(match[1]), window)
 
     return parse
 
 
 def _one_of(*choices: str) -> Callable[[str], str]:
+    *others, last = filter(None, choices)
+
     def parse(text: str) -> str:
         if text in choices:
             return text
-        raise ValueError(f"must be {', '.join(filter(None, choices))}")
+        raise ValueError(f"must be {', '.join(others)} or {last}")
 
     return parse
 
 
 def _setting(parse: Callable[[str], Any], help_text: str, default: str | None = "") -> Any:  # noqa: ANN401 - a dataclass field of any type
-    """Declare a setting; without a default (None) it must be given."""
+    """Declare a setting; it is required where the default is None."""
     return field(metadata={"parse": parse, "help": help_text, "default": default})
 
 
-def _secret(help_text: str) -> Any:  # noqa: ANN401 - the same
+def _secret(help_text: str) -> Any:  # noqa: ANN401 - as above
     return field(repr=False, metadata={"parse": _text, "help": help_text, "default": ""})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSettings:
-    """Settings of commands that work on the store itself. The variable is AUTHSVC_ and the name in capitals."""
+    """Settings of commands that work on the store itself; the variable of each is AUTHSVC_ and its name in capitals."""
 
     store: str = _setting(_store, "dynamodb, or sqlite:PATH", None)
     table_prefix: str = _setting(_table_prefix, "prefix of the DynamoDB table names", "auth-")
-    bcrypt_cost: int = _setting(_number(10, 16), "cost of password hashes, 10 to 16", "12")
-    password_min_length: int = _setting(_number(8, 256), "shortest new password in characters, at least 8", "15")
-    log_format: str = _setting(_one_of("", "console", "json"), "console or json; console on a terminal, else json")
+    bcrypt_cost: int = _setting(_number(10, 16), "bcrypt cost of new password hashes, 10 to 16", "12")
+    password_min_length: int = _setting(
+        _number(8, 256), "minimum length of new passwords in characters, 8 to 256", "15"
+    )
+    log_format: str = _setting(
+        _one_of("", "console", "json"), "console or json; unset: console on a terminal, else json"
+    )
 
     @property
     def sqlite_path(self) -> Path | None:
@@ -176,39 +187,41 @@ class StoreSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeSettings(StoreSettings):
-    """Every setting."""
+    """Every setting: those of the store, and those of the running service."""
 
-    listen: Address = _setting(_address, "address of the gRPC port", "127.0.0.1:50051")
+    listen: Address = _setting(_address, "HOST:PORT of the gRPC port; port 0: any free port", "127.0.0.1:50051")
     http_listen: Address | None = _setting(
-        _address_or_off, "address of the HTTP side port; set to nothing: off", DEFAULT_HTTP_LISTEN
+        _address_or_off, "HOST:PORT of the HTTP side port; an empty value turns it off", DEFAULT_HTTP_LISTEN
     )
     workers: int = _setting(_number(1, 256), "worker processes that share the gRPC port, 1 to 256", "1")
-    issuer: str = _setting(_url, "URL of this deployment in tokens (iss)", None)
-    audience: str = _setting(_text, "audience of tokens (aud)", None)
-    signing_keys: Path = _setting(Path, "file made by authsvc keys generate", None)
-    access_token_ttl: timedelta = _setting(_access_token_ttl, "lifetime of an access token, at most 24h", "15m")
+    issuer: str = _setting(_url, "URL of this deployment, the iss claim of its tokens", None)
+    audience: str = _setting(_text, "aud claim of the tokens", None)
+    signing_keys: Path = _setting(Path, "key file, created by authsvc keys generate", None)
+    access_token_ttl: timedelta = _setting(_access_token_ttl, "lifetime of an access token, 1s to 24h", "15m")
     session_idle_ttl: timedelta = _setting(_duration, "lifetime of an unused refresh token", "7d")
-    session_max_ttl: timedelta = _setting(_duration, "lifetime of a session, however often it is refreshed", "30d")
+    session_max_ttl: timedelta = _setting(
+        _duration, "maximum lifetime of a session, however often it is refreshed", "30d"
+    )
     max_staleness: timedelta = _setting(_duration, "upper limit of ValidateToken's max_staleness", "60s")
     max_stale_if_error: timedelta = _setting(_duration, "upper limit of ValidateToken's stale_if_error", "15m")
     failures_per_pair: Budget = _setting(
-        _budget(MAX_FAILURES), "failed logins of one account from one source, and their window", "10/15m"
+        _budget(MAX_FAILURES), "limit of failed logins to one account from one source, and its window", "10/15m"
     )
     failures_per_account: Budget = _setting(
-        _budget(MAX_ACCOUNT_FAILURES), "failed logins of one account, from all unknown sources", "100/24h"
+        _budget(MAX_ACCOUNT_FAILURES), "the same to one account from all unknown sources", "100/24h"
     )
-    failures_per_source: Budget = _setting(
-        _budget(MAX_FAILURES), "failed logins from one source, over all accounts", "300/15m"
-    )
-    callers: Path | None = _setting(_path, "callers file (TOML); without it every client may call")
+    failures_per_source: Budget = _setting(_budget(MAX_FAILURES), "the same from one source to all accounts", "300/15m")
+    callers: Path | None = _setting(_path, "callers file (TOML); unset: every client may call")
     tls_cert: Path | None = _setting(_path, "file of the server's certificate chain (PEM)")
     tls_key: Path | None = _setting(_path, "file of the server's private key (PEM)")
-    tls_client_ca: Path | None = _setting(_path, "file of the CA of client certificates (PEM); clients must show one")
-    allow_plaintext: bool = _setting(_flag, "serve beyond loopback without TLS", "false")
-    allow_open: bool = _setting(_flag, "serve beyond loopback to every client", "false")
-    reflection: bool = _setting(_flag, "serve gRPC reflection, for grpcurl", "true")
+    tls_client_ca: Path | None = _setting(
+        _path, "file of the CA of client certificates (PEM); set: every client must present one"
+    )
+    allow_plaintext: bool = _setting(_flag, "true: listen beyond loopback without TLS", "false")
+    allow_open: bool = _setting(_flag, "true: listen beyond loopback for every client", "false")
+    reflection: bool = _setting(_flag, "serve gRPC reflection, which grpcurl needs", "true")
     log_level: str = _setting(_one_of("debug", "info", "warning", "error"), "lowest level that is logged", "info")
-    log_digest_key: str = _secret("key of the digests that replace emails in logs; random if unset. Secret")
+    log_digest_key: str = _secret("secret key of the digests that replace emails in logs; unset: random")
 
 
 S = TypeVar("S", bound=StoreSettings)
@@ -260,7 +273,7 @@ def _load(settings_class: type[S], environ: Mapping[str, str], defaults: Mapping
 def _parse(
     declared_settings: Iterable[Field[Any]], environ: Mapping[str, str], defaults: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the values of well-formed settings, and a line for each other one."""
+    """Return the values of well-formed settings, and a line for each missing or malformed one."""
     given = effective_environ(environ)
     values: dict[str, Any] = {}
     problems = []
@@ -288,7 +301,7 @@ def _can_be_off(declared: Field[Any]) -> bool:
 
 
 def unknown_settings(environ: Mapping[str, str]) -> list[str]:
-    """Return a line for each variable that looks like a setting and is none, with what may have been meant."""
+    """Return a line for each variable that looks like a setting but is not one, with the closest setting."""
     known = [_variable(declared.name) for declared in fields(ServeSettings)]
     lines = []
     for name in sorted(environ):
@@ -300,7 +313,7 @@ def unknown_settings(environ: Mapping[str, str]) -> list[str]:
 
 
 def describe() -> str:
-    """Return a line for each setting: variable, what it is, default."""
+    """Return a line for each setting: its variable, help and default."""
     lines = []
     for declared in fields(ServeSettings):
         default = declared.metadata["default"]
@@ -314,31 +327,31 @@ def _variable(name: str) -> str:
 
 
 def _combination_problems(values: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with settings that are well-formed each on its own."""
+    """Return the problems of settings that are well-formed but contradict each other."""
     checks = (_lifetime_problems, _tls_problems, _exposure_problems)
     problems = []
     for check in checks:
         try:
             problems += check(values)
-        except KeyError:  # a setting that it needs is a problem already
+        except KeyError:  # one of its settings is missing or malformed, which is reported already
             continue
     return problems
 
 
 def _lifetime_problems(values: Mapping[str, Any]) -> list[str]:
-    access, idle, most = (values[name] for name in ("access_token_ttl", "session_idle_ttl", "session_max_ttl"))
+    access, idle, maximum = (values[name] for name in ("access_token_ttl", "session_idle_ttl", "session_max_ttl"))
     problems = []
     if access > idle:
-        problems.append("AUTHSVC_SESSION_IDLE_TTL: must not be under AUTHSVC_ACCESS_TOKEN_TTL")
-    if idle > most:
-        problems.append("AUTHSVC_SESSION_MAX_TTL: must not be under AUTHSVC_SESSION_IDLE_TTL")
+        problems.append("AUTHSVC_SESSION_IDLE_TTL: must be at least AUTHSVC_ACCESS_TOKEN_TTL")
+    if idle > maximum:
+        problems.append("AUTHSVC_SESSION_MAX_TTL: must be at least AUTHSVC_SESSION_IDLE_TTL")
     return problems
 
 
 def _tls_problems(values: Mapping[str, Any]) -> list[str]:
     problems = []
     if (values["tls_cert"] is None) != (values["tls_key"] is None):
-        problems.append("AUTHSVC_TLS_CERT, AUTHSVC_TLS_KEY: must be given together")
+        problems.append("AUTHSVC_TLS_CERT, AUTHSVC_TLS_KEY: must be set together")
     if values["tls_client_ca"] is not None and values["tls_cert"] is None:
         problems.append("AUTHSVC_TLS_CLIENT_CA: needs AUTHSVC_TLS_CERT and AUTHSVC_TLS_KEY")
     for name in ("tls_cert", "tls_key", "tls_client_ca"):
@@ -356,12 +369,12 @@ def _exposure_problems(values: Mapping[str, Any]) -> list[str]:
     is_open = values["callers"] is None and values["tls_client_ca"] is None
     if is_open and not values["allow_open"]:
         problems.append(
-            f"AUTHSVC_LISTEN: {address} is open to whoever can connect: set AUTHSVC_CALLERS or AUTHSVC_TLS_CLIENT_CA,"
-            " or AUTHSVC_ALLOW_OPEN=true where the network lets only your backends in"
+            f"AUTHSVC_LISTEN: {address} would be open to every client that can connect: set AUTHSVC_CALLERS or"
+            " AUTHSVC_TLS_CLIENT_CA, or AUTHSVC_ALLOW_OPEN=true where the network lets only your backends in"
         )
     if values["tls_cert"] is None and not values["allow_plaintext"]:
         problems.append(
             f"AUTHSVC_LISTEN: {address} would send passwords in plain text: set AUTHSVC_TLS_CERT and"
-            " AUTHSVC_TLS_KEY, or AUTHSVC_ALLOW_PLAINTEXT=true where something else encrypts"
+            " AUTHSVC_TLS_KEY, or AUTHSVC_ALLOW_PLAINTEXT=true where a proxy or the network encrypts"
         )
     return problems

@@ -28,7 +28,7 @@ def load_with(**changes: str) -> ServeSettings:
 
 
 def problems_with(**changes: str) -> list[str]:
-    """What is wrong with otherwise good settings."""
+    """Return the problems of otherwise good settings."""
     try:
         load_with(**changes)
     except ConfigError as error:
@@ -48,9 +48,9 @@ def test_only_what_has_no_sensible_default_must_be_set() -> None:
         load({})
     assert refused.value.problems == [
         "AUTHSVC_STORE: must be set: dynamodb, or sqlite:PATH",
-        "AUTHSVC_ISSUER: must be set: URL of this deployment in tokens (iss)",
-        "AUTHSVC_AUDIENCE: must be set: audience of tokens (aud)",
-        "AUTHSVC_SIGNING_KEYS: must be set: file made by authsvc keys generate",
+        "AUTHSVC_ISSUER: must be set: URL of this deployment, the iss claim of its tokens",
+        "AUTHSVC_AUDIENCE: must be set: aud claim of the tokens",
+        "AUTHSVC_SIGNING_KEYS: must be set: key file, created by authsvc keys generate",
     ]
 
 
@@ -89,8 +89,8 @@ def test_the_defaults() -> None:
 
 def test_the_documented_budgets_are_the_defaults() -> None:
     """ASVS-6.1.1."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    documented = dict(re.findall(r"`(AUTHSVC_FAILURES_PER_\w+)=(\S+)`", readme))
+    guide = (Path(__file__).parents[1] / "docs" / "guide.md").read_text()
+    documented = dict(re.findall(r"`(AUTHSVC_FAILURES_PER_\w+)=(\S+)`", guide))
     assert len(documented) == 3
     assert load({**REQUIRED, **documented}) == load(REQUIRED)
 
@@ -153,8 +153,8 @@ def test_a_malformed_setting_hides_no_problem_of_others() -> None:
     problems = problems_with(access_token_ttl="soon", listen="somewhere", tls_key="/nowhere")
     assert problems == [
         "AUTHSVC_LISTEN: must be HOST:PORT, for instance 127.0.0.1:50051",
-        "AUTHSVC_ACCESS_TOKEN_TTL: must be a number and s, m, h or d, for instance 15m",
-        "AUTHSVC_TLS_CERT, AUTHSVC_TLS_KEY: must be given together",
+        "AUTHSVC_ACCESS_TOKEN_TTL: must be a number and a unit (s, m, h or d), for instance 15m",
+        "AUTHSVC_TLS_CERT, AUTHSVC_TLS_KEY: must be set together",
         "AUTHSVC_TLS_KEY: /nowhere cannot be read",
     ]
 
@@ -192,12 +192,16 @@ GOOD: list[tuple[str, str, object]] = [
     ("log_level", "error", "error"),
     ("log_digest_key", "any text", "any text"),
 ]
-FORM_OF_DURATIONS = "must be a number and s, m, h or d, for instance 15m"
+FORM_OF_DURATIONS = "must be a number and a unit (s, m, h or d), for instance 15m"
 FORM_OF_ADDRESSES = "must be HOST:PORT, for instance 127.0.0.1:50051"
-FORM_OF_URLS = "must be a URL without query, fragment or a slash at its end (RFC 8414 §2)"
+FORM_OF_URLS = "must be an http or https URL without query, fragment or trailing slash (RFC 8414 §2)"
 BAD: list[tuple[str, str, tuple[str, ...]]] = [
     ("store", "must be dynamodb or sqlite:PATH", ("redis", "DynamoDB", "sqlite:", "sqlite", "dynamodb ", "file:a")),
-    ("table_prefix", "must have letters, digits, and . _ - alone", ("a b", "a/b", "ä", "a\n", "a" * 201)),
+    (
+        "table_prefix",
+        "must be 1 to 200 letters (a-z, A-Z), digits, dots, dashes or underscores",
+        ("a b", "a/b", "ä", "a\n", "a" * 201),
+    ),
     (
         "listen",
         FORM_OF_ADDRESSES,
@@ -244,20 +248,20 @@ BAD: list[tuple[str, str, tuple[str, ...]]] = [
     ("password_min_length", "must be a whole number from 8 to 256", ("7", "257")),
     (
         "failures_per_account",
-        "must be a number from 1 to 100, a slash and a time, for instance 10/15m",
+        "must be FAILURES/WINDOW, with 1 to 100 failures, for instance 10/15m",
         ("101/24h", "0/24h", "10", "10/", "/15m", "10/15", "10 / 15m", "-1/15m", "\u0661/15m"),
     ),
     (
         "failures_per_source",
-        "must be a number from 1 to 1000, a slash and a time, for instance 10/15m",
+        "must be FAILURES/WINDOW, with 1 to 1000 failures, for instance 10/15m",
         ("1001/15m",),
     ),
-    ("failures_per_pair", "must have a window of 1s or more", ("10/0s",)),
+    ("failures_per_pair", "must have a window of at least 1s", ("10/0s",)),
     ("failures_per_pair", "must be at most 36500d", ("10/36501d",)),
     ("workers", "must be a whole number from 1 to 256", ("0", "257", "all")),
     ("reflection", "must be true or false", ("True", "1", "yes", "on", "false ")),
-    ("log_format", "must be console, json", ("JSON", "text")),
-    ("log_level", "must be debug, info, warning, error", ("INFO", "trace", "0")),
+    ("log_format", "must be console or json", ("JSON", "text")),
+    ("log_level", "must be debug, info, warning or error", ("INFO", "trace", "0")),
 ]
 
 
@@ -295,9 +299,9 @@ def test_a_time_to_live_is_what_it_says(seconds: int) -> None:
         ({"access_token_ttl": "25h"}, "AUTHSVC_ACCESS_TOKEN_TTL: must be from 1s to 24h"),
         (
             {"access_token_ttl": "2h", "session_idle_ttl": "1h"},
-            "AUTHSVC_SESSION_IDLE_TTL: must not be under AUTHSVC_ACCESS_TOKEN_TTL",
+            "AUTHSVC_SESSION_IDLE_TTL: must be at least AUTHSVC_ACCESS_TOKEN_TTL",
         ),
-        ({"session_idle_ttl": "31d"}, "AUTHSVC_SESSION_MAX_TTL: must not be under AUTHSVC_SESSION_IDLE_TTL"),
+        ({"session_idle_ttl": "31d"}, "AUTHSVC_SESSION_MAX_TTL: must be at least AUTHSVC_SESSION_IDLE_TTL"),
     ],
 )
 def test_lifetimes_that_do_not_fit_together(changes: dict[str, str], problem: str) -> None:
@@ -309,7 +313,7 @@ def test_lifetimes_may_be_equal() -> None:
 
 
 def test_the_parts_of_tls_belong_together(pem: str) -> None:
-    together = "AUTHSVC_TLS_CERT, AUTHSVC_TLS_KEY: must be given together"
+    together = "AUTHSVC_TLS_CERT, AUTHSVC_TLS_KEY: must be set together"
     needs = "AUTHSVC_TLS_CLIENT_CA: needs AUTHSVC_TLS_CERT and AUTHSVC_TLS_KEY"
     assert problems_with(tls_cert=pem) == [together]
     assert problems_with(tls_key=pem) == [together]
@@ -333,7 +337,7 @@ def test_on_loopback_nothing_more_is_needed(host: str) -> None:
 
 EXPOSED = (
     *("0.0.0.0", "[::]", "192.0.2.7", "example.com"),  # noqa: S104
-    *("127.example.com", "127.0.0.1.nip.io", "localhost.example.com"),  # names that somebody else resolves
+    *("127.example.com", "127.0.0.1.nip.io", "localhost.example.com"),  # names that a foreign DNS server resolves
 )
 
 
@@ -341,12 +345,12 @@ EXPOSED = (
 def test_beyond_loopback_an_open_or_plain_port_is_refused(host: str) -> None:
     is_open, is_plain = problems_with(listen=f"{host}:1")
     assert is_open == (
-        f"AUTHSVC_LISTEN: {host}:1 is open to whoever can connect: set AUTHSVC_CALLERS or AUTHSVC_TLS_CLIENT_CA,"
-        " or AUTHSVC_ALLOW_OPEN=true where the network lets only your backends in"
+        f"AUTHSVC_LISTEN: {host}:1 would be open to every client that can connect: set AUTHSVC_CALLERS or"
+        " AUTHSVC_TLS_CLIENT_CA, or AUTHSVC_ALLOW_OPEN=true where the network lets only your backends in"
     )
     assert is_plain == (
         f"AUTHSVC_LISTEN: {host}:1 would send passwords in plain text: set AUTHSVC_TLS_CERT and"
-        " AUTHSVC_TLS_KEY, or AUTHSVC_ALLOW_PLAINTEXT=true where something else encrypts"
+        " AUTHSVC_TLS_KEY, or AUTHSVC_ALLOW_PLAINTEXT=true where a proxy or the network encrypts"
     )
 
 
@@ -354,9 +358,9 @@ def test_beyond_loopback_an_open_or_plain_port_is_refused(host: str) -> None:
     ("names", "flags", "expected"),
     [
         ("", {"allow_open": "true"}, ["would send passwords"]),
-        ("", {"allow_plaintext": "true"}, ["is open to whoever"]),
+        ("", {"allow_plaintext": "true"}, ["would be open to every client"]),
         ("", {"allow_open": "true", "allow_plaintext": "true"}, []),
-        ("tls_cert tls_key", {}, ["is open to whoever"]),
+        ("tls_cert tls_key", {}, ["would be open to every client"]),
         ("tls_cert tls_key", {"allow_open": "true"}, []),
         ("tls_cert tls_key tls_client_ca", {}, []),
         ("tls_cert tls_key callers", {}, []),
@@ -442,7 +446,7 @@ def test_every_setting_is_described() -> None:
     assert [line.split()[0] for line in lines] == VARIABLES
     described = dict(line.split(maxsplit=1) for line in lines)
     assert described["AUTHSVC_STORE"] == "dynamodb, or sqlite:PATH (required)"
-    assert described["AUTHSVC_BCRYPT_COST"] == "cost of password hashes, 10 to 16 (default 12)"
+    assert described["AUTHSVC_BCRYPT_COST"] == "bcrypt cost of new password hashes, 10 to 16 (default 12)"
     assert described["AUTHSVC_TLS_CERT"].endswith("(PEM) (optional)")
 
 

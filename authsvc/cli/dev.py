@@ -69,10 +69,10 @@ def environment(data_dir: Path, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _read_env(path: Path) -> dict[str, str]:
-    """Return the variables of a file; empty where there is no file.
+    """Return the variables of a file; empty where the file does not exist.
 
     Raises:
-        ConfigError: It cannot be read.
+        ConfigError: The file cannot be read.
     """
     try:
         values = dotenv_values(path, interpolate=False)
@@ -171,7 +171,7 @@ def _write_credentials(path: Path, password: str) -> None:
 
 
 async def _admin_token(service: app.App, credentials: Path) -> IssuedToken | None:
-    """Log the admin in with the password of the file; None where it is no longer right."""
+    """Log the admin in with the password of the file; return None where the login is refused."""
     values = _read_env(credentials)
     try:
         tokens, _ = await service.logins.authenticate(

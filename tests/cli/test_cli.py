@@ -95,8 +95,8 @@ def test_every_command_has_help(path: tuple[str, ...], option: str) -> None:
 
 def test_help_of_serve_names_every_setting() -> None:
     shown = invoke("serve", "--help").stdout
-    assert "AUTHSVC_BCRYPT_COST          cost of password hashes, 10 to 16 (default 12)" in shown
-    assert "AUTHSVC_SIGNING_KEYS         file made by authsvc keys generate (required)" in shown
+    assert "AUTHSVC_BCRYPT_COST          bcrypt cost of new password hashes, 10 to 16 (default 12)" in shown
+    assert "AUTHSVC_SIGNING_KEYS         key file, created by authsvc keys generate (required)" in shown
 
 
 def test_tells_its_version() -> None:
@@ -157,18 +157,18 @@ def test_serve_names_every_problem_at_once() -> None:
         "error: AUTHSVC_STORE: must be set: dynamodb, or sqlite:PATH",
         "error: AUTHSVC_BCRYPT_COST: must be a whole number from 10 to 16",
         "error: AUTHSVC_LISTEN: must be HOST:PORT, for instance 127.0.0.1:50051",
-        "error: AUTHSVC_ISSUER: must be set: URL of this deployment in tokens (iss)",
-        "error: AUTHSVC_AUDIENCE: must be set: audience of tokens (aud)",
-        "error: AUTHSVC_SIGNING_KEYS: must be set: file made by authsvc keys generate",
+        "error: AUTHSVC_ISSUER: must be set: URL of this deployment, the iss claim of its tokens",
+        "error: AUTHSVC_AUDIENCE: must be set: aud claim of the tokens",
+        "error: AUTHSVC_SIGNING_KEYS: must be set: key file, created by authsvc keys generate",
     ]
 
 
 @pytest.mark.parametrize(
     ("unsafe", "named"),
     [
-        ({}, ["open to whoever can connect", "passwords in plain text"]),
+        ({}, ["open to every client that can connect", "passwords in plain text"]),
         ({"AUTHSVC_ALLOW_OPEN": "true"}, ["passwords in plain text"]),
-        ({"AUTHSVC_ALLOW_PLAINTEXT": "true"}, ["open to whoever can connect"]),
+        ({"AUTHSVC_ALLOW_PLAINTEXT": "true"}, ["open to every client that can connect"]),
     ],
 )
 def test_serve_refuses_to_be_open_by_mistake(
@@ -276,7 +276,7 @@ def test_tables_are_made_once(sqlite: dict[str, str], database: Path) -> None:
     first, second, check = (invoke("tables", verb, **sqlite) for verb in ("create", "create", "check"))
     assert first.stdout == "created the schema, version 2\n"
     assert second.stdout == "nothing to do\n"
-    assert check.stdout.splitlines() == ["ok    schema version 2", "ok    file is sound", "ok    addresses"]
+    assert check.stdout.splitlines() == ["ok    schema version 2", "ok    file integrity", "ok    addresses"]
     assert (first.exit_code, second.exit_code, check.exit_code) == (0, 0, 0)
     assert stat.S_IMODE(database.stat().st_mode) == 0o600
 
@@ -287,7 +287,7 @@ def test_missing_tables_are_said_with_what_makes_them(sqlite: dict[str, str], da
     assert check.exit_code == 1
     assert check.stdout.splitlines() == [
         "WRONG schema version 2: is 0. Remedy: authsvc tables create",
-        "ok    file is sound",
+        "ok    file integrity",
         "WRONG addresses: the store cannot answer: sqlite: no such table: users. Remedy: authsvc tables create",
     ]
     create = invoke("users", "create", "--email", "alice@example.com", stdin=PASSWORD, **sqlite)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import subprocess
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from authsvc.cli.health import is_serving
 from authsvc.config import Address, ServeSettings
 from authsvc.server import app
+from tests.e2e.process import invoke
 from tests.support import PATIENT_LIMITS, Client, FakeClock
 
 
@@ -46,6 +48,17 @@ async def test_the_exit_code_tells(client: Client, settings: ServeSettings, comm
     environ = {**os.environ, **(of_serve if command == "serve" else {})}
     for address, code in ((client.address, 0), ("127.0.0.1:1", 1)):
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "authsvc", "health", env={**environ, "AUTHSVC_LISTEN": address}
+            *(sys.executable, "-m", "authsvc", "health"),
+            env={**environ, "AUTHSVC_LISTEN": address},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
-        assert await process.wait() == code
+        shown = await process.communicate()
+        assert process.returncode == code
+        assert shown == ((b"serving\n", b"") if code == 0 else (b"", b"error: no service serves on 127.0.0.1:1\n"))
+
+
+def test_a_malformed_address_is_not_healthy() -> None:
+    result = invoke("health", AUTHSVC_LISTEN="nowhere")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: AUTHSVC_LISTEN: must be HOST:PORT")
