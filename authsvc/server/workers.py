@@ -2,7 +2,7 @@
 
 The kernel spreads connections over the workers (SO_REUSEPORT), which share nothing else. The parent owns the HTTP side
 port and serves no RPC. SIGTERM stops a worker. A worker writes a line to its standard output once it listens; the end
-of its standard input tells it that the parent is gone.
+of its standard input means that the parent has ended.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ import tempfile
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -27,26 +28,42 @@ from authsvc.server import http_server
 from authsvc.telemetry import metrics
 from authsvc.tokens.key_file import watch_key_file
 
-BACKOFF_RESET_SECONDS = 60.0
-"""A worker that ran this long resets the backoff: its next restart is immediate."""
-MIN_PAUSE_SECONDS = 0.5
-"""Backoff before the second restart; doubled at each further one."""
-MAX_PAUSE_SECONDS = 30.0
-KILL_SECONDS = 20.0
-"""From SIGTERM to SIGKILL: far longer than an orderly stop takes."""
-
 _log = structlog.get_logger(__name__)
 
 
-async def serve(settings: ServeSettings) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisionLimits:
+    """When a worker is restarted or killed. Tests pass their own.
+
+    Args:
+        min_backoff_seconds: Before the second restart in a row; doubled at each further one. The first is immediate.
+        max_backoff_seconds: The longest backoff.
+        backoff_reset_seconds: A worker that ran this long is restarted immediately.
+        kill_seconds: From SIGTERM to SIGKILL: far longer than an orderly stop takes.
+    """
+
+    min_backoff_seconds: float = 0.5
+    max_backoff_seconds: float = 30.0
+    backoff_reset_seconds: float = 60.0
+    kill_seconds: float = 20.0
+
+
+PRODUCTION_LIMITS = SupervisionLimits()
+
+
+async def serve(settings: ServeSettings, limits: SupervisionLimits = PRODUCTION_LIMITS) -> None:
     """Run the workers until SIGTERM or SIGINT, then stop them in order.
+
+    Args:
+        settings: All of them. The workers read the same from the environment.
+        limits: Those of production, or a test's own.
 
     Raises:
         ConfigError: The port is taken.
         KeyFileError: The signing keys cannot be used.
         OperatorError: The first worker cannot serve; it has logged why.
     """
-    supervision = asyncio.create_task(_run_workers(settings))
+    supervision = asyncio.create_task(_run_workers(settings, limits))
 
     def stop() -> None:
         if not supervision.cancelling():  # a second signal must not cut the orderly stop short
@@ -60,7 +77,7 @@ async def serve(settings: ServeSettings) -> None:
     _log.info("stopped")
 
 
-async def _run_workers(settings: ServeSettings) -> None:
+async def _run_workers(settings: ServeSettings, limits: SupervisionLimits) -> None:
     key_file = watch_key_file(settings.signing_keys, utc_now)
 
     def jwks() -> str:
@@ -69,11 +86,11 @@ async def _run_workers(settings: ServeSettings) -> None:
     with _reserve_port(settings.listen) as address, _metrics_folder() as folder:
         async with http_server.serve_http(settings, jwks, metrics.registry_of(folder)) as http_address:
             environ = _environ(settings, address, folder)
-            first, *others = [_Worker(number + 1, environ, folder) for number in range(settings.workers)]
+            first, *others = [_Worker(number + 1, environ, folder, limits) for number in range(settings.workers)]
             try:
                 # Alone, so that a problem of settings or files is reported once.
                 if not await first.start():
-                    raise OperatorError("a worker ended before it listened")
+                    raise OperatorError("the first worker ended before it listened; see the log lines above")
                 _log.info("listening", address=str(address), http_address=http_address and str(http_address))
                 async with asyncio.TaskGroup() as group:
                     for work in (first.supervise(), *(worker.run() for worker in others)):
@@ -84,7 +101,7 @@ async def _run_workers(settings: ServeSettings) -> None:
 
 @contextmanager
 def _metrics_folder() -> Iterator[Path]:
-    """Create the folder of the workers' metrics files for the time of the body.
+    """Create the folder of the workers' metrics files; remove it after the body.
 
     Raises:
         OperatorError: The folder cannot be created.
@@ -111,18 +128,22 @@ def _environ(settings: ServeSettings, address: Address, folder: Path) -> Mapping
 
 
 class _Worker:
-    """A worker: one process at a time.
+    """A worker: one process at a time, restarted when it ends.
 
     Args:
-        number: In the log lines of its processes.
-        environ: Of its processes.
-        folder: Of their metrics files.
+        number: From 1; the worker's name in the log.
+        environ: The environment of its processes.
+        metrics_folder: Where its processes write their metrics.
+        limits: When it is restarted or killed.
     """
 
-    def __init__(self, number: int, environ: Mapping[str, str], folder: Path) -> None:
+    def __init__(
+        self, number: int, environ: Mapping[str, str], metrics_folder: Path, limits: SupervisionLimits
+    ) -> None:
         self._number = number
         self._environ = environ
-        self._folder = folder
+        self._metrics_folder = metrics_folder
+        self._limits = limits
         self._process: Process | None = None
 
     async def start(self) -> bool:
@@ -147,24 +168,24 @@ class _Worker:
     async def supervise(self) -> None:
         """Restart the process whenever it ends, with backoff."""
         now = asyncio.get_running_loop().time
-        pause = 0.0
+        limits, backoff = self._limits, 0.0
         while True:
             begin = now()
             code = await self._wait()
-            pause = pause if now() - begin < BACKOFF_RESET_SECONDS else 0.0
-            _log.warning("worker_ended", worker=self._number, exit_code=code, restart_seconds=pause)
-            await asyncio.sleep(pause)
-            pause = min(max(2 * pause, MIN_PAUSE_SECONDS), MAX_PAUSE_SECONDS)
+            backoff = backoff if now() - begin < limits.backoff_reset_seconds else 0.0
+            _log.warning("worker_ended", worker=self._number, exit_code=code, restart_seconds=backoff)
+            await asyncio.sleep(backoff)
+            backoff = min(max(2 * backoff, limits.min_backoff_seconds), limits.max_backoff_seconds)
             await self.start()
 
     async def stop(self) -> None:
-        """Stop the process, by force where it takes too long."""
+        """Stop the process: SIGTERM, then SIGKILL where it takes too long."""
         if self._process is None:
             return
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         try:
-            async with asyncio.timeout(KILL_SECONDS):
+            async with asyncio.timeout(self._limits.kill_seconds):
                 await self._wait()
         except TimeoutError:
             _log.error("worker_killed", worker=self._number, pid=self._process.pid)
@@ -176,7 +197,7 @@ class _Worker:
         if self._process is None:
             return None
         code = await self._process.wait()
-        metrics.forget_process(self._process.pid, self._folder)
+        metrics.forget_process(self._process.pid, self._metrics_folder)
         self._process = None
         return code
 
@@ -207,7 +228,7 @@ def _reserve_port(listen: Address) -> Iterator[Address]:
 
 
 def stop_with_parent() -> None:
-    """Stop this worker in order once its parent is gone, and with it the other end of standard input."""
+    """Stop this worker in order when standard input ends, which happens when the parent does."""
     loop = asyncio.get_running_loop()
 
     def stop() -> None:

@@ -329,7 +329,7 @@ def test_a_call_under_way_is_finished_before_the_end(
 
 
 def test_balancers_are_told_before_the_end(start: Start, store: dict[str, str]) -> None:
-    """Whoever watches sees it; whoever asks has DRAIN_WAIT_SECONDS to do so, in which calls are served."""
+    """Watchers get it at once; those that poll have Limits.drain_seconds for it, in which calls are still served."""
     everywhere = {"AUTHSVC_LISTEN": "0.0.0.0:0", "AUTHSVC_ALLOW_OPEN": "true", "AUTHSVC_ALLOW_PLAINTEXT": "true"}
     serve = start("serve", **{**store, **everywhere})
     with serving(serve) as channel:

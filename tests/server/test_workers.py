@@ -1,4 +1,4 @@
-"""The parent of workers: what it does with one that does not do as it should. The rest is in tests/e2e."""
+"""The parent of workers: restarts, kills, and failures to start. The rest is in tests/e2e."""
 
 import asyncio
 import json
@@ -16,6 +16,7 @@ import pytest
 from authsvc import config
 from authsvc.errors import ConfigError, OperatorError
 from authsvc.server import workers
+from authsvc.server.workers import PRODUCTION_LIMITS, SupervisionLimits
 from tests.e2e.process import environment, invoke
 from tests.support import WITNESS
 
@@ -37,7 +38,7 @@ def settings(tmp_path: Path, signing_keys: Path, monkeypatch: pytest.MonkeyPatch
 
 
 class Log:
-    """What the parent logs from now on."""
+    """The lines that the parent logs from now on."""
 
     def __init__(self) -> None:
         self._begin = len(WITNESS.lines.getvalue())
@@ -48,37 +49,33 @@ class Log:
 
 
 async def until(look: Callable[[], object]) -> None:
-    while not look():  # noqa: ASYNC110 - a log tells no event
+    while not look():  # noqa: ASYNC110 - a log sets no asyncio.Event
         await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
-async def two_workers(settings: config.ServeSettings) -> AsyncIterator[Log]:
-    """The parent on this loop, with its workers; it is ended by a signal."""
+async def two_workers(
+    settings: config.ServeSettings, limits: SupervisionLimits = PRODUCTION_LIMITS
+) -> AsyncIterator[Log]:
+    """The parent on this loop, with its workers; a signal stops it."""
     log = Log()
-    serving = asyncio.create_task(workers.serve(settings))
+    serving = asyncio.create_task(workers.serve(settings, limits))
     await until(lambda: len(log.events("worker_started")) == 2 or serving.done())
     yield log
     os.kill(os.getpid(), signal.SIGTERM)
     await serving
 
 
-async def test_a_worker_that_lived_long_is_replaced_at_once(
-    settings: config.ServeSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(workers, "BACKOFF_RESET_SECONDS", 0.0)
-    async with two_workers(settings) as log:
+async def test_a_worker_that_lived_long_is_replaced_at_once(settings: config.ServeSettings) -> None:
+    async with two_workers(settings, SupervisionLimits(backoff_reset_seconds=0.0)) as log:
         for time in range(3):
             os.kill(log.events("worker_started")[-1]["pid"], signal.SIGKILL)
             await until(lambda: len(log.events("worker_started")) == 3 + time)  # noqa: B023 - is awaited here
     assert [line["restart_seconds"] for line in log.events("worker_ended")] == [0.0, 0.0, 0.0]
 
 
-async def test_a_worker_that_does_not_end_is_killed(
-    settings: config.ServeSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(workers, "KILL_SECONDS", 0.2)
-    async with two_workers(settings) as log:
+async def test_a_worker_that_does_not_end_is_killed(settings: config.ServeSettings) -> None:
+    async with two_workers(settings, SupervisionLimits(kill_seconds=0.2)) as log:
         stopped = log.events("worker_started")[0]["pid"]
         os.kill(stopped, signal.SIGSTOP)
     assert stopped in [line["pid"] for line in log.events("worker_killed")]
@@ -107,9 +104,7 @@ async def test_a_worker_that_cannot_be_started_again_is_tried_again(
         await until(lambda: len(log.events("worker_started")) == 3)
 
 
-async def test_an_address_that_is_not_here_is_said(
-    settings: config.ServeSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_address_that_is_not_here_is_said(settings: config.ServeSettings) -> None:
     there = config.load(
         {**os.environ, "AUTHSVC_LISTEN": "nowhere.invalid:0"},
         {"AUTHSVC_ALLOW_OPEN": "true", "AUTHSVC_ALLOW_PLAINTEXT": "true"},
@@ -124,7 +119,7 @@ async def test_a_folder_for_metrics_is_needed(settings: config.ServeSettings, mo
         await workers.serve(settings)
 
 
-async def test_it_listens_on_ipv6(settings: config.ServeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_listens_on_ipv6(settings: config.ServeSettings) -> None:
     async with two_workers(config.load({**os.environ, "AUTHSVC_LISTEN": "[::1]:0"})) as log:
         (listening,) = log.events("listening")
     assert listening["address"].startswith("[::1]:")
