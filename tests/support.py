@@ -1,4 +1,4 @@
-"""What many tests share: a clock that they set, a running service with its stubs, and a witness of its logs."""
+"""Fixtures and doubles of many tests: a settable clock, a running service with a client, and a check of its logs."""
 
 import contextlib
 import io
@@ -36,9 +36,9 @@ from tests.engines import Engine
 PASSWORD = "a password of many words"
 ADMIN_EMAIL = "root@example.com"
 TEST_COST = 4
-"""bcrypt's lowest cost; settings refuse it, so only tests run with it."""
+"""The lowest cost of bcrypt; the settings refuse it, so only tests use it."""
 SECRET_MIN_LENGTH = 8
-ADMIN_LOGIN_TRIES = 5
+ADMIN_LOGIN_ATTEMPTS = 5
 SECRET_FIELDS = frozenset(
     {
         "password",
@@ -52,14 +52,14 @@ SECRET_FIELDS = frozenset(
     }
 )
 SECRET_SHAPES = re.compile(
-    r"[^\s'\"]@[^\s'\"]"  # an address
+    r"[^\s'\"]@[^\s'\"]"  # an email address
     r"|ask_[\w-]{43}"  # an API key
     r"|rt_[\w-]+(\.[\w-]{22}){2}\.[\w-]{43}"  # a refresh token
     r"|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\."  # an access token
-    r"|\$(2[abxy]|bcrypt-sha256)\$"  # a hash of a password
-    r"|(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])"  # SHA-256 of whatever
+    r"|\$(2[abxy]|bcrypt-sha256)\$"  # a password hash
+    r"|(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])"  # a SHA-256 digest
 )
-"""What no log line may hold, whether or not somebody declared it. A command may tell its operator some of it."""
+"""Forms of secrets and email addresses that no log line may hold, declared or not. Command output may have some."""
 
 
 PATIENT_LIMITS = Limits(
@@ -67,13 +67,13 @@ PATIENT_LIMITS = Limits(
     stale_fallback_seconds=30.0,
     dynamodb=DynamoDBTimeouts(connect_seconds=30.0, read_seconds=30.0, batch_seconds=30.0),
 )
-"""A busy machine is slow, which is not a failure."""
+"""Long time limits, so that a slow machine fails no test."""
 SHORT_READS = replace(PATIENT_LIMITS, dynamodb=DynamoDBTimeouts())
-"""For stores whose answers get lost."""
+"""Production's store timeouts, for stores that lose responses."""
 
 
 class FakeClock:
-    """Stands still until a test moves it."""
+    """A clock that only a test advances."""
 
     def __init__(self) -> None:
         self.now = datetime(2030, 1, 1, 12, 0, 0, tzinfo=UTC)
@@ -91,7 +91,7 @@ class FakeClock:
 
 
 class LogWitness:
-    """Keeps every log line of the run, and every secret that must not be in one."""
+    """Collects every log line of the test run, and every secret that none of them may hold."""
 
     def __init__(self) -> None:
         self.lines = io.StringIO()
@@ -99,35 +99,37 @@ class LogWitness:
         self.secrets: set[str] = set()
 
     def hide(self, *secrets: str) -> None:
-        """Declare texts that no log line may hold; short ones could occur by chance."""
+        """Declare secrets that no log line may hold; short ones are ignored, for they could occur by chance."""
         for secret in secrets:
             if len(secret) >= SECRET_MIN_LENGTH:
                 self.secrets |= {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1]}
 
     def hide_fields(self, message: Message) -> None:
-        """Declare the secret fields of a request or response, at any depth."""
+        """Declare the secret fields of a request or response, nested ones too."""
         for descriptor, value in message.ListFields():
             if descriptor.name in SECRET_FIELDS and isinstance(value, str):
                 self.hide(value)
             elif descriptor.name == "tokens":
                 self.hide_fields(value)
 
-    def read(self, text: str) -> None:
+    def add_log(self, text: str) -> None:
         """Add the log of another process."""
         self.lines.write(text + "\n")
 
-    def read_messages(self, text: str) -> None:
-        """Add what a command told its operator: addresses and digests may be in it, declared secrets may not."""
+    def add_messages(self, text: str) -> None:
+        """Add the output of a command, which may hold email addresses and digests, but no declared secret."""
         self.messages.write(text + "\n")
 
     def leaks(self) -> list[str]:
         """Return the lines that hold a secret."""
-        # Thousands of secrets and millions of characters: one look-up for each eight characters of a line.
+        # There are thousands of secrets and millions of characters, so a line costs one look-up for eight characters.
         size = SECRET_MIN_LENGTH
         short = [secret for secret in self.secrets if len(secret) < 2 * size - 1]
         by_piece: defaultdict[str, set[str]] = defaultdict(set)
         for secret in self.secrets.difference(short):
-            for at in range(size):  # wherever it begins in a line, one of these pieces begins at a multiple of `size`
+            for at in range(
+                size
+            ):  # wherever a line holds the secret, one of these pieces begins at a multiple of `size`
                 by_piece[secret[at : at + size]].add(secret)
 
         def holds_secret(line: str) -> bool:
@@ -149,7 +151,7 @@ WITNESS = LogWitness()
 
 
 class _Recorder(grpc.aio.UnaryUnaryClientInterceptor):
-    """Declares the secrets of every call to the witness."""
+    """Declares the secret fields of every request and response to WITNESS."""
 
     async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
         if isinstance(request, Message):
@@ -163,7 +165,7 @@ class _Recorder(grpc.aio.UnaryUnaryClientInterceptor):
 
 
 class _Caller(grpc.aio.UnaryUnaryClientInterceptor):
-    """Shows an API key on every call."""
+    """Sends an API key with every call."""
 
     def __init__(self, api_key: str) -> None:
         self._header = ("authorization", f"Bearer {api_key}")
@@ -175,10 +177,10 @@ class _Caller(grpc.aio.UnaryUnaryClientInterceptor):
 
 @dataclass(frozen=True)
 class Client:
-    """A service as its callers have it.
+    """A client of a running service.
 
     Args:
-        admin: metadata of an admin, for UserService.
+        admin: Metadata with an admin's access token, for UserService.
     """
 
     address: str
@@ -223,7 +225,7 @@ class Client:
         return (await self.auth.ChangePassword(request)).tokens
 
     async def as_admin(self) -> "Client":
-        """The same, with an admin's token of this moment."""
+        """Return the same client with a new access token of the admin."""
         token = await self.access_token(ADMIN_EMAIL)
         return replace(self, admin=(("authorization", f"Bearer {token}"),))
 
@@ -236,7 +238,7 @@ class Client:
         return (await self.users.CreateUser(request, metadata=self.admin)).user
 
     async def update_user(self, user_id: str, *paths: str, **values: Any) -> Any:
-        """Change the named values, or what the paths name."""
+        """Set the values; the update mask has the paths, or the names of the values where there are none."""
         mask = field_mask_pb2.FieldMask(paths=paths or list(values))
         request = user_pb2.UpdateUserRequest(user_id=user_id, user=resources_pb2.User(**values), update_mask=mask)
         return (await self.users.UpdateUser(request, metadata=self.admin)).user
@@ -276,8 +278,8 @@ async def connected(
 
 
 async def _admin_token(client: Client) -> str:
-    """Log the admin in, again where a busy machine took too long: that is no test's subject."""
-    for _ in range(ADMIN_LOGIN_TRIES):
+    """Log the admin in; repeat a login that a busy machine made time out."""
+    for _ in range(ADMIN_LOGIN_ATTEMPTS):
         with contextlib.suppress(grpc.aio.AioRpcError):
             return await client.access_token(ADMIN_EMAIL)
     return await client.access_token(ADMIN_EMAIL)
@@ -285,7 +287,7 @@ async def _admin_token(client: Client) -> str:
 
 @asynccontextmanager
 async def served(settings: ServeSettings, clock: FakeClock, limits: Limits = PATIENT_LIMITS) -> AsyncIterator[Client]:
-    """A running service with tables, an admin, and a client of it."""
+    """Run a service with tables and an admin, and yield a client of it."""
     async with open_store(settings, timeouts=limits.dynamodb) as store:
         await store.create_tables()
     async with app.run_app(settings, clock, clock.monotonic, limits) as service, connected(service) as client:
@@ -295,7 +297,7 @@ async def served(settings: ServeSettings, clock: FakeClock, limits: Limits = PAT
 
 
 def make_settings(signing_keys: Path, store: str, **changes: Any) -> ServeSettings:
-    """Settings for a service on a free port, with hashes that cost little."""
+    """Return settings of a service on a free port, with hashes of the lowest cost."""
     settings = ServeSettings(
         store=store,
         table_prefix="auth-",
@@ -330,7 +332,7 @@ def make_settings(signing_keys: Path, store: str, **changes: Any) -> ServeSettin
 
 
 def use_engine(engine: Engine, monkeypatch: pytest.MonkeyPatch, endpoint_url: str = "") -> None:
-    """Point AWS's own variables at an engine, or at a proxy before it."""
+    """Set the variables of AWS so that clients use an engine, or the proxy in front of it."""
     for name, value in engine.environ().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", endpoint_url or engine.endpoint_url)
@@ -338,7 +340,7 @@ def use_engine(engine: Engine, monkeypatch: pytest.MonkeyPatch, endpoint_url: st
 
 @dataclass(frozen=True)
 class Failure:
-    """What a client is told of an error."""
+    """Status and details of an error that a client received."""
 
     code: grpc.StatusCode
     reason: str
@@ -350,7 +352,7 @@ class Failure:
 
 
 def failure_of(error: grpc.aio.AioRpcError) -> Failure:
-    """Read an error's status and details as a client would."""
+    """Return the status and details of an error, parsed as a client does."""
     status = rpc_status.from_call(error)  # type: ignore[arg-type]
     assert status is not None, f"an error without details: {error}"
     info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
@@ -373,7 +375,7 @@ def failure_of(error: grpc.aio.AioRpcError) -> Failure:
 
 
 async def failure(call: Awaitable[object]) -> Failure:
-    """Expect a call to end in an error, and tell what it was."""
+    """Expect a call to fail, and return its error."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return failure_of(caught.value)

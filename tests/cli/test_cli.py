@@ -739,7 +739,7 @@ class Terminal:
             return self._helper.wait(GIVE_UP_SECONDS)
         finally:
             self._helper.communicate()
-            WITNESS.read_messages(self.shown)
+            WITNESS.add_messages(self.shown)
 
 
 def test_a_terminal_is_asked_for_the_password_twice_and_does_not_show_it(store: dict[str, str], tmp_path: Path) -> None:

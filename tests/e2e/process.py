@@ -137,7 +137,7 @@ def started(*arguments: str, cwd: Path, environ: Mapping[str, str]) -> Iterator[
             except subprocess.TimeoutExpired:
                 popen.kill()
                 popen.wait()
-            WITNESS.read(process.log)
+            WITNESS.add_log(process.log)
 
 
 def run(*arguments: str, environ: Mapping[str, str], stdin: bytes = b"") -> "subprocess.CompletedProcess[str]":
@@ -145,7 +145,7 @@ def run(*arguments: str, environ: Mapping[str, str], stdin: bytes = b"") -> "sub
     done = subprocess.run(
         arguments, env=environ, input=stdin, capture_output=True, timeout=GIVE_UP_SECONDS, check=False
     )
-    WITNESS.read_messages(done.stderr.decode())
+    WITNESS.add_messages(done.stderr.decode())
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
@@ -155,5 +155,5 @@ def invoke(*arguments: str, stdin: str | bytes = b"", **settings: str) -> Result
     environ = {**without, **FREE, **settings}
     result = CliRunner().invoke(main, arguments, input=stdin, env=environ, prog_name="authsvc")
     logs.configure("json", "debug", stream=WITNESS.lines)
-    WITNESS.read_messages(result.stderr)
+    WITNESS.add_messages(result.stderr)
     return result

@@ -59,13 +59,13 @@ def test_a_declared_secret_fails(witness: LogWitness, secret: str) -> None:
 
 def test_lines_of_libraries_and_of_other_processes_are_searched(witness: LogWitness) -> None:
     logging.getLogger("botocore").warning("row of %s", EMAIL)
-    witness.read(f"authsvc: {EMAIL}")
+    witness.add_log(f"authsvc: {EMAIL}")
     assert len(witness.leaks()) == 2
 
 
 def test_a_command_may_tell_its_operator_an_address_and_no_declared_secret(witness: LogWitness) -> None:
     witness.hide(PASSWORD)
-    witness.read_messages(f"error: a user has the address {EMAIL} already")
+    witness.add_messages(f"error: a user has the address {EMAIL} already")
     witness.check()
-    witness.read_messages(f"error: the password {PASSWORD} is wrong")
+    witness.add_messages(f"error: the password {PASSWORD} is wrong")
     assert len(witness.leaks()) == 1

@@ -1,4 +1,4 @@
-"""Running services, on every store."""
+"""Running services on every kind of store."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ async def anywhere(
     limits: Limits,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Client]:
-    """A client of a service on every store in turn."""
+    """A client of a service, on each store in turn."""
     settings = _settings_on(request, tmp_path, signing_keys, table_prefix, monkeypatch)
     async with served(settings, clock, limits) as client:
         yield client
@@ -41,7 +41,7 @@ async def concurrently(
     limits: Limits,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Client]:
-    """The same, on every store that answers many requests at once."""
+    """A client of a service, on each store that serves requests concurrently."""
     settings = _settings_on(request, tmp_path, signing_keys, table_prefix, monkeypatch)
     async with served(settings, clock, limits) as client:
         yield client
@@ -58,7 +58,7 @@ def _settings_on(
 
 @dataclass(frozen=True)
 class Pair:
-    """Two services on one store, and a client of each."""
+    """Clients of two services that share one store."""
 
     first: Client
     second: Client
@@ -74,7 +74,7 @@ async def pair(
     limits: Limits,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Pair]:
-    """Two services on every store in turn."""
+    """Two services that share a store, on each store in turn."""
     settings = _settings_on(request, tmp_path, signing_keys, table_prefix, monkeypatch)
     async with (
         served(settings, clock, limits) as first,
@@ -86,7 +86,7 @@ async def pair(
 
 @dataclass(frozen=True)
 class Shared:
-    """A service, and the tables that another program uses beside it."""
+    """A service, and its tables, which another program uses too."""
 
     client: Client
     tables: Tables
@@ -101,7 +101,7 @@ async def shared(
     limits: Limits,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Shared]:
-    """A service on a users table that another program made, on every DynamoDB engine in turn."""
+    """A service on a users table that another program created, on each DynamoDB engine in turn."""
     tables = tables_of(engine, table_prefix)
     tables.create_users_table()
     use_engine(engine, monkeypatch)
@@ -111,7 +111,7 @@ async def shared(
 
 @dataclass(frozen=True)
 class Proxied:
-    """A service on dynoxide with a faulty proxy between them."""
+    """A service on dynoxide behind a proxy that injects faults."""
 
     client: Client
     proxy: FaultyProxy
@@ -127,7 +127,7 @@ async def proxied(
     limits: Limits,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Proxied]:
-    """A service whose store a test can make fail."""
+    """A service whose store fails when a test says so."""
     async with FaultyProxy(dynoxide.endpoint_url) as proxy:
         use_engine(dynoxide, monkeypatch, proxy.endpoint_url)
         async with served(make_settings(signing_keys, "dynamodb", table_prefix=table_prefix), clock, limits) as client:

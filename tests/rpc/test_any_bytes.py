@@ -1,4 +1,4 @@
-"""Whatever bytes arrive: a status of the API, no exception's text, and the process lives (B4, B6)."""
+"""Arbitrary bytes as requests end in a status of the API, without the text of an exception (B4, B6)."""
 
 import random
 from typing import Any
@@ -34,7 +34,7 @@ async def test_requests_without_sense_end_in_a_status_of_the_api(client: Client,
 @pytest.mark.parametrize("body", [b"\xff", b"\x0a\xff\xff\xff\xff\x0f", b"\x0a\x01\xff", b"\x0b" * 200, b"\0"])
 async def test_bytes_that_do_not_decode_are_the_clients_mistake(client: Client, method: str, body: bytes) -> None:
     if method.endswith(("GetJwks", "ListUsers")) and body == b"\x0a\x01\xff":
-        return  # an unknown field, of any content
+        return  # decodes, as an unknown field
     assert await outcome(client, method, body) == "INVALID_ARGUMENT MALFORMED_REQUEST"
 
 
@@ -92,16 +92,16 @@ async def test_any_metadata_is_answered(client: Client, metadata: Any) -> None:
 
 async def test_an_unexpected_failure_tells_the_client_nothing(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """ASVS-16.5.1, ASVS-16.5.4."""
-    secret = "arn:aws:dynamodb:table/auth-users"
+    internal_text = "arn:aws:dynamodb:table/auth-users"
 
     async def fail(_text: str) -> None:
-        raise ZeroDivisionError(secret)
+        raise ZeroDivisionError(internal_text)
 
     monkeypatch.setattr(client.service.validations, "validate", fail)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await client.validate("x")
-    told = failure_of(caught.value)
-    assert (told.code, told.reason, told.text) == (grpc.StatusCode.INTERNAL, "INTERNAL", "internal error")
-    assert secret not in str(caught.value)
+    refusal = failure_of(caught.value)
+    assert (refusal.code, refusal.reason, refusal.text) == (grpc.StatusCode.INTERNAL, "INTERNAL", "internal error")
+    assert internal_text not in str(caught.value)
     monkeypatch.undo()
     assert (await client.validate("x")).reason == auth_pb2.INACTIVE_REASON_MALFORMED

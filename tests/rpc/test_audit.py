@@ -1,4 +1,4 @@
-"""The audit log: one line for each event, with the members that docs/operations.md lists, whatever clients send."""
+"""The audit log: one line for each event, with the members that docs/operations.md lists, for any input."""
 
 import asyncio
 import io
@@ -37,21 +37,21 @@ SOURCE = "192.0.2.7"
 
 
 def documented() -> dict[str, tuple[str, set[str]]]:
-    """The rows of the document: outcome and members of each event."""
+    """Return outcome and members of each event, from the rows of the document."""
     _, _, section = DOCUMENT.read_text().partition("### Audit log\n")
     rows = ROW.findall(section.partition("### ")[0])
     return {event: (outcome, set(re.findall(r"`(\w+)`", members))) for event, outcome, members in rows}
 
 
 def audited(position: int) -> list[dict[str, Any]]:
-    """The audit lines since a position."""
+    """Return the audit lines since a position of the log."""
     lines = [json.loads(line) for line in WITNESS.lines.getvalue()[position:].splitlines()]
     return [line for line in lines if line["logger"] == "authsvc.audit"]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A service whose callers are known, and whose files can be changed."""
+    """A service with a callers file, and its files, which a test can change."""
 
     client: Client
     clock: FakeClock
@@ -85,7 +85,7 @@ async def stage(settings: ServeSettings, clock: FakeClock, tmp_path: Path) -> As
         yield Stage(client, clock, keys, callers, api_key)
 
 
-# Each scene prepares an event and returns what makes it happen.
+# A scene prepares an event and returns the awaitable that causes it.
 Scene = Callable[[Stage], Awaitable[Awaitable[object]]]
 
 
@@ -150,8 +150,8 @@ async def user_deleted(stage: Stage) -> Awaitable[object]:
 
 async def caller_refused(stage: Stage) -> Awaitable[object]:
     async def call() -> None:
-        async with connected(stage.client.service) as stranger:
-            await failure(stranger.validate("x"))
+        async with connected(stage.client.service) as unauthenticated:
+            await failure(unauthenticated.validate("x"))
 
     return call()
 
@@ -217,7 +217,7 @@ async def test_each_event_is_one_line_with_exactly_its_members(stage: Stage, sce
     act = await scene(stage)
     position = len(WITNESS.lines.getvalue())
     await act
-    while not audited(position):  # noqa: ASYNC110 - files are looked at now and then
+    while not audited(position):  # noqa: ASYNC110 - the service polls its files
         await asyncio.sleep(0.01)
     line, *more = audited(position)
     assert [other["event"] for other in more] == (["login"] if scene is password_changed else [])
@@ -238,7 +238,7 @@ async def test_each_event_is_one_line_with_exactly_its_members(stage: Stage, sce
 async def test_every_reason_of_a_refused_login_is_in_the_document(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ASVS-16.3.1: a login that the store or the queue kept from being looked at is on record as well."""
+    """ASVS-16.3.1: a login that fails because of the store or the hash queue is audited too."""
     client, position = stage.client, len(WITNESS.lines.getvalue())
 
     async def refuse(error: Exception) -> None:
@@ -246,7 +246,7 @@ async def test_every_reason_of_a_refused_login_is_in_the_document(
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(client.service.logins._hash_queue, "verify", fail)  # noqa: SLF001 - what fails is not the subject
+            patch.setattr(client.service.logins._hash_queue, "verify", fail)  # noqa: SLF001 - any failure will do
             await failure(client.log_in())
 
     temporary = await client.create_with_temporary_password("temporary@example.com")
@@ -268,7 +268,7 @@ async def test_every_reason_of_a_refused_login_is_in_the_document(
 
 
 async def test_a_guess_is_on_record_though_its_client_hung_up(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or hanging up would be a way to guess unseen."""
+    """Otherwise an attacker could guess unseen by hanging up."""
     entered = asyncio.Event()
 
     async def stand_still(*_args: object, **_options: object) -> None:
@@ -283,7 +283,7 @@ async def test_a_guess_is_on_record_though_its_client_hung_up(stage: Stage, monk
         call = stub.Authenticate(request, metadata=(("authorization", f"Bearer {stage.api_key}"),))
         await entered.wait()
         call.cancel()
-    while not audited(position):  # noqa: ASYNC110 - the server hears of it later
+    while not audited(position):  # noqa: ASYNC110 - the cancellation reaches the server later
         await asyncio.sleep(0.01)
     (line,) = audited(position)
     assert (line["event"], line["reason"]) == ("login_refused", "client_gone")
@@ -303,8 +303,8 @@ NASTY = [
 
 
 async def send_everywhere(client: Client, text: str) -> None:
-    """Put a text into every field that a line could have something to do with."""
-    secret = f"secret {text}"  # which the witness looks for, unlike the text alone
+    """Send a text in every field whose value could reach a log line."""
+    secret = f"secret {text}"  # unlike the text alone, WITNESS looks for it
     calls = [
         client.log_in(f"{text}@example.com", secret),
         client.log_in(secret, client_label=text),
@@ -330,12 +330,12 @@ async def send_everywhere(client: Client, text: str) -> None:
 
 
 async def lines_of(client: Client, log_format: str, text: str) -> list[str]:
-    """Return what is logged of it."""
+    """Return the log lines of requests with the text."""
     stream = io.StringIO()
     logs.configure(log_format, "debug", stream=stream)
     await send_everywhere(client, text)
     logs.configure("json", "debug", stream=WITNESS.lines)
-    WITNESS.read(stream.getvalue())
+    WITNESS.add_log(stream.getvalue())
     return stream.getvalue().removesuffix("\n").split("\n")
 
 

@@ -1,4 +1,4 @@
-"""BatchValidateTokens: as many answers as requests, each as ValidateToken would give it."""
+"""BatchValidateTokens: one result for each request, the same as that of ValidateToken."""
 
 from datetime import datetime
 from typing import Any
@@ -18,10 +18,10 @@ ACTIVE = auth_pb2.TOKEN_STATE_ACTIVE
 
 
 async def batch(client: Client, *tokens: str) -> list[auth_pb2.BatchValidateTokensResponse.Result]:
-    return await sent(client, *(auth_pb2.ValidateTokenRequest(token=token) for token in tokens))
+    return await validate_all(client, *(auth_pb2.ValidateTokenRequest(token=token) for token in tokens))
 
 
-async def sent(client: Client, *requests: auth_pb2.ValidateTokenRequest) -> list[Any]:
+async def validate_all(client: Client, *requests: auth_pb2.ValidateTokenRequest) -> list[Any]:
     request = auth_pb2.BatchValidateTokensRequest(requests=requests)
     WITNESS.hide(*(each.token for each in requests if each.token.startswith("ey")))
     return list((await client.auth.BatchValidateTokens(request)).results)
@@ -59,8 +59,8 @@ async def test_a_batch_has_one_to_a_hundred(client: Client) -> None:
         assert (refused.reason, refused.field) == ("INVALID_FIELD", "requests")
 
 
-def told(result: Any) -> tuple[int, str, str]:
-    """The error of one result."""
+def error_of(result: Any) -> tuple[int, str, str]:
+    """Return code, reason and text of a failed result."""
     assert result.WhichOneof("outcome") == "error"
     return result.error.code, errors_pb2.ErrorReason.Name(result.error.reason), result.error.message
 
@@ -74,9 +74,9 @@ async def test_a_wrong_field_spoils_its_own_request_alone(client: Client) -> Non
         auth_pb2.ValidateTokenRequest(token="x", max_staleness=negative),
         auth_pb2.ValidateTokenRequest(token="x", stale_if_error=negative),
     ]
-    results = await sent(client, good, *bad, good)
+    results = await validate_all(client, good, *bad, good)
     for result in results[1:-1]:
-        assert told(result) == (
+        assert error_of(result) == (
             grpc.StatusCode.INVALID_ARGUMENT.value[0],
             "ERROR_REASON_INVALID_FIELD",
             "a field of the request is invalid",
@@ -92,12 +92,12 @@ async def test_a_broken_row_spoils_its_own_request_alone(shared: Shared) -> None
     shared.tables.set_attribute(bob.user_id, "role", {"N": "5"})
     results = await batch(shared.client, bad, good, bad)
     internal = (grpc.StatusCode.INTERNAL.value[0], "ERROR_REASON_INTERNAL", "internal error")
-    assert [told(results[0]), told(results[2])] == [internal, internal]
+    assert [error_of(results[0]), error_of(results[2])] == [internal, internal]
     assert results[1].response.state == ACTIVE
 
 
 class ThrottledKey:
-    """DynamoDB has no capacity left for one partition."""
+    """A fault: DynamoDB throttles one partition."""
 
     def __init__(self, user_id: str) -> None:
         self.user_id = user_id
@@ -116,7 +116,7 @@ async def test_an_outage_of_one_key_spoils_its_own_requests_alone(proxied: Proxi
     good, bad = await client.access_token(), await client.access_token("bob@example.com")
     with proxied.proxy.fault(ThrottledKey(bob.user_id), operations={"GetItem", "BatchGetItem"}):
         results = await batch(client, bad, good, "garbage")
-    assert told(results[0]) == (
+    assert error_of(results[0]) == (
         grpc.StatusCode.UNAVAILABLE.value[0],
         "ERROR_REASON_STORE_UNAVAILABLE",
         "the store cannot answer in time",
@@ -126,7 +126,7 @@ async def test_an_outage_of_one_key_spoils_its_own_requests_alone(proxied: Proxi
 
 
 async def test_a_fault_of_one_request_spoils_no_other(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ASVS-16.5.1: and its text goes nowhere."""
+    """ASVS-16.5.1: neither the response nor the log has the text of the exception."""
     tokens = client.service.validations.tokens
     verify = tokens.verify
 
@@ -138,7 +138,7 @@ async def test_a_fault_of_one_request_spoils_no_other(client: Client, monkeypatc
     monkeypatch.setattr(tokens, "verify", fail)
     position = len(WITNESS.lines.getvalue())
     results = await batch(client, "bad", "garbage")
-    assert told(results[0]) == (grpc.StatusCode.INTERNAL.value[0], "ERROR_REASON_INTERNAL", "internal error")
+    assert error_of(results[0]) == (grpc.StatusCode.INTERNAL.value[0], "ERROR_REASON_INTERNAL", "internal error")
     assert results[1].response.reason == auth_pb2.INACTIVE_REASON_MALFORMED
     log = WITNESS.lines.getvalue()[position:]
     assert '"error": "ZeroDivisionError"' in log

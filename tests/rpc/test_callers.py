@@ -1,4 +1,4 @@
-"""The callers file: what may be in it, whose a credential is, and its changes while the service runs."""
+"""The callers file: its form, look-ups by credential, and reloads while the service runs."""
 
 import base64
 import hashlib
@@ -95,7 +95,7 @@ def test_a_certificate_of_two_callers_is_nobodys() -> None:
 
 
 def test_a_new_key_has_256_bits_and_is_kept_as_its_digest() -> None:
-    """ASVS-13.2.3: no two are alike, and the file does not give one away."""
+    """ASVS-13.2.3: keys are unique, and the file does not reveal them."""
     keys = {new_api_key() for _ in range(100)}
     assert len(keys) == 100
     for key in keys:
@@ -104,7 +104,7 @@ def test_a_new_key_has_256_bits_and_is_kept_as_its_digest() -> None:
         assert api_key_digest(key) == hashlib.sha256(key.encode()).hexdigest()
 
 
-# What may be in the file
+# Form
 
 NO_CALLER = "has no caller; add a table [callers.NAME]"
 OTHER_ENTRIES = "has entries outside [callers.NAME]; remove them"
@@ -194,18 +194,18 @@ MALFORMED: dict[str, list[str]] = {
 
 @pytest.mark.parametrize(("name", "members", "problems"), BAD, ids=range(len(BAD)))
 def test_every_problem_of_a_caller_is_told(path: Path, name: str, members: str, problems: list[str]) -> None:
-    told = problems_of(path, f"[callers.{json.dumps(name)}]\n{members}")
-    assert [problem.partition(": ")[2] for problem in told] == problems
-    assert all(problem.startswith("caller ") for problem in told)
+    found = problems_of(path, f"[callers.{json.dumps(name)}]\n{members}")
+    assert [problem.partition(": ")[2] for problem in found] == problems
+    assert all(problem.startswith("caller ") for problem in found)
 
 
 @pytest.mark.parametrize(("member", "value"), [(member, v) for member, values in MALFORMED.items() for v in values])
 def test_a_malformed_credential_is_told_by_its_place_alone(path: Path, member: str, value: str) -> None:
-    """It may be a key, written there by mistake."""
+    """The error omits the value: it may be an API key in the wrong place."""
     form = FORM_OF_DIGESTS if member == "api_key_sha256" else FORM_OF_IDENTITIES
     good = DIGEST if member == "api_key_sha256" else "a.example.com"
-    told = problems_of(path, f'[callers.a]\n{member} = ["{good}", "{value}"]\npermissions = ["login"]')
-    assert told == [f"caller 'a': {member}, entry 2: {form}"]
+    found = problems_of(path, f'[callers.a]\n{member} = ["{good}", "{value}"]\npermissions = ["login"]')
+    assert found == [f"caller 'a': {member}, entry 2: {form}"]
 
 
 def test_a_credential_is_of_one_caller(path: Path) -> None:
@@ -222,8 +222,8 @@ def test_a_credential_is_of_one_caller(path: Path) -> None:
 
 
 def test_problems_of_all_callers_are_told_at_once(path: Path) -> None:
-    told = problems_of(path, "[callers]\na = 1\nb = {}\n")
-    assert told == [
+    found = problems_of(path, "[callers]\na = 1\nb = {}\n")
+    assert found == [
         "caller 'a': must be a table [callers.NAME]",
         f"caller 'b': {NO_CREDENTIAL}",
         f"caller 'b': {NO_PERMISSION}",
@@ -240,11 +240,11 @@ def test_whatever_the_text_the_only_error_is_that_of_the_file(
         read_callers(path)
 
 
-# While the service runs
+# Reloads
 
 
 class Followed:
-    """A callers file that is followed, and what the log says of it."""
+    """A watched callers file, and the log events of its reloads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -252,11 +252,11 @@ class Followed:
         self._position = len(WITNESS.lines.getvalue())
 
     def allows(self, key: str) -> bool:
-        """Tell whether a key is somebody's after a look at the file."""
+        """Reload the file if it changed, and tell whether a caller has the key."""
         return self.file.reload_if_changed().find_by_api_key(key) is not None
 
     def events(self) -> list[dict[str, object]]:
-        """What was logged since the last look here."""
+        """Return the log events since the last call."""
         text = WITNESS.lines.getvalue()[self._position :]
         self._position += len(text)
         return [json.loads(line) for line in text.splitlines()]
@@ -268,7 +268,7 @@ def followed(path: Path) -> Followed:
 
 
 def without(key: str, text: str = GOOD) -> str:
-    """Replace a key by one that nobody has."""
+    """Replace the digest of a key by one that no key has."""
     return text.replace(api_key_digest(key), DIGEST)
 
 
@@ -282,17 +282,17 @@ def test_a_key_that_is_taken_away_counts_no_longer(followed: Followed) -> None:
     assert followed.events() == []
 
 
-def unreadable(path: Path) -> None:
+def replace_by_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
 
 
-def loop(path: Path) -> None:
+def symlink_loop(path: Path) -> None:
     path.unlink()
     path.symlink_to(path)
 
 
-def dangling(path: Path) -> None:
+def dangling_symlink(path: Path) -> None:
     path.unlink()
     path.symlink_to("nowhere")
 
@@ -301,18 +301,18 @@ BROKEN: dict[str, Callable[[Path], object]] = {
     "half-written": lambda path: os.truncate(path, path.stat().st_size // 2),
     "empty": lambda path: path.write_bytes(b""),
     "removed": Path.unlink,
-    "unreadable": unreadable,
-    "a loop": loop,
-    "a link to nothing": dangling,
+    "unreadable": replace_by_folder,
+    "a symlink loop": symlink_loop,
+    "a dangling symlink": dangling_symlink,
     "not UTF-8": lambda path: path.write_bytes(b"\xff"),
-    "a permission that is none": lambda path: path.write_text(GOOD.replace("login", "root")),
+    "an unknown permission": lambda path: path.write_text(GOOD.replace("login", "root")),
     "one caller broken": lambda path: path.write_text(without(KEY) + "\n[callers.other]\n"),
 }
 
 
 @pytest.mark.parametrize("damage", BROKEN.values(), ids=BROKEN)
 def test_a_broken_file_keeps_the_last_good_callers(followed: Followed, damage: Callable[[Path], object]) -> None:
-    """F16: nobody else gets in and nobody is kept out; an error for each change, and what is restored is taken."""
+    """F16: a broken file changes no caller and logs one error for each change; a repaired file is loaded."""
     damage(followed.path)
     for _ in range(3):
         assert followed.allows(KEY)
@@ -330,7 +330,7 @@ def test_a_broken_file_keeps_the_last_good_callers(followed: Followed, damage: C
 
 
 def test_a_file_that_is_swapped_by_a_symlink_is_seen(tmp_path: Path) -> None:
-    """As Kubernetes does it: to a broken one, which changes nothing, and to a good one, which counts."""
+    """Kubernetes swaps mounted files so. A swap to a broken file changes nothing; a swap to a good one is loaded."""
     for name, text in (("1", GOOD), ("2", "[callers"), ("3", without(KEY))):
         (tmp_path / name).mkdir()
         (tmp_path / name / "callers.toml").write_text(text)

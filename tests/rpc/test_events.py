@@ -1,4 +1,4 @@
-"""What each event ends and what it leaves alone, seen at the very next call, on another server (ASVS-7.4.1)."""
+"""Which sessions and tokens each event ends, as the next call to another server sees it (ASVS-7.4.1)."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ GONE = "USER_NOT_FOUND"
 
 @dataclass(frozen=True)
 class Login:
-    """A session that was refreshed: all its access tokens, and its current refresh token."""
+    """A session after one refresh: all its access tokens, and its current refresh token."""
 
     session_id: str
     access_tokens: list[str]
@@ -38,6 +38,8 @@ class World:
 
     Args:
         here: The server where the event happens.
+        struck: The session that the event names, where it names one.
+        sibling: The user's other session.
     """
 
     here: Client
@@ -98,7 +100,7 @@ async def delete_and_create(world: World) -> None:
 
 
 async def nothing(_: World) -> None:
-    """The control: without an event everything works."""
+    """The control: no event."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,10 @@ class Event:
     """An event and its effect.
 
     Args:
-        struck: State of the session that it names; of all of them where it names the user.
-        sibling: State of the user's other session.
-        login: What a login with the old password ends in.
+        happen: Causes the event.
+        struck: State of the first session afterwards.
+        sibling: State of the other session afterwards.
+        login: OK, or the reason why a login with the old email and password fails afterwards.
     """
 
     happen: Callable[[World], Awaitable[None]]
@@ -142,7 +145,7 @@ async def state(client: Client, token: str) -> str:
 
 
 async def check(there: Client, login: Login, expected: str) -> None:
-    """Every access token of a session has the state, and its refresh token gives tokens only to the living."""
+    """Expect every access token of a session in the state, and its refresh token to work only in an active one."""
     assert [await state(there, token) for token in login.access_tokens] == [expected] * 2
     if expected == ACTIVE:
         tokens = await there.refresh(login.refresh_token)
@@ -165,7 +168,7 @@ async def test_what_each_event_ends_and_leaves_alone(pair: Pair, subtests: pytes
     await pair.first.create_user("other@example.com")
     for number, event in enumerate(EVENTS):
         name = event.happen.__name__
-        # Each server has its turn as the one where it happens.
+        # The two servers take turns as the one where the event happens.
         here, there = (pair.first, pair.second) if number % 2 else (pair.second, pair.first)
         email = f"{name}@example.com"
         user = await here.create_user(email)
@@ -200,7 +203,7 @@ async def test_the_next_fresh_answer_has_the_new_role_and_address(pair: Pair) ->
     await pair.first.update_user(alice.user_id, role="editor", email="Alicia@Example.com")
     answer = await pair.second.validate(token)
     assert (answer.role, answer.email) == ("editor", "alicia@example.com")
-    # And what the role allowed is over.
+    # The permission of the old role is gone too.
     as_alice = replace(pair.second, admin=(("authorization", f"Bearer {token}"),))
     assert (await failure(as_alice.list_users())).reason == "CALLER_NOT_PERMITTED"
 
@@ -211,7 +214,7 @@ async def test_nothing_of_a_disabled_user_lives_again(pair: Pair) -> None:
     alice = await pair.first.create_user()
     old = await Login.of(pair.first, "alice@example.com")
     await pair.first.update_user(alice.user_id, is_active=False)
-    # Disabling again ends nothing new; enabling twice revives nothing.
+    # Disabling or enabling a second time changes nothing.
     await pair.second.update_user(alice.user_id, is_active=False)
     await pair.first.update_user(alice.user_id, is_active=True)
     await pair.second.update_user(alice.user_id, is_active=True)
@@ -222,7 +225,7 @@ async def test_nothing_of_a_disabled_user_lives_again(pair: Pair) -> None:
 
 @ON_TWO_STORES
 async def test_revoking_all_and_a_login_in_the_same_second(pair: Pair) -> None:
-    """The clock stands still: generations decide, not times."""
+    """The clock stands still, so generations decide, not times."""
     alice = await pair.first.create_user()
     before = await Login.of(pair.first, "alice@example.com")
     await pair.first.revoke_sessions(alice.user_id)

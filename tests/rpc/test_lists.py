@@ -1,4 +1,4 @@
-"""ListUsers: every user once, whatever happens meanwhile."""
+"""ListUsers lists every user exactly once, also while others are created and deleted."""
 
 import asyncio
 from itertools import count
@@ -13,11 +13,11 @@ from tests.support import ADMIN_EMAIL, Client, failure
 
 MANY = 10_000
 BATCH = 25
-"""Writes of one BatchWriteItem."""
+"""Maximum number of writes of one BatchWriteItem."""
 
 
 def put_users(tables: Tables, user_ids: list[str]) -> None:
-    """Write rows as another program does that has many."""
+    """Write many rows, as another program does."""
     for some in (user_ids[at : at + BATCH] for at in range(0, len(user_ids), BATCH)):
         items = [
             {"user_id": {"S": each}, "email": {"S": f"{each}@example.com"}, "role": {"S": "user"}} for each in some
@@ -48,7 +48,7 @@ async def test_every_user_is_on_one_page(anywhere: Client) -> None:
 
 
 async def test_ten_thousand_users_are_each_listed_once(proxied: Proxied) -> None:
-    """While others are created and deleted."""
+    """Other users are created and deleted between the pages."""
     staying = [f"staying-{n:05}" for n in range(MANY - 1)]
     going = [f"going-{n:03}" for n in range(500)]
     await asyncio.to_thread(put_users, proxied.tables, [*staying, *going])
@@ -69,7 +69,7 @@ async def test_ten_thousand_users_are_each_listed_once(proxied: Proxied) -> None
     assert len(listed) == len(set(listed))
     assert set(staying) < set(listed)
     assert largest == 1000
-    # One page, one call: no user costs one of its own.
+    # A page costs one store call, however many users it has.
     assert proxied.proxy.requests["Scan"] <= (MANY + 500 + 500) // 1000 + 1
     assert proxied.proxy.requests["Query"] == 0
 
@@ -87,7 +87,7 @@ async def test_broken_rows_are_left_out(shared: Shared, engine: Engine) -> None:
         "role-5": {"email": "x@example.com", "role": {"N": "5"}},
         "active-text": {"email": "y@example.com", "is_active": {"S": "yes"}},
         "no-time": {"email": "z@example.com", "created_at": {"S": "yesterday"}},
-        # No UTC has these; a page must not fail for them.
+        # These times are outside the range of datetime in UTC.
         "before-time": {"email": "v@example.com", "created_at": {"S": "0001-01-01T00:00:00+14:00"}},
         "after-time": {"email": "w@example.com", "updated_at": {"S": "9999-12-31T23:59:59-14:00"}},
     }
@@ -104,7 +104,7 @@ async def test_a_wrong_field_is_named(anywhere: Client) -> None:
     for page_size in (-1, -(2**31)):
         refused = await failure(anywhere.list_users(page_size))
         assert (refused.reason, refused.field) == ("INVALID_FIELD", "page_size")
-    # Of the right form, but longer than any key: the store never sees it.
+    # Well-formed, but longer than any key, so it must not reach the store.
     long = "MTp4" + "eHh4" * 1000
     for page_token in ("x", "garbage", "\0", "MTo=", "dXNlcg==", long):
         refused = await failure(anywhere.list_users(0, page_token))

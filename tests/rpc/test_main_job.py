@@ -1,4 +1,4 @@
-"""The main job over real sockets: create a user, log in, validate the token, on every store."""
+"""The main path over real sockets, on every store: create a user, log in, validate the token."""
 
 import json
 

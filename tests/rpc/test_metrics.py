@@ -1,4 +1,4 @@
-"""What the service counts, as Prometheus reads it."""
+"""Every metric, as Prometheus reads it."""
 
 import asyncio
 import io
@@ -34,24 +34,24 @@ AUTH = "authsvc.v1.AuthService."
 
 
 def value(name: str, **labels: str) -> float:
-    """What Prometheus would read now."""
+    """Return the current value of a sample; 0 where it does not exist."""
     return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
 class Since:
-    """How much a sample has grown since this was made."""
+    """Measures how much a sample grows after its creation."""
 
     def __init__(self, name: str, **labels: str) -> None:
-        self._look: Callable[[], float] = lambda: value(name, **labels)
-        self._before = self._look()
+        self._read: Callable[[], float] = lambda: value(name, **labels)
+        self._before = self._read()
 
     @property
     def growth(self) -> float:
-        return self._look() - self._before
+        return self._read() - self._before
 
 
-async def until(look: Callable[[], object]) -> None:
-    while not look():  # noqa: ASYNC110 - metrics tell no event
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():  # noqa: ASYNC110 - a metric has no event to await
         await asyncio.sleep(0.01)
 
 
@@ -72,7 +72,7 @@ async def test_a_call_whose_client_has_gone_counts_as_cancelled(proxied: Proxied
     token = await proxied.client.access_token()
     cancelled = Since("authsvc_rpc_total", method=AUTH + "ValidateToken", code="CANCELLED", reason="")
     with proxied.proxy.fault(Hang()) as held:
-        # Without the interceptor of the tests' client, which would not pass it on.
+        # The interceptor of the tests' client would not pass the cancellation on.
         channel = grpc.aio.insecure_channel(proxied.client.address)
         call = auth_grpc.AuthServiceStub(channel).ValidateToken(auth_pb2.ValidateTokenRequest(token=token))
         await until(lambda: held.hits)
@@ -196,7 +196,7 @@ async def test_a_blocked_event_loop_is_noticed(client: Client) -> None:
     logs.configure("json", "warning", stream=log)
     beyond = Since("authsvc_event_loop_lag_seconds_count")
     within = Since("authsvc_event_loop_lag_seconds_bucket", le="0.5")
-    time.sleep(1)  # noqa: ASYNC251 - that is what must be noticed
+    time.sleep(1)  # noqa: ASYNC251 - it blocks the event loop on purpose
     await until(lambda: beyond.growth > within.growth)
     (warning,) = [line for line in map(json.loads, log.getvalue().splitlines()) if line["seconds"] >= 0.5]
     assert (warning["event"], warning["level"]) == ("event_loop_blocked", "warning")

@@ -29,25 +29,25 @@ from authsvc.watched_file import WatchedFile
 from tests.support import PATIENT_LIMITS, failure
 
 Code = grpc.StatusCode
-SECRET = "the text of an exception"
+INTERNAL_TEXT = "the text of an exception"
 VALIDATE = "/authsvc.v1.AuthService/ValidateToken"
 
-# Every error that a client can get, with what it gets: the table of the API.
+# Every error that a client can get, with its code and reason in the API.
 ON_THE_WIRE: list[tuple[AuthsvcError, grpc.StatusCode, str]] = [
     (errors.InvalidFieldError("email", "is wrong"), Code.INVALID_ARGUMENT, "INVALID_FIELD"),
     (errors.MalformedRequestError(), Code.INVALID_ARGUMENT, "MALFORMED_REQUEST"),
     (errors.PasswordRejectedError("password", "is wrong"), Code.INVALID_ARGUMENT, "PASSWORD_REJECTED"),
-    (errors.InvalidCredentialsError(SECRET), Code.UNAUTHENTICATED, "INVALID_CREDENTIALS"),
-    (errors.PasswordChangeRequiredError(SECRET), Code.FAILED_PRECONDITION, "PASSWORD_CHANGE_REQUIRED"),
-    (errors.InvalidRefreshTokenError(SECRET), Code.UNAUTHENTICATED, "INVALID_REFRESH_TOKEN"),
+    (errors.InvalidCredentialsError(INTERNAL_TEXT), Code.UNAUTHENTICATED, "INVALID_CREDENTIALS"),
+    (errors.PasswordChangeRequiredError(INTERNAL_TEXT), Code.FAILED_PRECONDITION, "PASSWORD_CHANGE_REQUIRED"),
+    (errors.InvalidRefreshTokenError(INTERNAL_TEXT), Code.UNAUTHENTICATED, "INVALID_REFRESH_TOKEN"),
     (errors.OverloadedError(timedelta(seconds=3)), Code.RESOURCE_EXHAUSTED, "OVERLOADED"),
-    (errors.TooManyAttemptsError(SECRET, timedelta(seconds=3)), Code.RESOURCE_EXHAUSTED, "TOO_MANY_ATTEMPTS"),
-    (errors.CallerUnauthenticatedError(SECRET), Code.UNAUTHENTICATED, "CALLER_UNAUTHENTICATED"),
-    (errors.CallerNotPermittedError(SECRET), Code.PERMISSION_DENIED, "CALLER_NOT_PERMITTED"),
-    (errors.EmailAlreadyExistsError(SECRET), Code.ALREADY_EXISTS, "EMAIL_ALREADY_EXISTS"),
-    (errors.UserNotFoundError(SECRET), Code.NOT_FOUND, "USER_NOT_FOUND"),
-    (errors.StoreUnavailableError(SECRET), Code.UNAVAILABLE, "STORE_UNAVAILABLE"),
-    (errors.CorruptItemError(SECRET, "role"), Code.INTERNAL, "INTERNAL"),
+    (errors.TooManyAttemptsError(INTERNAL_TEXT, timedelta(seconds=3)), Code.RESOURCE_EXHAUSTED, "TOO_MANY_ATTEMPTS"),
+    (errors.CallerUnauthenticatedError(INTERNAL_TEXT), Code.UNAUTHENTICATED, "CALLER_UNAUTHENTICATED"),
+    (errors.CallerNotPermittedError(INTERNAL_TEXT), Code.PERMISSION_DENIED, "CALLER_NOT_PERMITTED"),
+    (errors.EmailAlreadyExistsError(INTERNAL_TEXT), Code.ALREADY_EXISTS, "EMAIL_ALREADY_EXISTS"),
+    (errors.UserNotFoundError(INTERNAL_TEXT), Code.NOT_FOUND, "USER_NOT_FOUND"),
+    (errors.StoreUnavailableError(INTERNAL_TEXT), Code.UNAVAILABLE, "STORE_UNAVAILABLE"),
+    (errors.CorruptItemError(INTERNAL_TEXT, "role"), Code.INTERNAL, "INTERNAL"),
 ]
 ON_PURPOSE_INTERNAL = {errors.CorruptItemError, Exception}
 NEVER_SENT = {
@@ -58,11 +58,11 @@ NEVER_SENT = {
     errors.RetryLaterError,
     errors.UserChangedError,
 }
-"""Bases, and what is always answered inside."""
+"""Base classes, and errors that use cases handle themselves."""
 
 
 def family(root: type[AuthsvcError]) -> set[type[AuthsvcError]]:
-    """A class and all below it that the module defines."""
+    """Return an error class and its subclasses, direct and indirect, of authsvc.errors."""
     children = (child for child in root.__subclasses__() if child.__module__ == errors.__name__)
     return {root}.union(*map(family, children))
 
@@ -101,7 +101,7 @@ Handler = Callable[[Any, Any], Awaitable[Any]]
 
 @dataclass
 class Servicer:
-    """Serves every method by one handler, and remembers what arrived."""
+    """Serves every method by one handler, and records the requests."""
 
     handler: Handler
     requests: list[Any] = field(default_factory=list)
@@ -119,7 +119,7 @@ class Servicer:
 
 @dataclass
 class FakeValidations:
-    """Says of every token the same."""
+    """Has the same outcome for every token."""
 
     outcome: ActiveToken | InactiveReason = InactiveReason.MALFORMED
     tokens: list[str] = field(default_factory=list)
@@ -154,7 +154,7 @@ async def served(
     outcome: ActiveToken | InactiveReason = InactiveReason.MALFORMED,
     callers: WatchedFile[Callers] | None = None,
 ) -> AsyncIterator[Served]:
-    """Both services on a real socket, guarded, with one handler for all methods."""
+    """Serve both services behind the middleware on a real socket, with one handler for every method."""
     log = io.StringIO()
     logs.configure("json", "debug", stream=log)
     validations, servicer = FakeValidations(outcome), Servicer(handler)
@@ -191,15 +191,15 @@ def answering(response: object) -> Handler:
 @pytest.mark.parametrize(("error", "code", "reason"), ON_THE_WIRE, ids=[type(row[0]).__name__ for row in ON_THE_WIRE])
 async def test_what_a_client_gets_for_an_error(error: AuthsvcError, code: grpc.StatusCode, reason: str) -> None:
     async with served(raising(error)) as service:
-        told = await failure(service.validate())
+        refusal = await failure(service.validate())
         row = next(STATUS_BY_ERROR[c] for c in type(error).__mro__ if c in STATUS_BY_ERROR)
-        assert (told.code, told.reason, told.text) == (code, reason, row.text)
-        assert len(told.trace_id) == 32
+        assert (refusal.code, refusal.reason, refusal.text) == (code, reason, row.text)
+        assert len(refusal.trace_id) == 32
         is_field_error = isinstance(error, errors.InvalidFieldError)
-        assert bool(told.field) is is_field_error
-        assert (told.field, told.problem) in {("", ""), ("email", "is wrong"), ("password", "is wrong")}
+        assert bool(refusal.field) is is_field_error
+        assert (refusal.field, refusal.problem) in {("", ""), ("email", "is wrong"), ("password", "is wrong")}
         delay = error.retry_delay if isinstance(error, errors.RetryLaterError) else None
-        assert told.retry_seconds == (delay and delay.total_seconds())
+        assert refusal.retry_seconds == (delay and delay.total_seconds())
 
 
 class SurpriseError(Exception):
@@ -209,18 +209,18 @@ class SurpriseError(Exception):
 @pytest.mark.parametrize(
     "error",
     [
-        SurpriseError(SECRET),
-        ValueError(SECRET),
-        RecursionError(SECRET),
-        MemoryError(SECRET),
-        TimeoutError(SECRET),
-        StopAsyncIteration(SECRET),
-        ExceptionGroup(SECRET, [ValueError(SECRET)]),
-        errors.OperatorError(SECRET),
-        errors.ConfigError([SECRET]),
+        SurpriseError(INTERNAL_TEXT),
+        ValueError(INTERNAL_TEXT),
+        RecursionError(INTERNAL_TEXT),
+        MemoryError(INTERNAL_TEXT),
+        TimeoutError(INTERNAL_TEXT),
+        StopAsyncIteration(INTERNAL_TEXT),
+        ExceptionGroup(INTERNAL_TEXT, [ValueError(INTERNAL_TEXT)]),
+        errors.OperatorError(INTERNAL_TEXT),
+        errors.ConfigError([INTERNAL_TEXT]),
         errors.RetryLaterError(),
-        AuthsvcError(SECRET),
-        grpc.RpcError(SECRET),
+        AuthsvcError(INTERNAL_TEXT),
+        grpc.RpcError(INTERNAL_TEXT),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -230,34 +230,34 @@ async def test_whatever_else_happens_is_internal_and_its_text_goes_nowhere(error
             await service.validate()
         assert (caught.value.code(), caught.value.details()) == (Code.INTERNAL, "internal error")
         on_the_wire = repr(tuple(caught.value.trailing_metadata() or ()))
-        assert SECRET not in on_the_wire
+        assert INTERNAL_TEXT not in on_the_wire
         assert type(error).__name__ not in on_the_wire
-        assert SECRET not in service.log.getvalue()
+        assert INTERNAL_TEXT not in service.log.getvalue()
 
 
 async def test_the_log_tells_operators_what_and_where() -> None:
-    async with served(raising(SurpriseError(SECRET))) as service:
-        told = await failure(service.validate())
+    async with served(raising(SurpriseError(INTERNAL_TEXT))) as service:
+        refusal = await failure(service.validate())
         (event,) = service.events()
         assert event["event"] == "internal_error"
         assert event["level"] == "error"
         assert event["error"] == "SurpriseError"
         assert event["method"] == "authsvc.v1.AuthService.ValidateToken"
-        assert event["trace_id"] == told.trace_id
+        assert event["trace_id"] == refusal.trace_id
         assert "test_middleware.py" in event["place"][-1]
 
 
 async def test_the_cause_of_an_outage_is_logged_and_not_sent() -> None:
-    async with served(raising(errors.StoreUnavailableError(SECRET))) as service:
+    async with served(raising(errors.StoreUnavailableError(INTERNAL_TEXT))) as service:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await service.validate()
-        assert SECRET not in repr(tuple(caught.value.trailing_metadata() or ()))
+        assert INTERNAL_TEXT not in repr(tuple(caught.value.trailing_metadata() or ()))
         (event,) = service.events()
-        assert (event["event"], event["cause"], event["level"]) == ("store_unavailable", SECRET, "warning")
+        assert (event["event"], event["cause"], event["level"]) == ("store_unavailable", INTERNAL_TEXT, "warning")
 
 
 async def test_a_broken_row_is_logged_where_it_is_found_and_not_again_as_a_fault() -> None:
-    async with served(raising(errors.CorruptItemError(SECRET, "role"))) as service:
+    async with served(raising(errors.CorruptItemError(INTERNAL_TEXT, "role"))) as service:
         await failure(service.validate())
         assert [event["level"] for event in service.events()] == ["debug"]
 
@@ -271,17 +271,17 @@ async def test_a_refusal_is_no_noise_in_the_log() -> None:
 
 async def test_every_request_has_a_trace_id_of_its_own() -> None:
     async with served(raising(errors.UserNotFoundError())) as service:
-        told = await asyncio.gather(*(failure(service.validate()) for _ in range(20)))
-        assert len({one.trace_id for one in told}) == 20
-        assert {event["trace_id"] for event in service.events()} == {one.trace_id for one in told}
+        refusals = await asyncio.gather(*(failure(service.validate()) for _ in range(20)))
+        assert len({refusal.trace_id for refusal in refusals}) == 20
+        assert {event["trace_id"] for event in service.events()} == {refusal.trace_id for refusal in refusals}
 
 
 @pytest.mark.parametrize("data", [b"\xff", b"\x0a\xff", b"\x0a\x01\xff", b"\x0b", b"\x00", b"\x0a\x05abc"])
 async def test_bytes_that_do_not_decode_are_a_malformed_request(data: bytes) -> None:
     async with served(answering(None)) as service:
         call: Any = service.channel.unary_unary(VALIDATE)
-        told = await failure(call(data))
-        assert (told.code, told.reason) == (Code.INVALID_ARGUMENT, "MALFORMED_REQUEST")
+        refusal = await failure(call(data))
+        assert (refusal.code, refusal.reason) == (Code.INVALID_ARGUMENT, "MALFORMED_REQUEST")
         assert service.servicer.requests == []
 
 
@@ -303,7 +303,7 @@ async def test_a_handler_has_until_shortly_before_its_client_gives_up() -> None:
         return auth_pb2.ValidateTokenResponse(user_id=str(request_context.remaining_seconds()))
 
     async with served(handler) as service:
-        # gRPC rounds what is left up, by less than a twentieth.
+        # gRPC rounds the remaining time up by less than a twentieth.
         assert 0 < float((await service.validate(timeout=20.0)).user_id) < 19
         assert 19 < float((await service.validate(timeout=60.0)).user_id) <= request_context.DEFAULT_DEADLINE_SECONDS
 
@@ -327,7 +327,7 @@ async def test_a_client_that_leaves_is_no_fault() -> None:
         assert service.log.getvalue() == ""
 
 
-def encode_page_token(role: str) -> ActiveToken:
+def active_token(role: str) -> ActiveToken:
     token = AccessToken(
         issuer="i",
         audience="a",
@@ -343,7 +343,7 @@ def encode_page_token(role: str) -> ActiveToken:
     return ActiveToken(token, User(user_id="user-1", email="a@b", role=role))
 
 
-ADMIN = encode_page_token("admin")
+ADMIN = active_token("admin")
 USER = user_pb2.GetUserResponse()
 
 
@@ -371,8 +371,8 @@ async def test_an_admin_may_call_the_user_service(scheme: str) -> None:
 )
 async def test_without_exactly_one_token_a_caller_is_nobody(credentials: list[str]) -> None:
     async with served(answering(USER), ADMIN) as service:
-        told = await failure(service.get_user(*(("authorization", value) for value in credentials)))
-        assert (told.code, told.reason) == (Code.UNAUTHENTICATED, "CALLER_UNAUTHENTICATED")
+        refusal = await failure(service.get_user(*(("authorization", value) for value in credentials)))
+        assert (refusal.code, refusal.reason) == (Code.UNAUTHENTICATED, "CALLER_UNAUTHENTICATED")
         assert service.validations.tokens == []
         assert service.servicer.requests == []
 
@@ -380,23 +380,23 @@ async def test_without_exactly_one_token_a_caller_is_nobody(credentials: list[st
 @pytest.mark.parametrize("reason", InactiveReason)
 async def test_an_inactive_token_makes_a_caller_nobody(reason: InactiveReason) -> None:
     async with served(answering(USER), reason) as service:
-        told = await failure(service.get_user(("authorization", "Bearer a.b.c")))
-        assert (told.code, told.reason) == (Code.UNAUTHENTICATED, "CALLER_UNAUTHENTICATED")
+        refusal = await failure(service.get_user(("authorization", "Bearer a.b.c")))
+        assert (refusal.code, refusal.reason) == (Code.UNAUTHENTICATED, "CALLER_UNAUTHENTICATED")
         assert service.servicer.requests == []
 
 
 @pytest.mark.parametrize("role", ["user", "Admin", "administrator", "admin ", ""])
 async def test_whoever_is_no_admin_is_not_permitted_and_that_is_logged(role: str) -> None:
-    async with served(answering(USER), encode_page_token(role)) as service:
-        told = await failure(service.get_user(("authorization", "Bearer a.b.c")))
-        assert (told.code, told.reason) == (Code.PERMISSION_DENIED, "CALLER_NOT_PERMITTED")
+    async with served(answering(USER), active_token(role)) as service:
+        refusal = await failure(service.get_user(("authorization", "Bearer a.b.c")))
+        assert (refusal.code, refusal.reason) == (Code.PERMISSION_DENIED, "CALLER_NOT_PERMITTED")
         assert service.servicer.requests == []
         assert service.events()[0]["event"] == "caller_refused"
         assert service.events()[0]["caller"] == "user:user-1"
 
 
 async def test_who_may_not_call_learns_nothing_about_a_request() -> None:
-    """Not even whether its bytes decode."""
+    """It does not learn whether the request decodes."""
     async with served(answering(USER)) as service:
         call: Any = service.channel.unary_unary("/authsvc.v1.UserService/GetUser")
         assert (await failure(call(b"\xff"))).reason == "CALLER_UNAUTHENTICATED"
@@ -409,7 +409,7 @@ class CallDetails:
 
 @dataclass
 class FakeContext:
-    """A call from somewhere else than this machine, which a test cannot make."""
+    """The context of a call from another machine, which a test cannot make over a socket."""
 
     address: str
 
@@ -437,7 +437,7 @@ class FakeContext:
     ],
 )
 async def test_a_stranger_is_not_believed_where_the_user_is(method: str, peer: str, believed: str) -> None:
-    """Nobody spreads guesses over sources of their choice."""
+    """A client without credentials must not spread its guesses over sources of its choice."""
     servicer = Servicer(answering(auth_pb2.AuthenticateResponse()))
     middleware = Middleware(Authorization(FakeValidations(), None))  # type: ignore[arg-type]
     methods: Any = middleware.wrap_service(auth_pb2.DESCRIPTOR.services_by_name["AuthService"], servicer)

@@ -14,7 +14,7 @@ from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.engines import Engine
 from tests.faults import Fault, FaultyProxy, Hang, Reset, ServerError, Throttle
 from tests.rpc.conftest import Proxied, Shared
-from tests.rpc.test_batches import sent, told
+from tests.rpc.test_batches import error_of, validate_all
 from tests.support import Client, FakeClock, failure, make_settings, served, use_engine
 
 ACTIVE = auth_pb2.TOKEN_STATE_ACTIVE
@@ -323,14 +323,14 @@ async def test_in_a_batch_each_has_its_own_options(proxied: Proxied, clock: Fake
         request(bob, MINUTE),
         request("garbage", MINUTE),
     ]
-    results = [result.response for result in await sent(client, *requests)]
+    results = [result.response for result in await validate_all(client, *requests)]
     assert [outcome(result) for result in results] == ["user"] * 4 + ["MALFORMED"]
     assert [age(result, clock).total_seconds() for result in results] == [30, 0, 0, 0, 0]
     assert proxied.proxy.requests == {"BatchGetItem": 1}
 
     clock.advance(seconds=61)
     with proxied.proxy.down():
-        results = await sent(
+        results = await validate_all(
             client,
             request(alice.token, MINUTE, CAP_IF_ERROR),
             request(alice.token, MINUTE),
@@ -345,7 +345,7 @@ async def test_in_a_batch_each_has_its_own_options(proxied: Proxied, clock: Fake
         "response",
         "response",
     ]
-    assert {told(result)[1] for result in results[1:3]} == {"ERROR_REASON_STORE_UNAVAILABLE"}
+    assert {error_of(result)[1] for result in results[1:3]} == {"ERROR_REASON_STORE_UNAVAILABLE"}
     assert [results[at].response.degraded for at in (0, 3, 4)] == [True, True, False]
     assert age(results[0].response, clock) == timedelta(seconds=61)
 
@@ -354,7 +354,7 @@ async def test_a_batch_of_what_is_remembered_needs_no_store(proxied: Proxied) ->
     client, alice = proxied.client, await alice_of(proxied.client)
     await client.validate(alice.token)
     proxied.proxy.forget()
-    results = await sent(client, *[request(alice.token, MINUTE)] * 100)
+    results = await validate_all(client, *[request(alice.token, MINUTE)] * 100)
     assert {outcome(result.response) for result in results} == {"user"}
     assert proxied.proxy.requests == {}
 

@@ -1,4 +1,4 @@
-"""ValidateToken: each reason, in its order, and what an answer carries."""
+"""ValidateToken: every inactive reason, and the fields of its responses."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -13,8 +13,8 @@ from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.support import PATIENT_LIMITS, Client, FakeClock, connected, failure
 
 
-def inactive(answer: auth_pb2.ValidateTokenResponse, reason: str) -> None:
-    """Expect an inactive answer, with its reason and time and nothing else."""
+def expect_inactive(answer: auth_pb2.ValidateTokenResponse, reason: str) -> None:
+    """Expect an inactive response that has its reason and checked_time and no other field."""
     assert auth_pb2.InactiveReason.Name(answer.reason) == f"INACTIVE_REASON_{reason}"
     expected = auth_pb2.ValidateTokenResponse(
         state=auth_pb2.TOKEN_STATE_INACTIVE, reason=answer.reason, checked_time=answer.checked_time
@@ -24,14 +24,14 @@ def inactive(answer: auth_pb2.ValidateTokenResponse, reason: str) -> None:
 
 
 async def test_malformed(client: Client) -> None:
-    inactive(await client.validate("no token"), "MALFORMED")
+    expect_inactive(await client.validate("no token"), "MALFORMED")
 
 
 async def test_wrong_type(client: Client) -> None:
     await client.create_user()
     login = await client.log_in()
-    inactive(await client.validate(login.tokens.refresh_token), "WRONG_TYPE")
-    inactive(await client.validate("rt_" + "x" * 100_000), "WRONG_TYPE")
+    expect_inactive(await client.validate(login.tokens.refresh_token), "WRONG_TYPE")
+    expect_inactive(await client.validate("rt_" + "x" * 100_000), "WRONG_TYPE")
 
 
 async def test_bad_signature(client: Client) -> None:
@@ -39,7 +39,7 @@ async def test_bad_signature(client: Client) -> None:
     token = await client.access_token()
     head, _, signature = token.rpartition(".")
     tampered = head + "." + ("A" if signature[0] != "A" else "B") + signature[1:]
-    inactive(await client.validate(tampered), "BAD_SIGNATURE")
+    expect_inactive(await client.validate(tampered), "BAD_SIGNATURE")
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ async def test_wrong_issuer_and_audience(
     await client.create_user()
     changed = replace(settings, **change)  # type: ignore[arg-type]
     async with app.run_app(changed, clock, limits=PATIENT_LIMITS) as service, connected(service) as other:
-        inactive(await client.validate(await other.access_token()), reason)
+        expect_inactive(await client.validate(await other.access_token()), reason)
 
 
 async def test_expired(client: Client, settings: ServeSettings, clock: FakeClock) -> None:
@@ -62,17 +62,17 @@ async def test_expired(client: Client, settings: ServeSettings, clock: FakeClock
     clock.now += settings.access_token_ttl + timedelta(seconds=29)
     assert (await client.validate(token)).state == auth_pb2.TOKEN_STATE_ACTIVE
     clock.advance(seconds=1)
-    inactive(await client.validate(token), "EXPIRED")
+    expect_inactive(await client.validate(token), "EXPIRED")
 
 
 async def test_not_yet_valid(client: Client, clock: FakeClock) -> None:
-    """F11: a clock that steps back refuses nothing within the leeway."""
+    """F11: a clock that steps back by less than the leeway refuses no token."""
     await client.create_user()
     token = await client.access_token()
     clock.advance(seconds=-30)
     assert (await client.validate(token)).state == auth_pb2.TOKEN_STATE_ACTIVE
     clock.advance(seconds=-1)
-    inactive(await client.validate(token), "NOT_YET_VALID")
+    expect_inactive(await client.validate(token), "NOT_YET_VALID")
 
 
 async def test_an_empty_token_is_the_callers_mistake(client: Client) -> None:
@@ -86,7 +86,7 @@ async def test_an_empty_token_is_the_callers_mistake(client: Client) -> None:
 
 @pytest.mark.parametrize("length", [8 * 1024, 8 * 1024 + 1, 4_000_000])
 async def test_any_length_that_fits_the_message_is_answered(client: Client, length: int) -> None:
-    inactive(await client.validate("a" * length), "MALFORMED")
+    expect_inactive(await client.validate("a" * length), "MALFORMED")
 
 
 @pytest.mark.parametrize("field", ["max_staleness", "stale_if_error"])
@@ -109,7 +109,7 @@ async def test_a_malformed_duration_is_refused(client: Client, field: str, durat
 
 
 async def test_of_what_is_allowed_nothing_is_used_that_was_never_read(client: Client, clock: FakeClock) -> None:
-    """However long it may be old."""
+    """However large max_staleness is: without an earlier read, the store is read."""
     await client.create_user()
     token = await client.access_token()
     longest = Duration(seconds=315_576_000_000)

@@ -1,4 +1,4 @@
-"""Who may call what: every RPC by every kind of caller, beside one table, and what a known caller leaves behind."""
+"""Authorization: every RPC by every kind of caller against one table, and the traces of authenticated callers."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -27,10 +27,10 @@ from tests.support import PASSWORD, PATIENT_LIMITS, WITNESS, FakeClock, failure_
 
 # `+`: may call. `?`: CALLER_UNAUTHENTICATED. `-`: CALLER_NOT_PERMITTED.
 #
-# With a callers file: nobody, a wrong key, keys with one permission each, and access tokens of a user, an admin, and an
-# admin who is disabled. Over mutual TLS: a certificate that no caller has; one of a caller that may validate and list
-# sessions, alone, with a wrong key, with another caller's key that may log in, and with an admin's token. Without a
-# callers file: nobody, a key, and the tokens.
+# With a callers file: no credentials, an unknown key, keys with one permission each, and access tokens of a user, an
+# admin and a disabled admin. Over mutual TLS: a certificate of no caller; then the certificate of a caller with the
+# permissions `validate` and `sessions`: alone, with an unknown key, with the key of a caller that has the permission
+# `login`, and with an admin's token. Without a callers file: no credentials, a key, and the tokens.
 TABLE = """
                       | with a callers file                                               | mutual TLS                         | without a callers file
 RPC                   | nobody wrong validate login sessions users user admin disabled    | unknown known wrong login admin    | nobody key user admin disabled
@@ -54,14 +54,14 @@ SERVICES = (auth_pb2.DESCRIPTOR.services_by_name["AuthService"], user_pb2.DESCRI
 METHODS = {method.name: f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods}
 OUTCOMES = {"MALFORMED_REQUEST": "+", "CALLER_UNAUTHENTICATED": "?", "CALLER_NOT_PERMITTED": "-"}
 NOT_A_REQUEST = b"\xff"
-"""Nothing is decoded for whoever may not call; and what does not decode changes nothing."""
+"""A refused call is refused before its request is decoded; a permitted one fails to decode and changes nothing."""
 GATEWAY = "spiffe://example.com/gateway"
 
 Metadata = tuple[tuple[str, str], ...]
 
 
 def rows(group: int) -> tuple[list[str], dict[str, list[str]]]:
-    """Read one group of columns: its callers, and the outcomes by RPC."""
+    """Return one group of columns of TABLE: its callers, and their outcomes by RPC."""
     lines = [[cell.split() for cell in line.split("|")] for line in TABLE.strip("\n").splitlines()[1:]]
     return lines[0][group], {line[0][0]: line[group] for line in lines[1:]}
 
@@ -72,13 +72,13 @@ def bearer(credential: str) -> Metadata:
 
 @dataclass(frozen=True)
 class Keys:
-    """A callers file with one caller for each permission, its keys, and a gateway that shows a certificate."""
+    """A callers file with one caller and key for each permission, and a gateway with a certificate."""
 
     path: Path
     by_name: Mapping[str, str] = field(default_factory=lambda: {permission: new_api_key() for permission in Permission})
 
     def write(self, **permissions: str) -> None:
-        """Name each caller, with its own permission or another one."""
+        """Write the file; each caller has the permission of its name, or the given one."""
         tables = [
             f'[callers.{name}]\napi_key_sha256 = ["{api_key_digest(key)}"]\n'
             f'permissions = ["{permissions.get(name, name)}"]'
@@ -106,7 +106,7 @@ def authority(tmp_path: Path) -> Authority:
 
 @dataclass(frozen=True)
 class Served:
-    """A running service, and tokens of its users."""
+    """A running service, and access tokens of its users by name."""
 
     service: app.App
     tokens: Mapping[str, str]
@@ -172,7 +172,7 @@ async def compare(group: int, callers: Mapping[str, tuple[grpc.aio.Channel, Meta
 
 
 def test_every_rpc_has_a_row_here_and_in_the_guard() -> None:
-    """ASVS-8.2.1, B10: a new RPC must be placed in both."""
+    """ASVS-8.2.1, B10: a new RPC needs a row in both."""
     assert rows(1)[1].keys() == METHODS.keys()
     assert PERMISSIONS.keys() == {path[1:].replace("/", ".") for path in METHODS.values()}
 
@@ -257,7 +257,7 @@ async def test_what_a_certificate_proves(
     keys: Keys,
     authority: Authority,
 ) -> None:
-    """URIs and DNS names alone, each for what it is; the common name is the caller's in every case."""
+    """Only URIs and DNS names count, each as its own kind. The common name is the caller's name in every case."""
     secured = with_tls(replace(settings, callers=keys.path), authority.issue("server"), authority.certificate)
     async with (
         served(secured, clock) as serving,
@@ -288,17 +288,17 @@ async def test_what_a_certificate_proves(
 async def test_how_a_key_is_shown(
     headers: list[str], expected: str, settings: ServeSettings, clock: FakeClock, keys: Keys
 ) -> None:
-    """B6: of two credentials neither counts."""
+    """B6: two credentials are refused, whatever they are."""
     metadata = tuple(("authorization", header.format(**keys.by_name)) for header in headers)
     async with served(replace(settings, callers=keys.path), clock) as serving, serving.connected() as channel:
         assert await outcome(channel, VALIDATE, metadata) == expected
 
 
-# What a known caller leaves behind
+# Traces of callers in tokens and log
 
 
 def logged(position: int) -> list[dict[str, Any]]:
-    """Return what was logged since a position."""
+    """Return the log events since a position of the log."""
     return [json.loads(line) for line in WITNESS.lines.getvalue()[position:].splitlines()]
 
 

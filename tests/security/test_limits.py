@@ -1,4 +1,4 @@
-"""What one client can do to the others: every limit is tripped over a real socket, and another client is served."""
+"""Limits per client: each test exceeds one over a real socket, and another client is still served."""
 
 import random
 import ssl
@@ -53,7 +53,7 @@ def limits_of(**changes: int) -> Limits:
 
 @pytest.fixture(autouse=True)
 async def _others_are_served(client: Client) -> AsyncIterator[None]:
-    """Afterwards, on a connection that was there and on a new one."""
+    """Check after each test that an existing connection and a new one are served."""
     yield
     assert (await client.validate("garbage")).state == INACTIVE
     async with connected(client.service) as another:
@@ -61,14 +61,14 @@ async def _others_are_served(client: Client) -> AsyncIterator[None]:
 
 
 def call(stream: int, *headers: tuple[bytes, bytes], path: str = VALIDATE) -> bytes:
-    """Return the frames of one call."""
+    """Return the frames of one request."""
     return frame(Kind.HEADERS, END_HEADERS, stream, request_headers(path, *headers)) + frame(
         Kind.DATA, END_STREAM, stream, message(REQUEST)
     )
 
 
 async def answer(connection: RawConnection, stream: int) -> list[Frame]:
-    """Return the frames that answer a call."""
+    """Return the frames of the response to a call."""
     frames = []
     while (received := await connection.frame()) is not None:
         if received.stream == stream:
@@ -79,7 +79,7 @@ async def answer(connection: RawConnection, stream: int) -> list[Frame]:
 
 
 def grpc_status(frames: list[Frame]) -> str:
-    """Return what a call ended as; servers write the name and the number of digits in clear."""
+    """Return the status of a call. Servers write the header's name and length uncompressed."""
     _, _, rest = frames[-1].payload.partition(b"grpc-status")
     number = int(rest[1 : 1 + rest[0]])
     return next(code.name for code in grpc.StatusCode if code.value[0] == number)
@@ -102,7 +102,7 @@ async def test_a_message_has_at_most_4_mib(client: Client) -> None:
 
 @pytest.mark.parametrize("size", [grpc_server.MAX_METADATA_BYTES + 1, 100 * 1024, 1024 * 1024])
 async def test_metadata_has_at_most_16_kib(client: Client, size: int) -> None:
-    """B6; refused every time, and 15 KiB never."""
+    """B6: larger metadata is refused every time, 15 KiB never."""
     stub: Any = auth_grpc.AuthServiceStub(client.channel)
     request = auth_pb2.ValidateTokenRequest(token="garbage")
     for _ in range(3):
@@ -113,7 +113,7 @@ async def test_metadata_has_at_most_16_kib(client: Client, size: int) -> None:
 
 
 async def test_headers_that_never_end_stay_at_their_sender(client: Client) -> None:
-    """B5: CONTINUATION without end; nothing of it is kept beyond the limit."""
+    """B5: a flood of CONTINUATION frames; the server keeps none beyond the limit."""
     block = header_block([(b"x", b"y" * 1000)])
     async with raw(client.address) as connection:
         await connection.hello()
@@ -150,15 +150,15 @@ async def test_metadata_of_any_form_ends_in_a_status(client: Client, header: tup
 async def test_a_damaged_key_is_refused_and_not_logged(
     settings: ServeSettings, clock: FakeClock, tmp_path: Path
 ) -> None:
-    """B6, ASVS-16.2.5: gRPC would write it out."""
+    """B6, ASVS-16.2.5: gRPC's own error would show the key."""
     key = new_api_key()
     WITNESS.hide(key)
     file = tmp_path / "callers.toml"
     file.write_text(f'[callers.a]\napi_key_sha256 = ["{api_key_digest(key)}"]\npermissions = ["validate"]\n')
-    await_ready = replace(settings, store=f"sqlite:{tmp_path / 'other.db'}", callers=file)
-    async with open_store(await_ready) as store:
+    changed = replace(settings, store=f"sqlite:{tmp_path / 'other.db'}", callers=file)
+    async with open_store(changed) as store:
         await store.create_tables()
-    async with app.run_app(await_ready, clock, limits=PATIENT_LIMITS) as service, raw(service.address) as connection:
+    async with app.run_app(changed, clock, limits=PATIENT_LIMITS) as service, raw(service.address) as connection:
         await connection.hello()
         for stream, credential in ((1, key.encode()), (3, key.encode() + b"\xff"), (5, b"ask_\x00"), (7, b"\xff")):
             await connection.send(call(stream, (b"authorization", b"Bearer " + credential)))
@@ -167,7 +167,7 @@ async def test_a_damaged_key_is_refused_and_not_logged(
 
 
 def bytes_at_random(size: int) -> bytes:
-    return random.Random(size).randbytes(size)  # noqa: S311 - the same at every run, and no secret
+    return random.Random(size).randbytes(size)  # noqa: S311 - the same in every run, not a secret
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def bytes_at_random(size: int) -> bytes:
     ids=range(14),
 )
 async def test_what_is_no_http2_ends_the_connection(client: Client, data: bytes) -> None:
-    """B5: HTTP/1, a TLS hello, a wrong preface, and frames that nobody may send."""
+    """B5: HTTP/1, a TLS hello, a wrong preface, and invalid frames."""
     async with raw(client.address) as connection:
         await connection.send(data)
         await connection.frames()
@@ -290,7 +290,7 @@ async def test_a_connection_has_at_most_1000_calls_at_once(client: Client) -> No
 
 
 async def test_a_client_that_takes_no_answers_keeps_them_to_itself(client: Client) -> None:
-    """B5: a window of 0."""
+    """B5: a flow-control window of 0."""
     async with raw(client.address) as connection:
         await connection.send(PREFACE, setting(INITIAL_WINDOW_SIZE, 0))
         await connection.until(Kind.SETTINGS)
@@ -299,7 +299,7 @@ async def test_a_client_that_takes_no_answers_keeps_them_to_itself(client: Clien
 
 
 async def test_there_are_at_most_so_many_connections(settings: ServeSettings, clock: FakeClock, tmp_path: Path) -> None:
-    """F18: those that are there go on, and what is closed makes room."""
+    """F18: existing connections go on, and a closed one makes room for a new one."""
     async with served(
         replace(settings, store=f"sqlite:{tmp_path / 'other.db'}"), clock, limits_of(max_connections=20)
     ) as few:
@@ -322,7 +322,7 @@ async def test_there_are_at_most_so_many_connections(settings: ServeSettings, cl
 async def impatient(
     settings: ServeSettings, clock: FakeClock, tmp_path: Path, authority: Authority
 ) -> AsyncIterator[tuple[str, str]]:
-    """Addresses of services that wait for a handshake for a moment, in plain text and with TLS."""
+    """Addresses of two services with a handshake timeout of one second, in plain text and with TLS."""
     pair = authority.issue("server")
     async with AsyncExitStack() as stack:
         addresses = []
@@ -343,7 +343,7 @@ def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path)
 
 
-# gRPC itself would end them after two minutes.
+# Without the limit, gRPC would close these connections after two minutes.
 within_a_minute = pytest.mark.timeout(60)
 
 

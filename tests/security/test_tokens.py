@@ -1,4 +1,4 @@
-"""Bad tokens by the hundred, against rings of both algorithms: first the verifier, then the whole service (B1)."""
+"""Hundreds of bad tokens against key rings of both algorithms: the verifier, then the whole service (B1)."""
 
 import base64
 import json
@@ -38,7 +38,7 @@ def keys(key_file: Path) -> list[Key]:
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
-    """A socket that tokens name as a place to fetch keys from."""
+    """A socket whose address tokens give as the place to fetch keys from."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(0)
         yield listening
@@ -132,7 +132,7 @@ def test_no_token_causes_a_connection(
         tokens.verify(case.token, clock())
     assert not was_connected_to(listener)
     with socket.create_connection(listener.getsockname()):
-        assert was_connected_to(listener), "the listener would not have noticed"
+        assert was_connected_to(listener), "the listener does not notice connections"
 
 
 def header_of(token: str) -> bytes:
@@ -147,7 +147,7 @@ async def service(key_file: Path, tmp_path: Path, clock: FakeClock) -> AsyncIter
 
 @pytest.fixture
 async def validator(service: Client) -> AsyncIterator["auth_grpc.AuthServiceAsyncStub"]:
-    """A stub whose calls nobody records: the tokens of this module are too many, and none is a secret."""
+    """A stub that declares no secrets to WITNESS: these tokens are many, and none is a secret."""
     async with grpc.aio.insecure_channel(service.address) as channel:
         yield auth_grpc.AuthServiceStub(channel)
 
@@ -164,7 +164,7 @@ async def test_every_bad_token_ends_inactive_and_says_nothing_but_why(
     clock: FakeClock,
     listener: socket.socket,
 ) -> None:
-    """B1: whatever text arrives, the answer is OK and INACTIVE, with state, reason and checked_time alone."""
+    """B1: for every bad token the response is OK and INACTIVE, with state, reason and checked_time only."""
     await service.create_user()
     login = await service.log_in()
     forge = Forge(keys, claims_of(login.tokens.access_token), url_of(listener))
@@ -190,7 +190,7 @@ async def test_every_bad_token_ends_inactive_and_says_nothing_but_why(
 
 
 async def test_the_other_spelling_of_a_good_token_is_the_same_token(client: Client) -> None:
-    """Nothing may be keyed on a token's text: whoever holds an ECDSA signature (r, s) has (r, n - s) too."""
+    """No revocation may key on a token's text: anyone turns an ECDSA signature (r, s) into the valid (r, n - s)."""
     await client.create_user()
     token = await client.access_token()
     twin = other_spelling(token)
