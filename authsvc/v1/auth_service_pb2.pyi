@@ -121,8 +121,9 @@ class AuthenticateRequest(_message.Message):
     """Password of the user, 1 to 1,024 bytes of UTF-8, compared in NFC. Required. Secret, never logged."""
     client_address: _builtins.str
     """IP address of the end user as the backend saw it, IPv4 or IPv6 without a zone; the source of the attempt for
-    throttling. Empty: not known; then only the account's budget of failed logins counts, which an attacker can use up to
-    lock the user out. Ignored where the service has no callers file, unless the caller is on the service's own host.
+    throttling. Empty: not known; then only the account's budget of failed logins counts, and an attacker can lock the
+    user out by using it up. Ignored where the service has no callers file, unless the caller is on the service's own
+    host.
     """
     client_label: _builtins.str
     """Name of the session in session lists, for instance of a device; at most 128 characters. Empty: no name."""
