@@ -1,5 +1,6 @@
 """Every write while DynamoDB and its network fail: it is applied once, and its caller gets the true result."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -65,6 +66,18 @@ class LostThen:
         await exchange.forward()
         self.meanwhile()
         raise ConnectionResetError
+
+
+@dataclass(frozen=True)
+class Overtaken:
+    """Another process makes the same transaction first."""
+
+    tables: Tables
+
+    async def answer(self, exchange: Exchange, /) -> Reply:
+        payload = {name: value for name, value in exchange.attempt.payload.items() if name != "ClientRequestToken"}
+        await asyncio.to_thread(self.tables.dynamodb.transact_write_items, **payload)
+        return await exchange.forward()
 
 
 class StaleIndex:
@@ -359,6 +372,16 @@ async def test_a_lost_change_of_password_is_known_by_its_hash_after_another_chan
     with stage.proxy.fault(as_other, operations=WRITES, times=1):
         await stage.store.update_user(alice, changed)
     assert await stage.store.get_user(alice.user_id) == replace(changed, role="other")
+
+
+async def test_of_two_that_claim_an_email_for_its_user_at_once_both_have_it(stage: Stage) -> None:
+    stage.tables.put_user("carol", EMAIL, is_active={"BOOL": True}, created_at={"S": "2030-01-01"})
+    carol = await stage.store.get_user("carol")
+    with stage.proxy.fault(Overtaken(stage.tables), operations={"TransactWriteItems"}, times=1) as overtaken:
+        assert await stage.store.claim_email(carol)
+    assert overtaken.hits == 1
+    assert stage.tables.claim(EMAIL) == "carol"
+    await stage.use_cases.check_rows()
 
 
 async def test_a_stale_index_lets_no_old_password_in(stage: Stage) -> None:
