@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -32,6 +33,12 @@ TESTS = Path(__file__).parent
 MOTO_IN_EVERY_RUN = {TESTS / "rpc" / "test_main_job.py", TESTS / "stores" / "contract" / "test_store.py"}
 """The main job and the basic contract."""
 OTHER_ENGINES = {*ENGINES, "failing"} - {QUICK_ENGINE}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than processors, for a test that runs processes waits most of the time."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -24,8 +24,8 @@ from authsvc.rpc.authorization import Authorization
 from authsvc.rpc.callers import Callers, watch_callers_file
 from authsvc.rpc.middleware import Middleware
 from authsvc.rpc.user_service import UserService
-from authsvc.server import http_server
-from authsvc.server.grpc_server import ConnectionLimits, bind, build_server, set_health
+from authsvc.server import grpc_server, http_server
+from authsvc.server.grpc_server import ConnectionLimits, build_server, set_health
 from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
 from authsvc.stores.interface import Store
 from authsvc.stores.opening import open_store
@@ -142,8 +142,7 @@ async def run_app(
         middleware = Middleware(Authorization(validations, callers_file), limits.request_seconds)
         servicers = (AuthService(logins, sessions, validations), UserService(users, sessions))
         server, health_servicer = await build_server(middleware, servicers, settings, limits.connections)
-        port = bind(server, settings)
-        await server.start()
+        port = await grpc_server.start(server, settings, limits.connections)
         stack.push_async_callback(server.stop, STOP_GRACE_SECONDS)
         metrics.STARTS.inc()
         stack.callback(metrics.SERVING.set, 0)

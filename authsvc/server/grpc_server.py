@@ -1,7 +1,11 @@
 """The gRPC server: its limits, TLS, port, health and reflection."""
 
+import contextlib
+import os
+import resource
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,8 +82,13 @@ async def set_health(servicer: health.aio.HealthServicer, status: Any) -> None: 
         await servicer.set(name, status)
 
 
-def bind(server: grpc.aio.Server, settings: ServeSettings) -> int:
-    """Bind the server to its address.
+async def start(server: grpc.aio.Server, settings: ServeSettings, limits: ConnectionLimits) -> int:
+    """Bind the server to its address, and let it listen.
+
+    Args:
+        server: As build_server returns it.
+        settings: The address, the TLS files, and the number of workers.
+        limits: As for build_server.
 
     Returns:
         The port: the one in the settings, or the one that the kernel chose where that is 0.
@@ -87,6 +96,29 @@ def bind(server: grpc.aio.Server, settings: ServeSettings) -> int:
     Raises:
         ConfigError: The address is taken, or a TLS file cannot be used.
     """
+    occupied = min(limits.max_connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+    with _occupy_low_descriptors(occupied) if settings.workers > 1 else contextlib.nullcontext():
+        port = _bind(server, settings)
+        await server.start()
+    return port
+
+
+@contextmanager
+def _occupy_low_descriptors(count: int) -> Iterator[None]:
+    """Give files that the body opens higher descriptors than those of later connections.
+
+    Linux closes the files of a killed process from the highest descriptor down. The port closes first, so clients that
+    lose their connection and reconnect reach another worker, never the accept queue of the killed one.
+    """
+    occupied = [os.open(os.devnull, os.O_RDONLY) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for descriptor in occupied:
+            os.close(descriptor)
+
+
+def _bind(server: grpc.aio.Server, settings: ServeSettings) -> int:
     address = str(settings.listen)
     try:
         if settings.tls_cert is None or settings.tls_key is None:

@@ -20,6 +20,9 @@ from authsvc.server.workers import PRODUCTION_LIMITS, SupervisionLimits
 from tests.e2e.process import environment, invoke
 from tests.support import WITNESS
 
+LISTEN = "0A"
+"""The state of a listening socket in /proc/net/tcp."""
+
 
 @pytest.fixture
 def settings(tmp_path: Path, signing_keys: Path, monkeypatch: pytest.MonkeyPatch) -> config.ServeSettings:
@@ -123,3 +126,31 @@ async def test_it_listens_on_ipv6(settings: config.ServeSettings) -> None:
     async with two_workers(config.load({**os.environ, "AUTHSVC_LISTEN": "[::1]:0"})) as log:
         (listening,) = log.events("listening")
     assert listening["address"].startswith("[::1]:")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only /proc names the descriptors of another process")
+async def test_a_killed_worker_closes_its_port_before_its_connections(settings: config.ServeSettings) -> None:
+    """Linux closes from the highest descriptor down; clients that reconnect must reach another worker."""
+    async with two_workers(settings) as log:
+        first = next(line["pid"] for line in log.events("worker_started") if line["worker"] == 1)
+        await until(lambda: log.events("listening"))
+        host, _, port = log.events("listening")[0]["address"].rpartition(":")
+        connections = [await asyncio.open_connection(host, int(port)) for _ in range(20)]
+        for reader, _ in connections:
+            assert await reader.read(1), "gRPC's first frame: the connection is accepted"
+        assert last_socket(first) in listening_sockets()
+        for _, writer in connections:
+            writer.close()
+
+
+def last_socket(pid: int) -> str:
+    """Return what a process has under its highest descriptor."""
+    descriptors = Path(f"/proc/{pid}/fd").iterdir()
+    return str(max(descriptors, key=lambda descriptor: int(descriptor.name)).readlink())
+
+
+def listening_sockets() -> set[str]:
+    """Return the sockets of this machine that listen, as /proc names them."""
+    tables = (Path(f"/proc/net/{protocol}").read_text().splitlines()[1:] for protocol in ("tcp", "tcp6"))
+    rows = (line.split() for table in tables for line in table)
+    return {f"socket:[{row[9]}]" for row in rows if row[3] == LISTEN}
