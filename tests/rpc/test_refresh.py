@@ -316,6 +316,19 @@ async def test_a_refresh_in_an_outage_can_be_made_again(proxied: Proxied) -> Non
     assert await client.refresh(second.refresh_token)
 
 
+async def test_without_the_time_of_the_last_rotation_nothing_is_within_its_grace(proxied: Proxied) -> None:
+    """Another program has taken it from the row."""
+    first = (await logged_in(proxied.client)).tokens
+    second = await proxied.client.refresh(first.refresh_token)
+    row = next(
+        row for row in proxied.tables.rows(proxied.tables.sessions) if row["session_id"]["S"] == first.session_id
+    )
+    del row["last_refreshed_at"]
+    proxied.tables.dynamodb.put_item(TableName=proxied.tables.sessions, Item=row)
+    assert await refused(proxied.client, first.refresh_token) == "INVALID_REFRESH_TOKEN"
+    assert not await is_alive(proxied.client, second.access_token)
+
+
 async def test_reuse_in_an_outage_is_told_as_the_outage_and_ends_the_session_later(
     proxied: Proxied, clock: FakeClock
 ) -> None:
