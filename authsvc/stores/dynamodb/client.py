@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import random
 import uuid
 import zlib
@@ -13,15 +12,13 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
-import aioboto3
 import orjson
 from aiobotocore.config import AioConfig
 from botocore import xform_name
 from botocore.awsrequest import AWSResponse
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-from botocore.session import Session as BotocoreSession
+from botocore.exceptions import BotoCoreError, ClientError
 
-from authsvc import request_context
+from authsvc import aws, request_context
 from authsvc.errors import ConfigError, RetryableStoreError, StoreSetupError, StoreUnavailableError
 from authsvc.stores.dynamodb.signing import Signer
 from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
@@ -102,7 +99,7 @@ class DynamoDBClient:
 
     Args:
         client: An entered aiobotocore client.
-        credentials: Those of its session; None where there are none.
+        credentials: Those of its session.
         timeouts: Of each attempt, and how many there are.
     """
 
@@ -183,9 +180,6 @@ class DynamoDBClient:
             StoreSetupError: DynamoDB refuses the request itself.
         """
         try:
-            if self._credentials is None:
-                raise NoCredentialsError  # noqa: TRY301 - classified as botocore's own are
-            # Refreshed before they expire.
             frozen = await self._credentials.get_frozen_credentials()
             headers = self._signer.headers(f"{_API}.{operation}", body, frozen, datetime.now(UTC))
             request = _Request(self._client.meta.endpoint_url, headers, body)
@@ -254,8 +248,8 @@ def count_consumed(response: Mapping[str, Any], kind: str) -> None:
 def _classify_error(error: Exception) -> str:
     """Return the cause of a retryable failure; raise the store's own error for any other."""
     match error:
-        case NoCredentialsError():
-            raise StoreUnavailableError("no AWS credentials are configured") from None
+        case StoreUnavailableError():
+            raise error
         case ClientError(response=response):
             return _classify_code(response, response["ResponseMetadata"].get("HTTPStatusCode", 0))
         case BotoCoreError() | OSError():
@@ -300,19 +294,11 @@ async def open_client(timeouts: DynamoDBTimeouts) -> AsyncIterator[DynamoDBClien
         read_timeout=timeouts.read_seconds,
         max_pool_connections=POOL_CONNECTIONS,
     )
-    async with AsyncExitStack() as stack:
+    region = aws.region()
+    async with aws.open_session() as session, AsyncExitStack() as stack:
         try:
-            session = aioboto3.Session()
-            client = await stack.enter_async_context(session.client("dynamodb", region_name=_region(), config=config))
+            client = await stack.enter_async_context(session.client("dynamodb", region_name=region, config=config))
         except (BotoCoreError, ValueError) as error:
             raise ConfigError([f"AWS's settings: {error}"]) from None
         credentials: Any = session.get_credentials()  # a coroutine here, whatever its type says
         yield DynamoDBClient(client, await credentials, timeouts)
-
-
-def _region() -> str:
-    """Return the region: AWS_REGION, which botocore does not read, else as botocore finds it."""
-    region = os.environ.get("AWS_REGION") or BotocoreSession().get_config_variable("region")
-    if not region:
-        raise ConfigError(["AWS_REGION: must be set for the DynamoDB store"])
-    return str(region)

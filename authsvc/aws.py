@@ -1,0 +1,219 @@
+"""The AWS session of a process: TLS that checks certificates, and credentials refreshed in the background.
+
+aiobotocore 2.25, which aioboto3 15.5 requires, does not check the name in a certificate, and behind a proxy it checks
+nothing. aiobotocore 3.9 does; the classes below go when aioboto3 allows it.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ssl import SSLContext
+from typing import Any
+
+import aioboto3
+import structlog
+from aiobotocore.config import AioConfig
+from aiobotocore.credentials import (
+    AioContainerProvider,
+    AioCredentialResolver,
+    AioCredentials,
+    AioInstanceMetadataProvider,
+)
+from aiobotocore.httpsession import AIOHTTPSession
+from aiobotocore.session import AioSession
+from aiobotocore.utils import AioContainerMetadataFetcher, AioInstanceMetadataFetcher
+from botocore.credentials import ReadOnlyCredentials
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.httpsession import create_urllib3_context
+from botocore.utils import get_environ_proxies
+
+from authsvc.errors import ConfigError, StoreUnavailableError
+
+CREDENTIALS_POLL_SECONDS = 5.0
+"""botocore fetches new credentials when it is asked less than 15 minutes before the old ones expire."""
+CREDENTIALS_RETRY_SECONDS = 0.5
+CREDENTIALS_TIMEOUT_SECONDS = 30.0
+"""One refresh as a whole: far more than STS, a container or an instance needs."""
+CREDENTIALS_CONNECT_SECONDS = 5.0
+CREDENTIALS_READ_SECONDS = 10.0
+
+_log = structlog.get_logger(__name__)
+
+
+class CheckingHttpSession(AIOHTTPSession):
+    """An HTTP session that checks the chain and the name of every certificate, straight and through a proxy."""
+
+    def _get_ssl_context(self) -> SSLContext:
+        context: SSLContext = create_urllib3_context()
+        context.check_hostname = True
+        return context
+
+    def _setup_proxy_ssl_context(self, proxy_url: str) -> SSLContext:
+        # aiobotocore turns TLS checks off where this is None.
+        return super()._setup_proxy_ssl_context(proxy_url) or self._get_ssl_context()
+
+
+class MetadataHttp:
+    """What aiobotocore's fetchers of instance and container credentials need of an HTTP session.
+
+    Args:
+        timeout_seconds: Of each request.
+        proxies: By URL scheme.
+    """
+
+    def __init__(self, timeout_seconds: float, proxies: dict[str, str] | None = None) -> None:
+        self._timeout_seconds = timeout_seconds
+        self._proxies = proxies
+
+    @asynccontextmanager
+    async def acquire(self) -> AsyncIterator[CheckingHttpSession]:
+        """Open a session: credentials are fetched every few hours, so connections are not kept."""
+        async with CheckingHttpSession(timeout=self._timeout_seconds, proxies=self._proxies) as session:
+            yield session
+
+
+class RefreshedCredentials(AioCredentials):
+    """The process's AWS credentials, as botocore asks for them: one background task loads and refreshes them.
+
+    A request never starts a refresh and never cancels one. While the old credentials are valid, a slow source disturbs
+    no request. A source that has none yet is asked again.
+
+    Args:
+        resolver: Finds the first source that has credentials.
+        poll_seconds: Between two checks whether a refresh is due.
+    """
+
+    def __init__(self, resolver: AioCredentialResolver, poll_seconds: float = CREDENTIALS_POLL_SECONDS) -> None:
+        self._poll_seconds = poll_seconds
+        super().__init__("", "")  # botocore signs with get_frozen_credentials alone
+        self._resolver = resolver
+        self._source: Any = None
+        self._frozen: ReadOnlyCredentials | None = None
+        self._cause = "no answer from the credential source"
+        self._has_tried = asyncio.Event()
+
+    async def get_frozen_credentials(self) -> ReadOnlyCredentials:
+        """Return the current credentials; wait only for the first attempt to load them.
+
+        Raises:
+            StoreUnavailableError: There are none yet.
+        """
+        if self._frozen is None:
+            await self._has_tried.wait()
+        if self._frozen is None:
+            raise StoreUnavailableError(self._cause)
+        return self._frozen
+
+    async def refresh(self) -> None:
+        """Load the credentials, then keep them fresh, until cancelled."""
+        pause_seconds = 0.0
+        while True:
+            is_fresh = await self._refresh_once()
+            self._has_tried.set()
+            pause_seconds = self._poll_seconds if is_fresh else self._next_pause(pause_seconds)
+            await asyncio.sleep(pause_seconds)
+
+    def _next_pause(self, pause_seconds: float) -> float:
+        is_first_failure = pause_seconds in (0.0, self._poll_seconds)
+        return CREDENTIALS_RETRY_SECONDS if is_first_failure else min(2 * pause_seconds, self._poll_seconds)
+
+    async def _refresh_once(self) -> bool:
+        try:
+            async with asyncio.timeout(CREDENTIALS_TIMEOUT_SECONDS):
+                if self._source is None:
+                    await self._load()
+                if self._source is not None:
+                    self._frozen = await self._source.get_frozen_credentials()
+                    return True
+            cause = "no AWS credentials are configured"
+        except Exception as error:  # noqa: BLE001 - a source may raise anything; none of it may end the task
+            cause = f"AWS credentials: {_describe(error)}"
+        if cause != self._cause:
+            _log.warning("credentials_not_refreshed", cause=cause)
+        self._cause = cause
+        return False
+
+    async def _load(self) -> None:
+        self._source = await self._resolver.load_credentials()
+        # Valid although they may be due for a refresh, which can take its time.
+        self._frozen = getattr(self._source, "_frozen_credentials", None)
+        if self._frozen is not None:
+            self._has_tried.set()
+
+
+def _describe(error: Exception) -> str:
+    """Return an error's kind: its text may hold a token."""
+    if isinstance(error, ClientError):
+        return f"{error.operation_name}: {error.response.get('Error', {}).get('Code', 'unknown error')}"
+    return type(error).__name__
+
+
+class CheckingSession(AioSession):
+    """A botocore session all of whose HTTP sessions check certificates, with credentials of the background task."""
+
+    def __init__(self, poll_seconds: float) -> None:
+        super().__init__()
+        self.credentials = RefreshedCredentials(self._create_credential_resolver(), poll_seconds)
+
+    async def get_credentials(self) -> RefreshedCredentials:
+        """Return the credentials of the background task."""
+        return self.credentials
+
+    def _create_credential_resolver(self) -> AioCredentialResolver:
+        resolver: AioCredentialResolver = super()._create_credential_resolver()
+        for provider in resolver.providers:
+            if isinstance(provider, AioContainerProvider):
+                timeout_seconds = AioContainerMetadataFetcher.TIMEOUT_SECONDS
+                provider._fetcher = AioContainerMetadataFetcher(MetadataHttp(timeout_seconds))  # noqa: SLF001 - not settable otherwise
+            elif isinstance(provider, AioInstanceMetadataProvider):
+                fetcher: AioInstanceMetadataFetcher = provider._role_fetcher  # noqa: SLF001 - the same
+                proxies = get_environ_proxies(fetcher.get_base_url())
+                fetcher._session = MetadataHttp(fetcher._timeout, proxies)  # noqa: SLF001 - the same
+        return resolver
+
+    async def _create_client(self, service_name: str, *, config: Any = None, **arguments: Any) -> Any:
+        """Create a client; those that fetch credentials (STS, SSO) get longer time-outs than DynamoDB's."""
+        options = {} if config is None else dict(config._user_provided_options)  # noqa: SLF001 - as AioConfig.merge does
+        connector_args = getattr(config, "connector_args", None)
+        if "connect_timeout" not in options:
+            options |= {"connect_timeout": CREDENTIALS_CONNECT_SECONDS, "read_timeout": CREDENTIALS_READ_SECONDS}
+        checked = AioConfig(connector_args, CheckingHttpSession, **options)
+        return await super()._create_client(service_name, config=checked, **arguments)
+
+
+@asynccontextmanager
+async def open_session(poll_seconds: float = CREDENTIALS_POLL_SECONDS) -> AsyncIterator[aioboto3.Session]:
+    """Open the process's AWS session, configured by AWS's own variables and files.
+
+    Args:
+        poll_seconds: Between two checks whether the credentials are due for a refresh.
+
+    Raises:
+        ConfigError: AWS's settings are malformed.
+    """
+    try:
+        checking = CheckingSession(poll_seconds)
+        session = aioboto3.Session(botocore_session=checking)
+    except (BotoCoreError, ValueError) as error:
+        raise ConfigError([f"AWS's settings: {error}"]) from None
+    refresh = asyncio.create_task(checking.credentials.refresh())
+    try:
+        yield session
+    finally:
+        refresh.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await refresh
+
+
+def region() -> str:
+    """Return the region: AWS_REGION, which botocore does not read, else as botocore finds it.
+
+    Raises:
+        ConfigError: No region is configured.
+    """
+    name = os.environ.get("AWS_REGION") or AioSession().get_config_variable("region")
+    if not name:
+        raise ConfigError(["AWS_REGION: must be set for the DynamoDB store"])
+    return str(name)

@@ -1,0 +1,368 @@
+"""The peers that the service connects to: certificates are checked, and credentials never hold a request up."""
+
+import asyncio
+import contextlib
+import json
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiobotocore.httpsession import AIOHTTPSession
+from aiohttp import web
+from cryptography import x509
+
+from authsvc import aws
+from authsvc.errors import StoreUnavailableError
+from authsvc.request_context import time_limit
+from authsvc.stores.dynamodb.client import open_client
+from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
+from tests.e2e.certificates import Authority, Pair
+
+TIMEOUTS = DynamoDBTimeouts(connect_seconds=5.0, read_seconds=5.0, max_attempts=1)
+EXPIRED = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    folder = tmp_path / "ca"
+    folder.mkdir()
+    return Authority(folder)
+
+
+@pytest.fixture(autouse=True)
+def _environ(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "AWS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+
+
+@asynccontextmanager
+async def serving(
+    handler: Callable[[web.Request], Any], pair: Pair | None = None
+) -> AsyncIterator[str]:
+    """An HTTP server, with TLS where there is a certificate; its URL."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    context = None
+    if pair is not None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(pair.certificate, pair.key)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
+    await site.start()
+    port = runner.addresses[0][1]
+    try:
+        yield f"{'http' if pair is None else 'https'}://localhost:{port}"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def proxying() -> AsyncIterator[tuple[str, list[str]]]:
+    """A proxy that tunnels (CONNECT), and the targets that it was asked for."""
+    targets: list[str] = []
+
+    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        method, target, _ = head.split(b"\r\n")[0].decode().split(" ")
+        assert method == "CONNECT"
+        targets.append(target)
+        host, _, port = target.rpartition(":")
+        up_reader, up_writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        await asyncio.gather(pipe(reader, up_writer), pipe(up_reader, writer))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", targets
+    finally:
+        server.close()
+
+
+async def empty_item(_: web.Request) -> web.Response:
+    return web.json_response({})
+
+
+LOCALHOST = x509.DNSName("localhost")
+
+
+def pair_of(case: str, authority: Authority, other: Authority) -> Pair:
+    match case:
+        case "right":
+            return authority.issue("right", names=[LOCALHOST])
+        case "another name":
+            return authority.issue("other", names=[x509.DNSName("somebody-else.example")])
+        case "unknown CA":
+            return other.issue("unknown", names=[LOCALHOST])
+        case _:
+            return authority.issue("expired", days=-0.5, names=[LOCALHOST])
+
+
+@pytest.mark.parametrize("is_proxied", [False, True], ids=["straight", "through a proxy"])
+@pytest.mark.parametrize("case", ["right", "another name", "unknown CA", "expired"])
+async def test_the_certificate_of_dynamodb_is_checked(
+    case: str, is_proxied: bool, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: FBT001
+) -> None:
+    (tmp_path / "other").mkdir()
+    pair = pair_of(case, authority, Authority(tmp_path / "other"))
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(authority.certificate))
+    async with serving(empty_item, pair) as url, proxying() as (proxy_url, targets):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", url)
+        if is_proxied:
+            monkeypatch.setenv("HTTPS_PROXY", proxy_url)
+        async with open_client(TIMEOUTS) as client:
+            if case == "right":
+                assert await client.get("users", user_id="alice") is None
+            else:
+                with pytest.raises(StoreUnavailableError, match="SSLError|ertificate"):
+                    await client.get("users", user_id="alice")
+        assert bool(targets) is is_proxied
+
+
+# Credentials
+
+
+@dataclass
+class Source:
+    """A source of container credentials.
+
+    Args:
+        seconds_left: Of the credentials that it gives.
+        delays: Seconds that each answer takes, the last one for all further answers.
+        statuses: The same for its status.
+    """
+
+    seconds_left: float = 3600.0
+    delays: list[float] = field(default_factory=lambda: [0.0])
+    statuses: list[int] = field(default_factory=lambda: [200])
+    begun: int = 0
+    answered: int = 0
+
+    async def answer(self, _: web.Request) -> web.Response:
+        number = self.begun
+        self.begun += 1
+        await asyncio.sleep(self.delays[min(number, len(self.delays) - 1)])
+        status = self.statuses[min(number, len(self.statuses) - 1)]
+        self.answered += 1
+        expiration = datetime.now(UTC) + timedelta(seconds=self.seconds_left)
+        return web.json_response(
+            {
+                "AccessKeyId": f"key-{number}",
+                "SecretAccessKey": "secret",
+                "Token": "token",
+                "Expiration": expiration.isoformat().replace("+00:00", "Z"),
+            },
+            status=status,
+        )
+
+
+@pytest.fixture
+def from_container(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let credentials come from a container's source alone."""
+
+    def use(url: str) -> None:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", url.replace("localhost", "127.0.0.1") + "/creds")
+
+    return use
+
+
+async def frozen(session: Any) -> Any:
+    return await (await session.get_credentials()).get_frozen_credentials()
+
+
+async def test_a_slow_source_disturbs_nobody_while_the_credentials_are_valid(
+    from_container: Callable[[str], None],
+) -> None:
+    """500 s left: botocore alone would let every request fetch new ones, and cancel it at the request's deadline."""
+    source = Source(seconds_left=500.0, delays=[0.0, 1.5])
+    async with serving(source.answer) as url:
+        from_container(url)
+        async with aws.open_session(poll_seconds=0.05) as session:
+            for _ in range(20):
+                with time_limit(0.2):
+                    async with asyncio.timeout(0.2):
+                        assert (await frozen(session)).access_key == "key-0"
+            async with asyncio.timeout(10):
+                while source.answered < 2:
+                    await asyncio.sleep(0.02)
+                while (await frozen(session)).access_key != "key-1":
+                    await asyncio.sleep(0.02)
+            assert source.begun <= 3  # one refresh at a time
+
+
+async def test_a_source_that_is_away_is_asked_again(
+    from_container: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiobotocore.utils.AioContainerMetadataFetcher.SLEEP_TIME", 0.0)
+    source = Source(statuses=[404] * 6 + [200])
+    async with serving(source.answer) as url:
+        from_container(url)
+        async with aws.open_session(poll_seconds=0.05) as session:
+            with pytest.raises(StoreUnavailableError, match="CredentialRetrievalError"):
+                await frozen(session)
+            async with asyncio.timeout(10):
+                while True:
+                    with contextlib.suppress(StoreUnavailableError):
+                        if (await frozen(session)).access_key == "key-6":
+                            break
+                    await asyncio.sleep(0.02)
+
+
+async def test_without_any_source_there_is_a_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    async with aws.open_session() as session:
+        with pytest.raises(StoreUnavailableError, match="no AWS credentials are configured"):
+            await frozen(session)
+
+
+STS_ERROR = """<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type>
+<Code>InvalidIdentityToken</Code><Message>No such provider: eyJsecret</Message></Error></ErrorResponse>"""
+STS_ANSWER = """<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
+<AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>key-of-role</AccessKeyId>
+<SecretAccessKey>secret</SecretAccessKey><SessionToken>token</SessionToken>
+<Expiration>{expiration}</Expiration></Credentials></AssumeRoleWithWebIdentityResult>
+</AssumeRoleWithWebIdentityResponse>"""
+
+
+@pytest.fixture
+def web_identity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("a web identity")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/auth")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+
+
+@pytest.mark.usefixtures("web_identity")
+async def test_a_refusal_of_sts_is_an_outage_with_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_good = False
+
+    async def sts(_: web.Request) -> web.Response:
+        expiration = (datetime.now(UTC) + timedelta(hours=1)).isoformat().replace("+00:00", "Z")
+        if is_good:
+            return web.Response(text=STS_ANSWER.format(expiration=expiration), content_type="text/xml")
+        return web.Response(status=400, text=STS_ERROR, content_type="text/xml")
+
+    async with serving(sts) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", url)
+        async with aws.open_session(poll_seconds=0.05) as session:
+            with pytest.raises(StoreUnavailableError, match="AssumeRoleWithWebIdentity: InvalidIdentityToken") as told:
+                await frozen(session)
+            assert "eyJ" not in told.value.cause
+            is_good = True
+            async with asyncio.timeout(10):
+                while True:
+                    with contextlib.suppress(StoreUnavailableError):
+                        if (await frozen(session)).access_key == "key-of-role":
+                            break
+                    await asyncio.sleep(0.02)
+
+
+@pytest.mark.usefixtures("web_identity")
+@pytest.mark.parametrize("case", ["right", "another name"])
+async def test_the_certificate_of_sts_is_checked(
+    case: str, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def sts(_: web.Request) -> web.Response:
+        expiration = (datetime.now(UTC) + timedelta(hours=1)).isoformat().replace("+00:00", "Z")
+        return web.Response(text=STS_ANSWER.format(expiration=expiration), content_type="text/xml")
+
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(authority.certificate))
+    async with serving(sts, pair_of(case, authority, authority)) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", url)
+        async with aws.open_session() as session:
+            if case == "right":
+                assert (await frozen(session)).access_key == "key-of-role"
+            else:
+                with pytest.raises(StoreUnavailableError, match="SSLError"):
+                    await frozen(session)
+
+
+async def test_every_http_session_checks_certificates(
+    from_container: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever makes one: DynamoDB's client, STS's, SSO's, a container's or an instance's source."""
+    connecting: list[type] = []
+    original = AIOHTTPSession._create_connector  # noqa: SLF001 - whatever connects, connects by it
+
+    def noting(self: AIOHTTPSession, proxy_url: str | None) -> Any:
+        connecting.append(type(self))
+        return original(self, proxy_url)
+
+    monkeypatch.setattr(AIOHTTPSession, "_create_connector", noting)
+    async with serving(Source().answer) as url:
+        from_container(url)
+        for service in ("DYNAMODB", "STS", "SSM", "SECRETS_MANAGER"):
+            monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", url)
+        async with aws.open_session() as session:
+            async with session.client("dynamodb", region_name="eu-west-1") as client:
+                await client.list_tables()
+            async with session.client("sts", region_name="eu-west-1") as client:
+                with contextlib.suppress(Exception):
+                    await client.get_caller_identity()
+            async with session.client("ssm", region_name="eu-west-1") as client:
+                await client.get_parameter(Name="x")
+            async with session.client("secretsmanager", region_name="eu-west-1") as client:
+                await client.get_secret_value(SecretId="x")
+    assert len(connecting) >= 5
+    assert set(connecting) == {aws.CheckingHttpSession}
+
+
+async def test_instance_credentials_that_come_late_are_taken_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instance whose metadata service answers 404 at first."""
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    is_there = False
+
+    async def imds(request: web.Request) -> web.Response:
+        if not is_there:
+            return web.Response(status=404)
+        if request.method == "PUT":
+            return web.Response(text="token-of-imds")
+        if request.path.endswith("/auth-role"):
+            expiration = (datetime.now(UTC) + timedelta(hours=1)).isoformat().replace("+00:00", "Z")
+            document = {
+                "Code": "Success",
+                "AccessKeyId": "key-of-instance",
+                "SecretAccessKey": "secret",
+                "Token": "token",
+                "Expiration": expiration,
+            }
+            return web.json_response(document)
+        return web.Response(text="auth-role")
+
+    async with serving(imds) as url:
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", url)
+        async with aws.open_session(poll_seconds=0.05) as session:
+            with pytest.raises(StoreUnavailableError, match="no AWS credentials are configured"):
+                await frozen(session)
+            is_there = True
+            async with asyncio.timeout(10):
+                while True:
+                    with contextlib.suppress(StoreUnavailableError):
+                        if (await frozen(session)).access_key == "key-of-instance":
+                            break
+                    await asyncio.sleep(0.02)
