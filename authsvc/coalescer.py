@@ -64,7 +64,7 @@ class Coalescer(Generic[V]):
         if self._flush_timer is None or len(self._waiting) >= MAX_KEYS:  # else a timer is set already
             self._maybe_flush()
         timer = loop.call_at(
-            request_context.deadline(), _resolve, waiters.values(), StoreUnavailableError("no answer in time")
+            request_context.store_deadline(), _resolve, waiters.values(), StoreUnavailableError("no answer in time")
         )
         try:
             return {key: await waiter for key, waiter in waiters.items()}

@@ -12,6 +12,12 @@ from contextvars import ContextVar
 DEFAULT_DEADLINE_SECONDS = 2.5
 """Deadline of a request whose client set no earlier one."""
 
+HASHING_DEADLINE_SECONDS = 10.0
+"""The same for requests that hash a password: a hash of a high cost takes seconds, and logins may queue."""
+
+STORE_DEADLINE_SECONDS = 2.5
+"""Longest time of one store call, however far the request's deadline is."""
+
 COMMAND_DEADLINE_SECONDS = 60.0
 """Deadline of a command: an operator waits, and a hash of the highest cost takes seconds."""
 
@@ -75,6 +81,11 @@ def time_limit(seconds: float) -> Iterator[None]:
 def deadline() -> float:
     """Return the deadline by the running loop's clock; DEFAULT_DEADLINE_SECONDS from now where none is set."""
     return _deadline.get(asyncio.get_running_loop().time() + DEFAULT_DEADLINE_SECONDS)
+
+
+def store_deadline() -> float:
+    """Return the deadline of a store call that begins now, by the running loop's clock."""
+    return min(deadline(), asyncio.get_running_loop().time() + STORE_DEADLINE_SECONDS)
 
 
 def remaining_seconds() -> float:

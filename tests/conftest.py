@@ -89,6 +89,7 @@ def limits(request: pytest.FixtureRequest) -> Limits:
 def _default_deadline(limits: Limits, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same for calls that a test makes of a store or a use case itself, outside a request."""
     monkeypatch.setattr(request_context, "DEFAULT_DEADLINE_SECONDS", limits.request_seconds)
+    monkeypatch.setattr(request_context, "STORE_DEADLINE_SECONDS", limits.request_seconds)
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,7 @@ SECRET_SHAPES = re.compile(
 
 PATIENT_LIMITS = Limits(
     request_seconds=30.0,
+    hashing_seconds=30.0,
     stale_fallback_seconds=30.0,
     dynamodb=DynamoDBTimeouts(connect_seconds=30.0, read_seconds=30.0, batch_seconds=30.0),
 )

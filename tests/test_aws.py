@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -46,9 +45,7 @@ def _environ(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def serving(
-    handler: Callable[[web.Request], Any], pair: Pair | None = None
-) -> AsyncIterator[str]:
+async def serving(handler: Callable[[web.Request], Any], pair: Pair | None = None) -> AsyncIterator[str]:
     """An HTTP server, with TLS where there is a certificate; its URL."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
@@ -118,7 +115,11 @@ def pair_of(case: str, authority: Authority, other: Authority) -> Pair:
 @pytest.mark.parametrize("is_proxied", [False, True], ids=["straight", "through a proxy"])
 @pytest.mark.parametrize("case", ["right", "another name", "unknown CA", "expired"])
 async def test_the_certificate_of_dynamodb_is_checked(
-    case: str, is_proxied: bool, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: FBT001
+    case: str,
+    is_proxied: bool,
+    authority: Authority,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: FBT001
 ) -> None:
     (tmp_path / "other").mkdir()
     pair = pair_of(case, authority, Authority(tmp_path / "other"))

@@ -27,8 +27,8 @@ CAPACITY = 16
 """Slots of hashes that are reserved, waiting or running; further ones are refused at once."""
 UNKNOWN_SOURCE_CAPACITY = 12
 """How many of these slots unknown sources may use."""
-THREAD_NICENESS = 19
-"""Where the thread cannot have idle priority."""
+THREAD_NICENESS = 5
+"""Validations come first, but on a host whose cores are all busy the thread still gets a share."""
 CONCURRENT_PREPARATIONS = 2
 """Slots per priority that may use the store at a time: one before the running hash, one for the next."""
 _SMOOTHING = 0.2
@@ -262,11 +262,6 @@ def _smoothed(average: float, value: float) -> float:
 
 
 def _lower_priority() -> None:
-    """Give the thread idle priority, so that validations come first; only Linux has priorities per thread."""
+    """Let validations come first; only Linux has priorities per thread."""
     if sys.platform == "linux":
-        thread = threading.get_native_id()
-        try:
-            # A nice thread, however nice, finishes its time slice before a thread that wakes up.
-            os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
-        except OSError:  # a sandbox without it, gVisor for instance
-            os.setpriority(os.PRIO_PROCESS, thread, THREAD_NICENESS)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), THREAD_NICENESS)

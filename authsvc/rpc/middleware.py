@@ -24,6 +24,15 @@ from authsvc.rpc.statuses import INTERNAL, Status, error_metadata, status_for
 from authsvc.telemetry import audit, metrics
 from authsvc.telemetry.audit import Event
 
+HASHING_METHODS = frozenset(
+    {
+        "authsvc.v1.AuthService.Authenticate",
+        "authsvc.v1.AuthService.ChangePassword",
+        "authsvc.v1.UserService.CreateUser",
+        "authsvc.v1.UserService.ResetPassword",
+    }
+)
+"""RPCs that hash a password: they have a longer deadline."""
 CLIENT_ADDRESS = "client_address"
 """Request field: the end user's address as the caller saw it."""
 
@@ -38,13 +47,18 @@ class Middleware:
     Args:
         authorization: Decides who may call.
         request_seconds: Deadline of a request whose client set no earlier one.
+        hashing_seconds: The same for HASHING_METHODS.
     """
 
     def __init__(
-        self, authorization: Authorization, request_seconds: float = request_context.DEFAULT_DEADLINE_SECONDS
+        self,
+        authorization: Authorization,
+        request_seconds: float = request_context.DEFAULT_DEADLINE_SECONDS,
+        hashing_seconds: float = request_context.HASHING_DEADLINE_SECONDS,
     ) -> None:
         self._authorization = authorization
         self._request_seconds = request_seconds
+        self._hashing_seconds = hashing_seconds
 
     def wrap_service(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
         """Return a service's wrapped methods, ready to be added to a server.
@@ -64,12 +78,13 @@ class Middleware:
         # Without authenticated callers, only a client on this machine is believed.
         distrusts_address = not self._authorization.has_callers and CLIENT_ADDRESS in method.input_type.fields_by_name
         calls = metrics.MethodCalls(method.full_name)
+        max_seconds = self._hashing_seconds if method.full_name in HASHING_METHODS else self._request_seconds
 
         async def wrapped(data: bytes, context: Context) -> bytes:
             begin = time.perf_counter()
             trace_id = request_context.new_trace_id()
             try:
-                request_context.start_deadline(context.time_remaining(), self._request_seconds)
+                request_context.start_deadline(context.time_remaining(), max_seconds)
                 if authorize is not None:
                     await authorize(context)
                 request = _decode(request_class, data)

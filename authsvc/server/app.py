@@ -57,6 +57,7 @@ class Limits:
 
     Args:
         request_seconds: Deadline of a request whose client set no earlier one.
+        hashing_seconds: The same for requests that hash a password.
         stale_fallback_seconds: How long a validation waits for the store where an older read may answer instead.
         drain_seconds: From NOT_SERVING to the end of new calls beyond loopback: balancers need time to notice.
         file_poll_seconds: Between two checks of the watched files.
@@ -66,6 +67,7 @@ class Limits:
     """
 
     request_seconds: float = request_context.DEFAULT_DEADLINE_SECONDS
+    hashing_seconds: float = request_context.HASHING_DEADLINE_SECONDS
     stale_fallback_seconds: float = STALE_FALLBACK_TIMEOUT_SECONDS
     drain_seconds: float = 2.0
     file_poll_seconds: float = 0.5
@@ -139,7 +141,9 @@ async def run_app(
         http_address = await stack.enter_async_context(
             http_server.serve_http(settings, lambda: sessions.jwks, metrics.registry_of())
         )
-        middleware = Middleware(Authorization(validations, callers_file), limits.request_seconds)
+        middleware = Middleware(
+            Authorization(validations, callers_file), limits.request_seconds, limits.hashing_seconds
+        )
         servicers = (AuthService(logins, sessions, validations), UserService(users, sessions))
         server, health_servicer = await build_server(middleware, servicers, settings, limits.connections)
         port = await grpc_server.start(server, settings, limits.connections)

@@ -298,7 +298,7 @@ class SQLiteStore:
 
         with metrics.store_call("write"):
             try:
-                async with asyncio.timeout_at(request_context.deadline()):
+                async with asyncio.timeout_at(request_context.store_deadline()):
                     return await asyncio.get_running_loop().run_in_executor(self._thread, transact)
             except TimeoutError:
                 raise StoreUnavailableError("sqlite: no answer in time") from None

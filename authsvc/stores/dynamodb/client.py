@@ -139,7 +139,7 @@ class DynamoDBClient:
     async def _send_with_retries(self, operation: str, body: bytes) -> dict[str, Any]:
         cause = f"{operation}: no answer in time"
         with suppress(TimeoutError):
-            async with asyncio.timeout_at(request_context.deadline()):
+            async with asyncio.timeout_at(request_context.store_deadline()):
                 for attempt in range(self.timeouts.max_attempts):
                     try:
                         return await self.send(operation, body)
