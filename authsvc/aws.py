@@ -1,7 +1,8 @@
 """The AWS session of a process: TLS that checks certificates, and credentials refreshed in the background.
 
 aiobotocore 2.25, which aioboto3 15.5 requires, does not check the name in a certificate, and behind a proxy it checks
-nothing. aiobotocore 3.9 does; the classes below go when aioboto3 allows it.
+nothing. aiobotocore 3.9 does; the classes below go when aioboto3 allows it. They override methods that the stubs leave
+out, or declare without `async`.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from aiobotocore.credentials import (
 )
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
-from aiobotocore.utils import AioContainerMetadataFetcher, AioInstanceMetadataFetcher
+from aiobotocore.utils import AioContainerMetadataFetcher
 from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.httpsession import create_urllib3_context
@@ -52,7 +53,8 @@ class CheckingHttpSession(AIOHTTPSession):
 
     def _setup_proxy_ssl_context(self, proxy_url: str) -> SSLContext:
         # aiobotocore turns TLS checks off where this is None.
-        return super()._setup_proxy_ssl_context(proxy_url) or self._get_ssl_context()
+        context: SSLContext | None = super()._setup_proxy_ssl_context(proxy_url)  # type: ignore[misc]
+        return context or self._get_ssl_context()
 
 
 class MetadataHttp:
@@ -94,7 +96,7 @@ class RefreshedCredentials(AioCredentials):
         self._cause = "no answer from the credential source"
         self._has_tried = asyncio.Event()
 
-    async def get_frozen_credentials(self) -> ReadOnlyCredentials:
+    async def get_frozen_credentials(self) -> ReadOnlyCredentials:  # type: ignore[override]
         """Return the current credentials; wait only for the first attempt to load them.
 
         Raises:
@@ -157,30 +159,34 @@ class CheckingSession(AioSession):
         super().__init__()
         self.credentials = RefreshedCredentials(self._create_credential_resolver(), poll_seconds)
 
-    async def get_credentials(self) -> RefreshedCredentials:
+    async def get_credentials(self) -> RefreshedCredentials:  # type: ignore[override]
         """Return the credentials of the background task."""
         return self.credentials
 
     def _create_credential_resolver(self) -> AioCredentialResolver:
-        resolver: AioCredentialResolver = super()._create_credential_resolver()
+        resolver: AioCredentialResolver = super()._create_credential_resolver()  # type: ignore[misc]
         for provider in resolver.providers:
-            if isinstance(provider, AioContainerProvider):
-                timeout_seconds = AioContainerMetadataFetcher.TIMEOUT_SECONDS
-                provider._fetcher = AioContainerMetadataFetcher(MetadataHttp(timeout_seconds))  # noqa: SLF001 - not settable otherwise
-            elif isinstance(provider, AioInstanceMetadataProvider):
-                fetcher: AioInstanceMetadataFetcher = provider._role_fetcher  # noqa: SLF001 - the same
-                proxies = get_environ_proxies(fetcher.get_base_url())
-                fetcher._session = MetadataHttp(fetcher._timeout, proxies)  # noqa: SLF001 - the same
+            _use_checking_http(provider)
         return resolver
 
+    # Names and types are aiobotocore's; its stubs leave the method out.
     async def _create_client(self, service_name: str, *, config: Any = None, **arguments: Any) -> Any:
         """Create a client; those that fetch credentials (STS, SSO) get longer time-outs than DynamoDB's."""
-        options = {} if config is None else dict(config._user_provided_options)  # noqa: SLF001 - as AioConfig.merge does
+        options = {} if config is None else dict(config._user_provided_options)
         connector_args = getattr(config, "connector_args", None)
         if "connect_timeout" not in options:
             options |= {"connect_timeout": CREDENTIALS_CONNECT_SECONDS, "read_timeout": CREDENTIALS_READ_SECONDS}
-        checked = AioConfig(connector_args, CheckingHttpSession, **options)
-        return await super()._create_client(service_name, config=checked, **arguments)
+        checking = AioConfig(connector_args, CheckingHttpSession, **options)
+        return await super()._create_client(service_name, config=checking, **arguments)  # type: ignore[misc]
+
+
+def _use_checking_http(provider: Any) -> None:
+    if isinstance(provider, AioContainerProvider):
+        session: Any = MetadataHttp(AioContainerMetadataFetcher.TIMEOUT_SECONDS)
+        provider._fetcher = AioContainerMetadataFetcher(session)  # type: ignore[attr-defined]
+    elif isinstance(provider, AioInstanceMetadataProvider):
+        fetcher: Any = provider._role_fetcher  # type: ignore[attr-defined]
+        fetcher._session = MetadataHttp(fetcher._timeout, get_environ_proxies(fetcher.get_base_url()))
 
 
 @asynccontextmanager
