@@ -25,7 +25,7 @@ from aiobotocore.credentials import (
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
 from aiobotocore.utils import AioContainerMetadataFetcher
-from botocore.credentials import ReadOnlyCredentials
+from botocore.credentials import EnvProvider, ReadOnlyCredentials
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.httpsession import create_urllib3_context
 from botocore.utils import get_environ_proxies
@@ -200,6 +200,7 @@ async def open_session(poll_seconds: float = CREDENTIALS_POLL_SECONDS) -> AsyncI
         ConfigError: AWS's settings are malformed.
     """
     try:
+        EnvProvider().load()  # fails for half a pair of keys, which no waiting repairs
         checking = CheckingSession(poll_seconds)
         session = aioboto3.Session(botocore_session=checking)
     except (BotoCoreError, ValueError) as error:
