@@ -110,16 +110,12 @@ class RefreshedCredentials(AioCredentials):
 
     async def refresh(self) -> None:
         """Load the credentials, then keep them fresh, until cancelled."""
-        pause_seconds = 0.0
+        retry_seconds = CREDENTIALS_RETRY_SECONDS
         while True:
             is_fresh = await self._refresh_once()
             self._has_tried.set()
-            pause_seconds = self._poll_seconds if is_fresh else self._next_pause(pause_seconds)
-            await asyncio.sleep(pause_seconds)
-
-    def _next_pause(self, pause_seconds: float) -> float:
-        is_first_failure = pause_seconds in (0.0, self._poll_seconds)
-        return CREDENTIALS_RETRY_SECONDS if is_first_failure else min(2 * pause_seconds, self._poll_seconds)
+            await asyncio.sleep(self._poll_seconds if is_fresh else retry_seconds)
+            retry_seconds = CREDENTIALS_RETRY_SECONDS if is_fresh else min(2 * retry_seconds, self._poll_seconds)
 
     async def _refresh_once(self) -> bool:
         try:

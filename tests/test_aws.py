@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiobotocore.credentials import AioCredentialResolver
 from aiobotocore.httpsession import AIOHTTPSession
 from aiohttp import web
 from cryptography import x509
@@ -21,6 +23,7 @@ from authsvc.request_context import time_limit
 from authsvc.stores.dynamodb.client import open_client
 from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
 from tests.e2e.certificates import Authority, Pair
+from tests.virtual_clock import jumping, now
 
 TIMEOUTS = DynamoDBTimeouts(connect_seconds=5.0, read_seconds=5.0, max_attempts=1)
 EXPIRED = datetime(2020, 1, 1, tzinfo=UTC)
@@ -227,6 +230,20 @@ async def test_a_source_that_is_away_is_asked_again(
                         if (await frozen(session)).access_key == "key-6":
                             break
                     await asyncio.sleep(0.02)
+
+
+@jumping
+async def test_a_source_that_stays_away_is_asked_ever_less_often() -> None:
+    asked: list[float] = []
+
+    class Away(AioCredentialResolver):
+        async def load_credentials(self) -> None:  # type: ignore[override]  # declared without `async`
+            asked.append(now())
+
+    refresh = asyncio.create_task(aws.RefreshedCredentials(Away([]), poll_seconds=5.0).refresh())
+    await asyncio.sleep(30)
+    refresh.cancel()
+    assert [later - earlier for earlier, later in pairwise(asked)] == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0, 5.0]
 
 
 async def test_without_any_source_there_is_a_cause(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,12 @@
 """The coalescer's contract, on a clock that jumps from timer to timer, so that all times are exact."""
 
 import asyncio
-import functools
 import gc
 import random
-import selectors
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from itertools import count, pairwise
-from typing import Any, ParamSpec
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +17,7 @@ from authsvc.coalescer import IDLE_FLUSH_SECONDS, MAX_IN_FLIGHT, MAX_KEYS, MAX_W
 from authsvc.errors import RetryableStoreError, StoreUnavailableError
 from authsvc.request_context import DEFAULT_DEADLINE_SECONDS
 from authsvc.server.app import PRODUCTION_LIMITS
+from tests.virtual_clock import jumping, now
 
 MAX_READ_SECONDS = 1.0
 MAX_ATTEMPTS = 4
@@ -28,45 +27,6 @@ MOMENT_SECONDS = IDLE_FLUSH_SECONDS / 100
 HUNDRED = [f"k{number}" for number in range(MAX_KEYS)]
 pytestmark = pytest.mark.limits(PRODUCTION_LIMITS)
 _tracer: ContextVar[str] = ContextVar("tracer")
-
-
-class _Jump(selectors.DefaultSelector):
-    """Advances the clock instead of waiting."""
-
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> Any:
-        self.now += timeout or 0.0
-        return super().select(timeout and 0.0)
-
-
-class JumpingLoop(asyncio.SelectorEventLoop):
-    """An event loop on a virtual clock."""
-
-    def __init__(self) -> None:
-        self._jump = _Jump()
-        super().__init__(self._jump)
-
-    def time(self) -> float:
-        return self._jump.now
-
-
-P = ParamSpec("P")
-
-
-def jumping(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """Run a test on a JumpingLoop."""
-
-    @functools.wraps(test)
-    def run(*args: P.args, **fixtures: P.kwargs) -> None:
-        with asyncio.Runner(loop_factory=JumpingLoop) as runner:
-            runner.run(test(*args, **fixtures))
-
-    return run
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 class Batch:
