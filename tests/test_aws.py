@@ -165,13 +165,12 @@ class Source:
         await asyncio.sleep(self.delays[min(number, len(self.delays) - 1)])
         status = self.statuses[min(number, len(self.statuses) - 1)]
         self.answered += 1
-        expiration = datetime.now(UTC) + timedelta(seconds=self.seconds_left)
         return web.json_response(
             {
                 "AccessKeyId": f"key-{number}",
                 "SecretAccessKey": "secret",
                 "Token": "token",
-                "Expiration": expiration.isoformat().replace("+00:00", "Z"),
+                "Expiration": expiration(self.seconds_left),
             },
             status=status,
         )
@@ -194,6 +193,21 @@ async def frozen(session: Any) -> Any:
     return await (await session.get_credentials()).get_frozen_credentials()
 
 
+async def until_key(session: Any, access_key: str) -> None:
+    """Wait until the session has these credentials."""
+    async with asyncio.timeout(10):
+        while True:
+            with contextlib.suppress(StoreUnavailableError):
+                if (await frozen(session)).access_key == access_key:
+                    return
+            await asyncio.sleep(0.02)
+
+
+def expiration(seconds: float = 3600.0) -> str:
+    """Return a time so long from now, as AWS writes it."""
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
+
+
 async def test_a_slow_source_disturbs_nobody_while_the_credentials_are_valid(
     from_container: Callable[[str], None],
 ) -> None:
@@ -209,8 +223,7 @@ async def test_a_slow_source_disturbs_nobody_while_the_credentials_are_valid(
             async with asyncio.timeout(10):
                 while source.answered < 2:  # noqa: ASYNC110 - no event tells
                     await asyncio.sleep(0.02)
-                while (await frozen(session)).access_key != "key-1":  # noqa: ASYNC110 - the same
-                    await asyncio.sleep(0.02)
+            await until_key(session, "key-1")
             assert source.begun <= 3  # one refresh at a time
 
 
@@ -224,12 +237,7 @@ async def test_a_source_that_is_away_is_asked_again(
         async with aws.open_session(poll_seconds=0.05) as session:
             with pytest.raises(StoreUnavailableError, match="CredentialRetrievalError"):
                 await frozen(session)
-            async with asyncio.timeout(10):
-                while True:
-                    with contextlib.suppress(StoreUnavailableError):
-                        if (await frozen(session)).access_key == "key-6":
-                            break
-                    await asyncio.sleep(0.02)
+            await until_key(session, "key-6")
 
 
 @jumping
@@ -279,9 +287,8 @@ async def test_a_refusal_of_sts_is_an_outage_with_its_cause(monkeypatch: pytest.
     is_good = False
 
     async def sts(_: web.Request) -> web.Response:
-        expiration = (datetime.now(UTC) + timedelta(hours=1)).isoformat().replace("+00:00", "Z")
         if is_good:
-            return web.Response(text=STS_ANSWER.format(expiration=expiration), content_type="text/xml")
+            return web.Response(text=STS_ANSWER.format(expiration=expiration()), content_type="text/xml")
         return web.Response(status=400, text=STS_ERROR, content_type="text/xml")
 
     async with serving(sts) as url:
@@ -291,12 +298,7 @@ async def test_a_refusal_of_sts_is_an_outage_with_its_cause(monkeypatch: pytest.
                 await frozen(session)
             assert "eyJ" not in told.value.cause
             is_good = True
-            async with asyncio.timeout(10):
-                while True:
-                    with contextlib.suppress(StoreUnavailableError):
-                        if (await frozen(session)).access_key == "key-of-role":
-                            break
-                    await asyncio.sleep(0.02)
+            await until_key(session, "key-of-role")
 
 
 @pytest.mark.usefixtures("web_identity")
@@ -305,8 +307,7 @@ async def test_the_certificate_of_sts_is_checked(
     case: str, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def sts(_: web.Request) -> web.Response:
-        expiration = (datetime.now(UTC) + timedelta(hours=1)).isoformat().replace("+00:00", "Z")
-        return web.Response(text=STS_ANSWER.format(expiration=expiration), content_type="text/xml")
+        return web.Response(text=STS_ANSWER.format(expiration=expiration()), content_type="text/xml")
 
     monkeypatch.setenv("AWS_CA_BUNDLE", str(authority.certificate))
     async with serving(sts, pair_of(case, authority, authority)) as url:
@@ -362,13 +363,12 @@ async def test_instance_credentials_that_come_late_are_taken_up(monkeypatch: pyt
         if request.method == "PUT":
             return web.Response(text="token-of-imds")
         if request.path.endswith("/auth-role"):
-            expiration = (datetime.now(UTC) + timedelta(hours=1)).isoformat().replace("+00:00", "Z")
             document = {
                 "Code": "Success",
                 "AccessKeyId": "key-of-instance",
                 "SecretAccessKey": "secret",
                 "Token": "token",
-                "Expiration": expiration,
+                "Expiration": expiration(),
             }
             return web.json_response(document)
         return web.Response(text="auth-role")
@@ -379,9 +379,4 @@ async def test_instance_credentials_that_come_late_are_taken_up(monkeypatch: pyt
             with pytest.raises(StoreUnavailableError, match="no AWS credentials are configured"):
                 await frozen(session)
             is_there = True
-            async with asyncio.timeout(10):
-                while True:
-                    with contextlib.suppress(StoreUnavailableError):
-                        if (await frozen(session)).access_key == "key-of-instance":
-                            break
-                    await asyncio.sleep(0.02)
+            await until_key(session, "key-of-instance")
