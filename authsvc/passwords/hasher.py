@@ -1,24 +1,16 @@
-"""The hashing thread: one of lower priority, so that validations go on beside a hash."""
+"""Hashes and verifies passwords in a thread of lower priority, so that validations go on beside a hash."""
 
-import asyncio
-import os
-import sys
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 from authsvc.passwords import hashes
 from authsvc.passwords.hashes import StoredHash
+from authsvc.worker_thread import WorkerThread
 
 THREAD_NICENESS = 5
 """Validations come first, but on a host whose cores are all busy the thread still gets a share."""
 PROBE_COST = 8
 PROBES = 3
 """The fastest one counts: the others were disturbed."""
-
-T = TypeVar("T")
 
 
 class Hasher:
@@ -31,15 +23,15 @@ class Hasher:
     def __init__(self, cost: int) -> None:
         self.cost = cost
         self.seconds_per_hash = estimate_seconds(cost)
-        self._thread = ThreadPoolExecutor(1, "hashing", initializer=_lower_priority)
+        self._thread = WorkerThread("hashing", THREAD_NICENESS)
 
     def close(self) -> None:
         """Drop waiting hashes, finish the running one."""
-        self._thread.shutdown(cancel_futures=True)
+        self._thread.close()
 
     async def hash(self, password: str) -> str:
         """Return the hash under which a password is stored."""
-        return await self._run(lambda: hashes.hash_password(password, self.cost))
+        return await self._thread.run(lambda: hashes.hash_password(password, self.cost))
 
     async def verify(self, password: str, stored: StoredHash | None) -> bool:
         """Tell whether a password is the stored one, at the same cost whatever is stored.
@@ -48,10 +40,7 @@ class Hasher:
             password: In NFC.
             stored: None where there is no readable hash.
         """
-        return await self._run(lambda: hashes.verify_password(password, stored, self.cost))
-
-    async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        return await self._thread.run(lambda: hashes.verify_password(password, stored, self.cost))
 
 
 def estimate_seconds(cost: int) -> float:
@@ -68,9 +57,3 @@ def _probe_seconds(cost: int) -> float:
     begin = time.thread_time()
     hashes.dummy_hash(cost)
     return time.thread_time() - begin
-
-
-def _lower_priority() -> None:
-    """Let validations come first; only Linux has priorities per thread."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), THREAD_NICENESS)

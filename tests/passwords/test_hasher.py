@@ -69,16 +69,6 @@ async def test_the_thread_is_nice_and_no_other(made: Hasher, spy: Spy) -> None:
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
 
 
-async def test_elsewhere_than_on_linux_the_thread_is_like_others(monkeypatch: pytest.MonkeyPatch, spy: Spy) -> None:
-    def refuse(*_: object) -> None:
-        pytest.fail("would change the priority of the whole process")
-
-    monkeypatch.setattr(hasher, "sys", SimpleNamespace(platform="darwin"))
-    monkeypatch.setattr(os, "setpriority", refuse)
-    with closing(Hasher(TEST_COST)) as made:
-        assert await made.hash("1") == "1 at 4"
-
-
 async def test_a_fault_while_hashing_reaches_the_caller(made: Hasher, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> bool:
         raise LookupError("broken")
