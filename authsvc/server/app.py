@@ -122,9 +122,6 @@ async def run_app(
     callers_file = None if settings.callers is None else watch_callers_file(settings.callers)
     tokens = AccessTokens(key_file.content, settings.issuer, settings.audience, settings.access_token_ttl)
     async with AsyncExitStack() as stack:
-        hash_queue = stack.enter_context(
-            contextlib.closing(HashQueue(settings.bcrypt_cost, limits.hash_queue_capacity))
-        )
         cache = UserStateCache(monotonic)
         store = await stack.enter_async_context(open_store(settings, cache.invalidate, limits.dynamodb))
         sessions = Sessions(store, tokens, SessionLifetimes(settings.session_idle_ttl, settings.session_max_ttl), clock)
@@ -134,8 +131,10 @@ async def run_app(
             timedelta(seconds=limits.stale_fallback_seconds),
         )
         validations = Validations(store, tokens, cache, clock, staleness)
-        throttle = LoginThrottle(store, hash_queue, _budgets(settings), clock)
-        await stack.enter_async_context(contextlib.aclosing(throttle))
+        throttle = await stack.enter_async_context(contextlib.aclosing(LoginThrottle(store, _budgets(settings), clock)))
+        hash_queue = await stack.enter_async_context(
+            contextlib.aclosing(HashQueue(settings.bcrypt_cost, limits.hash_queue_capacity))
+        )
         logins = Logins(store, throttle, hash_queue, sessions, clock, settings.password_min_length)
         users = Users(store, hash_queue, clock, settings.password_min_length)
         http_address = await stack.enter_async_context(

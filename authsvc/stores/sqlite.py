@@ -11,7 +11,6 @@ import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -52,6 +51,7 @@ from authsvc.stores.interface import (
     ignore,
 )
 from authsvc.telemetry import metrics
+from authsvc.worker_thread import WorkerThread
 
 SCHEMA_VERSION = 2
 WRITE_LOCK_SECONDS = 2.0
@@ -137,11 +137,11 @@ class SQLiteStore:
         self._reader = reader
         self._writer = writer
         self._on_user_changed = on_user_changed
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite-writer")
+        self._thread = WorkerThread("sqlite-writer")
 
     def close(self) -> None:
         """Finish the write in flight and close the file."""
-        self._thread.shutdown()
+        self._thread.close()
         self._reader.close()
         self._writer.close()
 
@@ -299,7 +299,7 @@ class SQLiteStore:
         with metrics.store_call("write"):
             try:
                 async with asyncio.timeout_at(request_context.store_deadline()):
-                    return await asyncio.get_running_loop().run_in_executor(self._thread, transact)
+                    return await self._thread.run(transact)
             except TimeoutError:
                 raise StoreUnavailableError("sqlite: no answer in time") from None
 

@@ -57,7 +57,7 @@ KEY_READS_BATCH_SIZE = Histogram(
 )
 HASHES_PENDING = Gauge(
     "authsvc_hashes_pending",
-    "Queue slots of password hashes in use: reserved, waiting or running",
+    "Slots of the password-hashing queue in use: running or waiting",
     multiprocess_mode="livesum",
 )
 HASHES_REFUSED = Counter("authsvc_hashes_refused", "Password hashes refused: queue full, or deadline too near")

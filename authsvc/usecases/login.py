@@ -1,13 +1,14 @@
 """Use cases on passwords: log in and change the password. The security steps of both are ordered here."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import TypeVar
 
 import structlog
 
-from authsvc import fields
+from authsvc import fields, request_context
 from authsvc.errors import (
     CorruptItemError,
     InvalidCredentialsError,
@@ -28,12 +29,14 @@ from authsvc.stores.interface import EmailOwner, Store
 from authsvc.telemetry import audit, metrics
 from authsvc.telemetry.audit import Event
 from authsvc.telemetry.logs import email_digest
-from authsvc.throttling.login_throttle import Attempt, LoginThrottle
+from authsvc.throttling.login_throttle import LoginThrottle
 from authsvc.throttling.refusal_pacer import RefusalPacer
 from authsvc.usecases.optimistic_lock import retry_on_conflict
 from authsvc.usecases.sessions import Sessions, Tokens
 
 _log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 
 class Logins:
@@ -55,6 +58,7 @@ class Logins:
         self._store = store
         self._throttle = throttle
         self._hash_queue = hash_queue
+        self._hasher = hash_queue.hasher
         self._sessions = sessions
         self._clock = clock
         self._password_min_length = password_min_length
@@ -78,14 +82,15 @@ class Logins:
         password = fields.password(password)
         client_address = fields.client_address(client_address)
         client_label = fields.client_label(client_label)
-        async with self._audited_attempt(address, client_address) as attempt:
-            user, stored = await self._verify_password(address, password, attempt)
+
+        async def log_in() -> tuple[Tokens, User]:
+            user, stored = await self._verify_password(address, password)
             if user.password_change_required:
                 raise PasswordChangeRequiredError("password_change_required", user.user_id)
             await self._rehash_if_outdated(user, stored, password)
-            tokens = await self._sessions.begin(user, client_address, client_label)
-        _record_login(tokens, client_address)
-        return tokens, user
+            return await self._begin_session(user, client_address, client_label), user
+
+        return await self._attempt(address, client_address, log_in)
 
     async def change_password(
         self, *, email: str, current_password: str, new_password: str, client_address: str, client_label: str
@@ -109,39 +114,41 @@ class Logins:
         policy.check_policy(new_password, address.normal, self._password_min_length, "new_password")
         if new_password == current_password:
             raise PasswordRejectedError("new_password", "is the current password")
-        async with self._audited_attempt(address, client_address) as attempt:
-            user, _ = await self._verify_password(address, current_password, attempt)
-            changed = await self._replace_password(user, await self._hash_queue.hash(new_password))
-            audit.record(Event.PASSWORD_CHANGED, user_id=user.user_id, source=client_address)
-            tokens = await self._sessions.begin(changed, client_address, client_label)
-        _record_login(tokens, client_address)
-        return tokens
 
-    @asynccontextmanager
-    async def _audited_attempt(self, email: Email, client_address: str) -> AsyncIterator[Attempt]:
-        """Reserve an attempt for the body, and record why it is refused, which the client must not learn."""
+        async def change() -> Tokens:
+            user, _ = await self._verify_password(address, current_password)
+            changed = await self._replace_password(user, await self._hasher.hash(new_password))
+            audit.record(Event.PASSWORD_CHANGED, user_id=user.user_id, source=client_address)
+            return await self._begin_session(changed, client_address, client_label)
+
+        return await self._attempt(address, client_address, change, hashes=2)
+
+    async def _attempt(
+        self, email: Email, client_address: str, evaluate: Callable[[], Awaitable[T]], hashes: int = 1
+    ) -> T:
+        """Run an attempt once it is at the front of the hashing queue.
+
+        Args:
+            email: The account.
+            client_address: The source.
+            evaluate: As for LoginThrottle.attempt.
+            hashes: How many it takes at most.
+        """
+
+        async def attempt() -> T:
+            with _refusals_audited(email, client_address):
+                return await self._throttle.attempt(snapshot, evaluate)
+
         try:
-            async with self._throttle.reserve(email.normal, client_address) as attempt:
-                yield attempt
-        except TooManyAttemptsError as error:
-            digest = email_digest(email.normal)
-            audit.record(Event.LOGIN_THROTTLED, reason=error.counter, email_digest=digest, source=client_address)
+            with _refusals_audited(email, client_address):
+                snapshot = await self._throttle.check(email.normal, client_address)
+                slot = await self._hash_queue.enter(is_known_source=snapshot.is_known_source, hashes=hashes)
+            return await self._hash_queue.run(slot, attempt())
+        except (TooManyAttemptsError, OverloadedError):
             await self._refusal_pacer.wait()
             raise
-        except (LoginRefusedError, OverloadedError, StoreUnavailableError, asyncio.CancelledError) as error:
-            reason, user_id = _refusal_reason(error)
-            audit.record(
-                Event.LOGIN_REFUSED,
-                reason=reason,
-                email_digest=email_digest(email.normal),
-                user_id=user_id,
-                source=client_address,
-            )
-            if isinstance(error, OverloadedError):
-                await self._refusal_pacer.wait()
-            raise
 
-    async def _verify_password(self, email: Email, password: str, attempt: Attempt) -> tuple[User, StoredHash | None]:
+    async def _verify_password(self, email: Email, password: str) -> tuple[User, StoredHash | None]:
         """Return the user whose password it is, and the stored hash.
 
         Raises:
@@ -150,7 +157,7 @@ class Logins:
         owner = await self._find_owner(email)
         user = None if owner is None else owner.user
         stored = None if user is None else parse_stored_hash(user.password_hash)
-        is_right = await self._hash_queue.verify(password, stored, attempt.slot, attempt.start_evaluation)
+        is_right = await self._hasher.verify(password, stored)
         if owner is None or user is None:
             raise InvalidCredentialsError("unknown_email")
         reason = self._reason_to_refuse(user, stored, is_right=is_right)
@@ -158,8 +165,15 @@ class Logins:
             raise InvalidCredentialsError(reason, user.user_id)
         if not owner.is_claimed and not await self._store.claim_email(user):
             raise InvalidCredentialsError("email_owned_by_another", user.user_id)
-        attempt.is_right = True
+        if request_context.remaining_seconds() < 0:  # nobody waits for a session
+            raise OverloadedError
         return user, stored
+
+    async def _begin_session(self, user: User, client_address: str, client_label: str) -> Tokens:
+        tokens = await self._sessions.begin(user, client_address, client_label)
+        session_id = tokens.refresh_token.session_id
+        audit.record(Event.LOGIN, user_id=user.user_id, session_id=session_id, source=client_address)
+        return tokens
 
     async def _find_owner(self, email: Email) -> EmailOwner | None:
         """Return the owner of an address; None costs the same store calls as a user."""
@@ -189,12 +203,13 @@ class Logins:
 
         A rehash that loses a race is dropped, or it would restore an old password; so is one without enough time.
         """
-        if stored is None or stored.cost >= self._hash_queue.cost:
+        if stored is None or stored.cost >= self._hasher.cost:
             return
         try:
-            rehashed = replace(user, password_hash=await self._hash_queue.hash(password))
+            async with asyncio.timeout(request_context.remaining_seconds() / 2):
+                rehashed = replace(user, password_hash=await self._hasher.hash(password))
             await self._store.update_user(user, rehashed)
-        except (UserChangedError, OverloadedError):
+        except (UserChangedError, TimeoutError):
             _log.info("rehash_dropped", user_id=user.user_id)
 
     async def _replace_password(self, verified: User, password_hash: str) -> User:
@@ -229,9 +244,25 @@ class Logins:
         return user
 
 
-def _record_login(tokens: Tokens, source: str) -> None:
-    token = tokens.refresh_token
-    audit.record(Event.LOGIN, user_id=token.user_id, session_id=token.session_id, source=source)
+@contextmanager
+def _refusals_audited(email: Email, client_address: str) -> Iterator[None]:
+    """Record why the body refuses an attempt, which the client must not learn."""
+    try:
+        yield
+    except TooManyAttemptsError as error:
+        digest = email_digest(email.normal)
+        audit.record(Event.LOGIN_THROTTLED, reason=error.counter, email_digest=digest, source=client_address)
+        raise
+    except (LoginRefusedError, OverloadedError, StoreUnavailableError, asyncio.CancelledError) as error:
+        reason, user_id = _refusal_reason(error)
+        audit.record(
+            Event.LOGIN_REFUSED,
+            reason=reason,
+            email_digest=email_digest(email.normal),
+            user_id=user_id,
+            source=client_address,
+        )
+        raise
 
 
 def _refusal_reason(error: BaseException) -> tuple[str, str | None]:

@@ -7,10 +7,15 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from weakref import WeakValueDictionary
 
-from authsvc import fields
-from authsvc.errors import CorruptItemError, EmailAlreadyExistsError, InvalidFieldError, UserNotFoundError
+from authsvc import fields, request_context
+from authsvc.errors import (
+    CorruptItemError,
+    EmailAlreadyExistsError,
+    InvalidFieldError,
+    OverloadedError,
+    UserNotFoundError,
+)
 from authsvc.models import Clock, Email, User
 from authsvc.passwords import policy
 from authsvc.passwords.hash_queue import HashQueue
@@ -51,7 +56,7 @@ class Users:
         self._hash_queue = hash_queue
         self._clock = clock
         self._password_min_length = password_min_length
-        self._create_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._creations: dict[str, asyncio.Future[bool]] = {}  # by address; the result: whether it is taken
 
     async def create_user(self, *, email: str, role: str, password: str, request_id: str = "") -> User:
         """Create a user with a password.
@@ -76,7 +81,7 @@ class Users:
         digest = _request_digest(request_id)
         password = fields.password(password)
         policy.check_policy(password, address.normal, self._password_min_length)
-        return await self._create(new, address, digest, password)
+        return await self._create_with_password(new, address, digest, password)
 
     async def import_user(self, *, email: str, role: str, password_hash: str, request_id: str = "") -> User:
         """Create a user with a password hash of another program.
@@ -104,10 +109,10 @@ class Users:
             The user as stored, and the password; None in a retry, for only the first call knows it.
         """
         address = fields.parse_new_email(email)
-        new = self._new_user(address, role)
-        digest = _request_digest(request_id)
         temporary = self._new_temporary_password()
-        user = await self._create(_with_temporary_password(new, temporary), address, digest, temporary.text)
+        new = _with_temporary_password(self._new_user(address, role), temporary)
+        digest = _request_digest(request_id)
+        user = await self._create_with_password(new, address, digest, temporary.text)
         return user, temporary if user.user_id == new.user_id else None
 
     def _new_user(self, email: Email, role: str) -> User:
@@ -116,15 +121,39 @@ class Users:
             user_id=_new_user_id(), email=email.normal, role=fields.role(role), create_time=now, update_time=now
         )
 
-    async def _create(self, new: User, email: Email, request_digest: bytes | None, password: str | None = None) -> User:
-        """Create a user with the hash of `password`, or with the hash that `new` has."""
-        # One at a time per address: the losers of a race find it taken before they hash.
-        async with self._create_locks.setdefault(new.email, asyncio.Lock()):
-            if password is not None:
-                if request_digest is None:
-                    await self._require_email_free(email)
-                new = replace(new, password_hash=await self._hash_queue.hash(password))
-            user = await self._store.create_user(new, self._clock(), request_digest, email)
+    async def _create_with_password(self, new: User, email: Email, request_digest: bytes | None, password: str) -> User:
+        """Create a user. Concurrent calls for one address learn from the first one that it is taken."""
+        while first := self._creations.get(new.email):
+            is_taken = await _outcome(first)
+            if is_taken and request_digest is None:
+                raise EmailAlreadyExistsError
+            if is_taken:  # perhaps by an earlier attempt of this very request
+                return await self._queue_creation(new, email, request_digest, password)
+        outcome = self._creations[new.email] = asyncio.get_running_loop().create_future()
+        is_taken = False
+        try:
+            user = await self._queue_creation(new, email, request_digest, password)
+            is_taken = True
+        except EmailAlreadyExistsError:
+            is_taken = True
+            raise
+        finally:
+            del self._creations[new.email]
+            outcome.set_result(is_taken)
+        return user
+
+    async def _queue_creation(self, new: User, email: Email, request_digest: bytes | None, password: str) -> User:
+        slot = await self._hash_queue.enter()
+        return await self._hash_queue.run(slot, self._hash_and_create(new, email, request_digest, password))
+
+    async def _hash_and_create(self, new: User, email: Email, request_digest: bytes | None, password: str) -> User:
+        if request_digest is None:
+            await self._require_email_free(email)
+        hashed = replace(new, password_hash=await self._hash_queue.hasher.hash(password))
+        return await self._create(hashed, email, request_digest)
+
+    async def _create(self, new: User, email: Email, request_digest: bytes | None) -> User:
+        user = await self._store.create_user(new, self._clock(), request_digest, email)
         is_retry = user.user_id != new.user_id
         audit.record(Event.USER_CREATED, user_id=user.user_id, role=user.role, is_retry=is_retry)
         return user
@@ -268,6 +297,18 @@ def _new_user_id() -> str:
     while (user_id := secrets.token_urlsafe(USER_ID_BYTES)).startswith("-"):
         pass
     return user_id
+
+
+async def _outcome(creation: asyncio.Future[bool]) -> bool:
+    """Return whether a creation in progress took its address.
+
+    Raises:
+        OverloadedError: It did not end by the request's deadline.
+    """
+    done, _ = await asyncio.wait({creation}, timeout=max(0.0, request_context.remaining_seconds()))
+    if not done:
+        raise OverloadedError
+    return creation.result()
 
 
 def _with_temporary_password(user: User, temporary: TemporaryPassword) -> User:

@@ -246,7 +246,7 @@ async def test_every_reason_of_a_refused_login_is_in_the_document(
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(client.service.logins._hash_queue, "verify", fail)  # noqa: SLF001 - any failure will do
+            patch.setattr(client.service.logins._hasher, "verify", fail)  # noqa: SLF001 - any failure will do
             await failure(client.log_in())
 
     temporary = await client.create_with_temporary_password("temporary@example.com")
@@ -267,15 +267,21 @@ async def test_every_reason_of_a_refused_login_is_in_the_document(
     assert all(f"`{line['reason']}`" in text for line in refused)
 
 
-async def test_a_guess_is_on_record_though_its_client_hung_up(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("has_begun", "reason"), [(True, "wrong_password"), (False, "client_gone")])
+async def test_a_guess_is_on_record_though_its_client_hung_up(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, reason: str, *, has_begun: bool
+) -> None:
     """Otherwise an attacker could guess unseen by hanging up."""
-    entered = asyncio.Event()
+    entered, left = asyncio.Event(), asyncio.Event()
+    logins = stage.client.service.logins
+    of_stage: Any = logins._hasher if has_begun else logins._hash_queue  # noqa: SLF001 - as above
 
-    async def stand_still(*_args: object, **_options: object) -> None:
+    async def stand_still(*_args: object, **_options: object) -> bool:
         entered.set()
-        await asyncio.Event().wait()
+        await left.wait()
+        return False
 
-    monkeypatch.setattr(stage.client.service.logins._hash_queue, "verify", stand_still)  # noqa: SLF001 - as above
+    monkeypatch.setattr(of_stage, "verify" if has_begun else "enter", stand_still)
     position = len(WITNESS.lines.getvalue())
     async with grpc.aio.insecure_channel(stage.client.address) as channel:
         stub: Any = auth_grpc.AuthServiceStub(channel)
@@ -283,10 +289,12 @@ async def test_a_guess_is_on_record_though_its_client_hung_up(stage: Stage, monk
         call = stub.Authenticate(request, metadata=(("authorization", f"Bearer {stage.api_key}"),))
         await entered.wait()
         call.cancel()
+    if has_begun:
+        left.set()
     while not audited(position):  # noqa: ASYNC110 - the cancellation reaches the server later
         await asyncio.sleep(0.01)
     (line,) = audited(position)
-    assert (line["event"], line["reason"]) == ("login_refused", "client_gone")
+    assert (line["event"], line["reason"]) == ("login_refused", reason)
 
 
 # Injection

@@ -195,8 +195,8 @@ async def test_a_hash_of_lower_cost_is_upgraded_at_the_next_login(
     proxied: Proxied, rounds: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ASVS-11.4.2."""
-    hash_queue: Any = proxied.client.service.logins._hash_queue  # noqa: SLF001 - the settings' minimum cost is 10
-    monkeypatch.setattr(hash_queue, "cost", TEST_COST + 2)
+    hasher: Any = proxied.client.service.logins._hasher  # noqa: SLF001 - the settings' minimum cost is 10
+    monkeypatch.setattr(hasher, "cost", TEST_COST + 2)
     proxied.tables.put_user("carol", "carol@example.com", password_hash=hash_of(PASSWORD, cost=TEST_COST))
     rounds.clear()
     refused = await failure(proxied.client.log_in("carol@example.com", "another password of words"))

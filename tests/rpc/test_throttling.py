@@ -347,7 +347,7 @@ def shut(gate: Gate) -> None:
 async def until_pending(client: Client, number: int) -> None:
     """Wait until that many slots are in use."""
     hash_queue: Any = client.service.logins._hash_queue  # noqa: SLF001 - nothing else shows its length
-    while hash_queue._slots != number:  # noqa: ASYNC110, SLF001 - no event tells
+    while len(hash_queue) != number:  # noqa: ASYNC110 - no event tells
         await asyncio.sleep(0.001)
 
 

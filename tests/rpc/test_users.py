@@ -8,8 +8,9 @@ import pytest
 
 from authsvc.passwords import hashes
 from authsvc.v1 import user_service_pb2 as user_pb2
-from tests.rpc.conftest import Shared
-from tests.support import ADMIN_EMAIL, PASSWORD, Client, failure
+from tests.faults import Delay
+from tests.rpc.conftest import Proxied, Shared
+from tests.support import ADMIN_EMAIL, PASSWORD, Client, failure, failure_of
 
 SPELLINGS = ["alice@example.com", "Alice@example.com", "ALICE@EXAMPLE.COM", "alicE@Example.com", "aLiCe@eXaMpLe.CoM"]
 
@@ -34,6 +35,18 @@ async def test_the_losers_of_that_race_hash_nothing(client: Client, monkeypatch:
     monkeypatch.setattr(hashes, "hash_password", counting)
     await asyncio.gather(*(client.create_user() for _ in range(50)), return_exceptions=True)
     assert len(hashed) == 1
+
+
+@pytest.mark.parametrize("request_id", ["", "3f1c"])
+async def test_of_fifty_creates_through_a_slow_store_one_wins(proxied: Proxied, request_id: str) -> None:
+    """None waits for the one before until the store seems to be away; a retry with its id may get the user."""
+    with proxied.proxy.fault(Delay(0.12)):
+        calls = (proxied.client.create_user(request_id=request_id) for _ in range(50))
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    created = {outcome.user_id for outcome in outcomes if not isinstance(outcome, BaseException)}
+    assert len(created) == 1
+    refused = {failure_of(outcome).reason for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)}
+    assert refused <= {"EMAIL_ALREADY_EXISTS", "OVERLOADED"}
 
 
 async def test_an_address_of_a_broken_row_is_taken(shared: Shared) -> None:

@@ -61,11 +61,7 @@ async def test_no_metadata_stands_for_a_token(client: Client, metadata: tuple[st
 
 # No other module may use them, and these modules only the listed names.
 NOT_FOR_SECRETS = {
-    "random": {  # backoff, cache lifetimes, waits and their order
-        "client": {"SystemRandom"},
-        "login_throttle": {"SystemRandom"},
-        "refusal_pacer": {"SystemRandom"},
-    },
+    "random": {"client": {"SystemRandom"}, "login_throttle": {"SystemRandom"}},  # backoff, cache lifetimes
     "uuid": {"client": {"uuid4"}},  # idempotency token of a transaction
 }
 

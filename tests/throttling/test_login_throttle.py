@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, closing, contextmanager
+from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,22 @@ from typing import Any
 import pytest
 
 from authsvc import request_context
-from authsvc.errors import InvalidCredentialsError, OverloadedError, StoreUnavailableError, TooManyAttemptsError
+from authsvc.errors import (
+    InvalidCredentialsError,
+    OverloadedError,
+    PasswordChangeRequiredError,
+    StoreUnavailableError,
+    TooManyAttemptsError,
+)
 from authsvc.models import AttemptCount, Counter, CounterUpdate
 from authsvc.passwords import hashes
-from authsvc.passwords.hash_queue import CAPACITY, CONCURRENT_PREPARATIONS, UNKNOWN_SOURCE_CAPACITY, HashQueue
+from authsvc.passwords.hash_queue import MAX_RUNNING, HashQueue
 from authsvc.stores.sqlite import SQLiteStore, open_sqlite_store
 from authsvc.throttling import login_throttle
 from authsvc.throttling.budgets import AttemptKeys
 from authsvc.throttling.login_throttle import LoginThrottle
 from tests.stores.contract.use_cases import EMAIL, UseCases, key_ring
-from tests.support import PASSWORD, TEST_COST, FakeClock
+from tests.support import PASSWORD, TEST_COST, WITNESS, FakeClock
 from tests.throttling.test_budgets import BUDGETS
 
 SOURCE = "192.0.2.7"
@@ -73,7 +79,7 @@ def guessing(use_cases: UseCases) -> asyncio.Task[object]:
     return asyncio.create_task(call)
 
 
-async def test_a_guess_that_is_cancelled_while_it_is_looked_at_counts(
+async def test_a_guess_that_is_cancelled_while_it_is_evaluated_counts(
     use_cases: UseCases, store: SQLiteStore, clock: FakeClock, gate: Gate
 ) -> None:
     """Otherwise an attacker who disconnects in time could guess without limit, and keep the thread busy."""
@@ -83,82 +89,79 @@ async def test_a_guess_that_is_cancelled_while_it_is_looked_at_counts(
     with pytest.raises(asyncio.CancelledError):
         await guess
     gate.opened.set()
+    await use_cases.hash_queue.aclose()
     assert await counts(store, clock) == [1, 1, 1]
+
+
+async def all_running(use_cases: UseCases) -> list[asyncio.Task[object]]:
+    """Return guesses that keep the queue from running another one."""
+    running = [guessing(use_cases) for _ in range(MAX_RUNNING)]
+    while len(use_cases.hash_queue) != MAX_RUNNING:  # noqa: ASYNC110 - no event tells
+        await asyncio.sleep(0)
+    return running
 
 
 async def test_a_guess_that_is_cancelled_while_it_waits_does_not_count(
     use_cases: UseCases, store: SQLiteStore, clock: FakeClock, gate: Gate
 ) -> None:
-    running, waiting = guessing(use_cases), guessing(use_cases)
-    await asyncio.to_thread(gate.entered.wait)
-    while await counts(store, clock) != [2, 2, 2]:  # noqa: ASYNC110 - no event tells
+    running, waiting = await all_running(use_cases), guessing(use_cases)
+    while len(use_cases.hash_queue) != MAX_RUNNING + 1:  # noqa: ASYNC110 - no event tells
         await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert await counts(store, clock) == [1, 1, 1]
     gate.opened.set()
-    with pytest.raises(InvalidCredentialsError):
-        await running
-
-
-async def test_a_guess_whose_time_is_up_counts_if_it_was_looked_at(
-    use_cases: UseCases, store: SQLiteStore, clock: FakeClock, gate: Gate
-) -> None:
-    with request_context.time_limit(1.0):
-        evaluated = guessing(use_cases)
-    await asyncio.to_thread(gate.entered.wait)
-    with request_context.time_limit(0.5):
-        waiting = guessing(use_cases)
-    for guess in (evaluated, waiting):
-        with pytest.raises(OverloadedError):
-            await guess
-    await use_cases.login_throttle.aclose()
-    assert await counts(store, clock) == [1, 1, 1]
-
-
-async def test_a_guess_that_is_cancelled_while_it_is_reserved_does_not_count(
-    use_cases: UseCases, store: SQLiteStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reserve, reserved = store.reserve_attempt, asyncio.Event()
-
-    async def reserve_and_hang(attempt_id: str, counters: Sequence[Counter], now: datetime) -> bool:
-        await reserve(attempt_id, counters, now)
-        reserved.set()
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    monkeypatch.setattr(store, "reserve_attempt", reserve_and_hang)
-    guess = guessing(use_cases)
-    await reserved.wait()
-    assert await counts(store, clock) == [1, 1, 1]
-    guess.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await guess
-    assert await counts(store, clock) == [0, 0, 0]
-
-
-async def test_a_guess_is_reserved_when_it_is_soon_looked_at(
-    use_cases: UseCases, store: SQLiteStore, clock: FakeClock, gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Otherwise a burst would use the store at once, for hashes that are seconds away."""
-    reserve, begun = store.reserve_attempt, set()
-
-    async def noting_reserve(attempt_id: str, counters: Sequence[Counter], now: datetime) -> bool:
-        begun.add(attempt_id)
-        return await reserve(attempt_id, counters, now)
-
-    monkeypatch.setattr(store, "reserve_attempt", noting_reserve)
-    guesses = [guessing(use_cases) for _ in range(5)]
-    await asyncio.to_thread(gate.entered.wait)
-    for _ in range(100):
-        await asyncio.sleep(0)
-    assert len(begun) == CONCURRENT_PREPARATIONS
-    gate.opened.set()
-    for guess in guesses:
+    for guess in running:
         with pytest.raises(InvalidCredentialsError):
             await guess
-    assert await counts(store, clock) == [5, 5, 5]
+    assert await counts(store, clock) == [MAX_RUNNING] * 3
+
+
+async def test_a_guess_whose_time_is_up_counts_if_it_was_evaluated(
+    use_cases: UseCases, store: SQLiteStore, clock: FakeClock, gate: Gate
+) -> None:
+    with request_context.time_limit(0.5):
+        evaluated = await all_running(use_cases)
+        waiting = guessing(use_cases)
+    for guess in (*evaluated, waiting):
+        with pytest.raises(OverloadedError):
+            await guess
+    gate.opened.set()
+    await use_cases.hash_queue.aclose()
+    assert await counts(store, clock) == [MAX_RUNNING] * 3
+
+
+async def test_a_login_whose_time_is_up_begins_no_session(
+    use_cases: UseCases, store: SQLiteStore, clock: FakeClock, gate: Gate
+) -> None:
+    """Its attempt is refunded: the password was right."""
+    gate.opened.set()
+    alice = await use_cases.create()
+    gate.opened.clear()
+    gate.entered.clear()
+    with request_context.time_limit(0.2), pytest.raises(OverloadedError):
+        await use_cases.log_in()
+    gate.opened.set()
+    await use_cases.hash_queue.aclose()
+    await use_cases.login_throttle.aclose()
+    assert (await store.list_sessions(alice.user_id, 10, None)).sessions == []
+    assert not any(await counts(store, clock))
+
+
+async def test_a_reservation_that_fails_half_way_is_refunded(
+    use_cases: UseCases, store: SQLiteStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve = store.reserve_attempt
+
+    async def reserve_and_fail(attempt_id: str, counters: Sequence[Counter], now: datetime) -> bool:
+        await reserve(attempt_id, counters, now)
+        assert await counts(store, clock) == [1, 1, 1]
+        raise StoreUnavailableError("down")
+
+    monkeypatch.setattr(store, "reserve_attempt", reserve_and_fail)
+    with pytest.raises(StoreUnavailableError):
+        await guessing(use_cases)
+    assert await counts(store, clock) == [0, 0, 0]
 
 
 class FakeStore:
@@ -187,21 +190,26 @@ def fake() -> FakeStore:
 
 
 @pytest.fixture
-def hash_queue() -> Iterator[HashQueue]:
-    with closing(HashQueue(TEST_COST)) as hash_queue:
-        yield hash_queue
-
-
-@pytest.fixture
-def throttle(fake: FakeStore, hash_queue: HashQueue, clock: FakeClock) -> LoginThrottle:
+def throttle(fake: FakeStore, clock: FakeClock) -> LoginThrottle:
     store: Any = fake  # implements the methods that the throttle calls
-    return LoginThrottle(store, hash_queue, BUDGETS, clock)
+    return LoginThrottle(store, BUDGETS, clock)
+
+
+async def attempt(
+    throttle: LoginThrottle, source: str = SOURCE, email: str = EMAIL, error: Exception | None = None
+) -> None:
+    """Make an attempt that succeeds, or ends in an error."""
+
+    async def evaluate() -> None:
+        if error is not None:
+            raise error
+
+    await throttle.attempt(await throttle.check(email, source), evaluate)
 
 
 async def refusal(throttle: LoginThrottle, source: str = SOURCE, email: str = EMAIL) -> TooManyAttemptsError:
     with pytest.raises(TooManyAttemptsError) as refused:
-        async with throttle.reserve(email, source):
-            pytest.fail("was let through")
+        await attempt(throttle, source, email, AssertionError("was let through"))
     return refused.value
 
 
@@ -216,7 +224,7 @@ async def test_a_counter_that_keeps_changing_refuses_for_a_moment(throttle: Logi
     assert fake.reads == 1 + login_throttle.MAX_RESERVATIONS
 
 
-async def test_a_refusal_of_a_pair_is_remembered_for_that_pair(
+async def test_a_refusal_of_a_pair_is_cached_for_that_pair(
     throttle: LoginThrottle, fake: FakeStore, clock: FakeClock
 ) -> None:
     fill(fake, AttemptKeys.of(EMAIL, SOURCE).pair_key, clock)
@@ -224,13 +232,11 @@ async def test_a_refusal_of_a_pair_is_remembered_for_that_pair(
         assert (await refusal(throttle)).retry_delay == timedelta(seconds=seconds)
         assert fake.reads == 1
         clock.advance(seconds=1)
-    async with throttle.reserve(EMAIL, "192.0.2.8"):
-        pass
-    async with throttle.reserve("bob@example.com", SOURCE):
-        pass
+    await attempt(throttle, "192.0.2.8")
+    await attempt(throttle, email="bob@example.com")
 
 
-async def test_a_refusal_of_a_source_is_remembered_for_all_accounts(
+async def test_a_refusal_of_a_source_is_cached_for_all_accounts(
     throttle: LoginThrottle, fake: FakeStore, clock: FakeClock
 ) -> None:
     fill(fake, AttemptKeys.of(EMAIL, SOURCE).source_key, clock)
@@ -239,7 +245,7 @@ async def test_a_refusal_of_a_source_is_remembered_for_all_accounts(
     assert fake.reads == 1
 
 
-async def test_a_refusal_of_an_account_is_remembered_for_each_source(
+async def test_a_refusal_of_an_account_is_cached_for_each_source(
     throttle: LoginThrottle, fake: FakeStore, clock: FakeClock
 ) -> None:
     """Another source may be known to the account."""
@@ -248,11 +254,10 @@ async def test_a_refusal_of_an_account_is_remembered_for_each_source(
     for source in (SOURCE, SOURCE, "", ""):
         assert (await refusal(throttle, source)).counter == "account"
     assert fake.reads == 2
-    async with throttle.reserve(EMAIL, "192.0.2.8"):
-        pass
+    await attempt(throttle, "192.0.2.8")
 
 
-async def test_a_refusal_is_forgotten_after_ten_seconds_at_most(
+async def test_a_refusal_is_dropped_after_ten_seconds_at_most(
     throttle: LoginThrottle, fake: FakeStore, clock: FakeClock
 ) -> None:
     """From then on it counts here that another worker has cleared a counter."""
@@ -262,11 +267,10 @@ async def test_a_refusal_is_forgotten_after_ten_seconds_at_most(
     clock.advance(seconds=4)
     await refusal(throttle)
     clock.advance(seconds=6)
-    async with throttle.reserve(EMAIL, SOURCE):
-        pass
+    await attempt(throttle)
 
 
-async def test_what_came_together_is_not_forgotten_together(
+async def test_what_came_together_is_not_dropped_together(
     throttle: LoginThrottle, fake: FakeStore, clock: FakeClock
 ) -> None:
     """Otherwise every refusal of a flood would be read from the store again at one moment."""
@@ -281,21 +285,21 @@ async def test_what_came_together_is_not_forgotten_together(
     assert 10 < fake.reads < 90
 
 
-async def test_a_login_ends_what_is_remembered(throttle: LoginThrottle, fake: FakeStore, clock: FakeClock) -> None:
+async def test_a_login_ends_what_is_cached(throttle: LoginThrottle, fake: FakeStore, clock: FakeClock) -> None:
     """A concurrent guess was refused while the last admitted attempt was right."""
-    async with throttle.reserve(EMAIL, SOURCE):
+
+    async def evaluate() -> None:
         fill(fake, AttemptKeys.of(EMAIL, SOURCE).pair_key, clock)
         await refusal(throttle)
+
+    await throttle.attempt(await throttle.check(EMAIL, SOURCE), evaluate)
     fake.stored.clear()
-    async with throttle.reserve(EMAIL, SOURCE):
-        pass
+    await attempt(throttle)
 
 
-async def test_no_more_refusals_are_remembered_than_there_is_room_for(
-    hash_queue: HashQueue, fake: FakeStore, clock: FakeClock
-) -> None:
+async def test_no_more_refusals_are_cached_than_there_is_room_for(fake: FakeStore, clock: FakeClock) -> None:
     store: Any = fake
-    throttle = LoginThrottle(store, hash_queue, BUDGETS, clock, cache_capacity=2)
+    throttle = LoginThrottle(store, BUDGETS, clock, cache_capacity=2)
     for source in (SOURCE, "192.0.2.8", "192.0.2.9"):
         fill(fake, AttemptKeys.of(EMAIL, source).pair_key, clock)
         await refusal(throttle, source)
@@ -307,84 +311,6 @@ async def test_no_more_refusals_are_remembered_than_there_is_room_for(
     assert fake.reads == 1
 
 
-@contextmanager
-def full(hash_queue: HashQueue, *, of_unknown_sources: bool) -> Iterator[None]:
-    with ExitStack() as slots:
-        for _ in range(UNKNOWN_SOURCE_CAPACITY if of_unknown_sources else CAPACITY):
-            slots.enter_context(hash_queue.reserve_slot(is_unknown_source=of_unknown_sources))
-        yield
-
-
-async def overload(throttle: LoginThrottle, source: str = SOURCE) -> None:
-    with pytest.raises(OverloadedError):
-        async with throttle.reserve(EMAIL, source):
-            pytest.fail("was let through")
-
-
-async def test_a_full_queue_refuses_without_a_look(
-    throttle: LoginThrottle, fake: FakeStore, hash_queue: HashQueue
-) -> None:
-    with full(hash_queue, of_unknown_sources=False):
-        await overload(throttle)
-    assert fake.reads == 0
-
-
-async def test_where_strangers_places_are_taken_the_store_says_once_who_is_one(
-    throttle: LoginThrottle, fake: FakeStore, hash_queue: HashQueue, clock: FakeClock
-) -> None:
-    home = "192.0.2.8"
-    fake.stored[AttemptKeys.of(EMAIL, home).known_key] = AttemptCount(0, clock() + timedelta(days=1))
-    with full(hash_queue, of_unknown_sources=True):
-        for _ in range(3):
-            await overload(throttle)
-        assert fake.reads == 1
-        async with throttle.reserve(EMAIL, home):
-            pass
-        clock.advance(seconds=10)
-        fake.stored[AttemptKeys.of(EMAIL, SOURCE).known_key] = AttemptCount(0, clock() + timedelta(days=1))
-        async with throttle.reserve(EMAIL, SOURCE):  # it has logged in at another worker
-            pass
-
-
-async def test_a_login_makes_a_stranger_one_no_more(
-    throttle: LoginThrottle, fake: FakeStore, hash_queue: HashQueue, clock: FakeClock
-) -> None:
-    async with throttle.reserve(EMAIL, SOURCE):
-        pass
-    fake.stored[AttemptKeys.of(EMAIL, SOURCE).known_key] = AttemptCount(0, clock() + timedelta(days=1))
-    with full(hash_queue, of_unknown_sources=True):
-        async with throttle.reserve(EMAIL, SOURCE):
-            pass
-
-
-async def test_a_place_is_given_back_whatever_becomes_of_the_try(
-    throttle: LoginThrottle, fake: FakeStore, hash_queue: HashQueue
-) -> None:
-    for _ in range(CAPACITY + 1):
-        with pytest.raises(LookupError):
-            async with throttle.reserve(EMAIL, SOURCE):
-                raise LookupError
-    fake.accepts = False
-    for _ in range(CAPACITY + 1):
-        await refusal(throttle)
-
-
-async def test_a_try_that_has_waited_rests_on_a_new_look(
-    throttle: LoginThrottle, fake: FakeStore, hash_queue: HashQueue, clock: FakeClock
-) -> None:
-    """Its counters may have filled up or expired meanwhile."""
-    async with AsyncExitStack() as stack:
-        for _ in range(CONCURRENT_PREPARATIONS):
-            slot = stack.enter_context(hash_queue.reserve_slot(is_unknown_source=True))
-            await stack.enter_async_context(hash_queue.prepare(slot))
-        refused = asyncio.create_task(refusal(throttle))
-        while not fake.reads:  # noqa: ASYNC110 - no event tells
-            await asyncio.sleep(0)
-        fill(fake, AttemptKeys.of(EMAIL, SOURCE).pair_key, clock)
-    assert (await refused).counter == "pair"
-    assert fake.reads == 2
-
-
 async def test_a_store_that_fails_while_settling_is_logged(
     throttle: LoginThrottle, fake: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,6 +318,41 @@ async def test_a_store_that_fails_while_settling_is_logged(
         raise StoreUnavailableError("down")
 
     monkeypatch.setattr(fake, "settle_attempt", fail)
-    async with throttle.reserve(EMAIL, SOURCE):
-        pass
+    await attempt(throttle)
     await throttle.aclose()
+    assert '"event": "attempt_not_settled"' in WITNESS.lines.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("error", "settled"),
+    [
+        (InvalidCredentialsError("x"), 0),
+        (PasswordChangeRequiredError("x"), 1),
+        (OverloadedError(), 1),
+        (LookupError(), 1),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_only_wrong_credentials_stay_counted(
+    throttle: LoginThrottle, fake: FakeStore, error: Exception, settled: int
+) -> None:
+    with pytest.raises(type(error)):
+        await attempt(throttle, error=error)
+    assert len(fake.settled) == settled
+    assert not any(update.cleared or update.known for update in fake.settled)
+
+
+async def test_a_counter_that_fills_up_before_the_attempt_is_reserved_refuses(
+    throttle: LoginThrottle, fake: FakeStore, clock: FakeClock
+) -> None:
+    """The attempt may have waited for the hashing thread."""
+    snapshot = await throttle.check(EMAIL, SOURCE)
+    fill(fake, AttemptKeys.of(EMAIL, SOURCE).pair_key, clock)
+    fake.accepts = False
+
+    async def evaluate() -> None:
+        pytest.fail("was let through")
+
+    with pytest.raises(TooManyAttemptsError) as refused:
+        await throttle.attempt(snapshot, evaluate)
+    assert refused.value.counter == "pair"

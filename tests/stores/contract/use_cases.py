@@ -55,7 +55,7 @@ class UseCases:
     ) -> None:
         self._ring = ring
         tokens = AccessTokens(ring, "https://auth.example.com", "backends", ACCESS_TTL)
-        self._hash_queue = hash_queue
+        self.hash_queue = hash_queue
         self.store = store
         self.clock = clock
         self.tables = tables
@@ -67,7 +67,7 @@ class UseCases:
             clock,
             StalenessLimits(timedelta(seconds=60), timedelta(minutes=15)),
         )
-        self.login_throttle = LoginThrottle(store, hash_queue, budgets, clock)
+        self.login_throttle = LoginThrottle(store, budgets, clock)
         self.logins = Logins(store, self.login_throttle, hash_queue, self.sessions, clock, 15)
         self.users = Users(store, hash_queue, clock, 15)
 
@@ -76,7 +76,7 @@ class UseCases:
 
     def on(self, store: Store) -> "UseCases":
         """Return the use cases of another process on the same rows."""
-        return UseCases(store, self._ring, self.clock, self._hash_queue, self.tables)
+        return UseCases(store, self._ring, self.clock, self.hash_queue, self.tables)
 
     async def create(self, email: str = EMAIL, request_id: str = "") -> User:
         return await self.users.import_user(email=email, role="", password_hash=HASH, request_id=request_id)

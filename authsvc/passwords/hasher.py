@@ -1,0 +1,59 @@
+"""Hashes and verifies passwords in a thread of lower priority, so that validations go on beside a hash."""
+
+import time
+
+from authsvc.passwords import hashes
+from authsvc.passwords.hashes import StoredHash
+from authsvc.worker_thread import WorkerThread
+
+THREAD_NICENESS = 5
+"""Validations come first, but on a host whose cores are all busy the thread still gets a share."""
+PROBE_COST = 8
+PROBES = 3
+"""The fastest one counts: the others were disturbed."""
+
+
+class Hasher:
+    """Makes and verifies password hashes, one at a time.
+
+    Args:
+        cost: bcrypt's, of new hashes and of every failed attempt.
+    """
+
+    def __init__(self, cost: int) -> None:
+        self.cost = cost
+        self.seconds_per_hash = estimate_seconds(cost)
+        self._thread = WorkerThread("hashing", THREAD_NICENESS)
+
+    def close(self) -> None:
+        """Drop waiting hashes, finish the running one."""
+        self._thread.close()
+
+    async def hash(self, password: str) -> str:
+        """Return the hash under which a password is stored."""
+        return await self._thread.run(lambda: hashes.hash_password(password, self.cost))
+
+    async def verify(self, password: str, stored: StoredHash | None) -> bool:
+        """Tell whether a password is the stored one, at the same cost whatever is stored.
+
+        Args:
+            password: In NFC.
+            stored: None where there is no readable hash.
+        """
+        return await self._thread.run(lambda: hashes.verify_password(password, stored, self.cost))
+
+
+def estimate_seconds(cost: int) -> float:
+    """Return the estimated CPU seconds of a hash, which other programs on the host do not prolong.
+
+    Args:
+        cost: bcrypt's, of that hash.
+    """
+    probe_cost = min(cost, PROBE_COST)
+    return min(_probe_seconds(probe_cost) for _ in range(PROBES)) * (1 << (cost - probe_cost))
+
+
+def _probe_seconds(cost: int) -> float:
+    begin = time.thread_time()
+    hashes.dummy_hash(cost)
+    return time.thread_time() - begin
