@@ -63,7 +63,7 @@ HASHES_PENDING = Gauge(
 HASHES_REFUSED = Counter("authsvc_hashes_refused", "Password hashes refused: queue full, or deadline too near")
 CACHE_ENTRIES = Gauge("authsvc_cache_entries", "Entries in a cache", ["cache"], multiprocess_mode="livesum")
 EVENT_LOOP_LAG = Histogram("authsvc_event_loop_lag_seconds", "Event loop lag in seconds", buckets=_SECONDS)
-LOG_LINES_DROPPED = Counter("authsvc_log_lines_dropped", "Log lines that could not be written")
+LOG_LINES_DROPPED = Counter("authsvc_log_lines_dropped", "Log lines that could not be written, by kind", ["kind"])
 
 
 class MethodCalls:
