@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 import structlog
+from prometheus_client import REGISTRY
 
 from authsvc import request_context
 from authsvc.config import Address, ServeSettings
@@ -138,7 +139,7 @@ async def run_app(
         logins = Logins(store, throttle, hash_queue, sessions, clock, settings.password_min_length)
         users = Users(store, hash_queue, clock, settings.password_min_length)
         http_address = await stack.enter_async_context(
-            http_server.serve_http(settings, lambda: sessions.jwks, metrics.registry_of())
+            http_server.serve_http(settings, lambda: sessions.jwks, REGISTRY)
         )
         middleware = Middleware(
             Authorization(validations, callers_file), limits.request_seconds, limits.hashing_seconds
