@@ -28,9 +28,22 @@ def run_on_uvloop(main: Coroutine[Any, Any, None]) -> None:
     uvloop.run(main)
 
 
+def print_line(line: str) -> None:
+    """Print a line on stderr."""
+    click.echo(line, err=True)
+
+
+def log_line(line: str) -> None:
+    """Queue a line for stderr, whose reader must not block a process that serves."""
+    from authsvc.telemetry.log_queue import Kind, stderr_queue
+
+    stderr_queue().put(Kind.EVENT, line)
+
+
 def command(
     function: Callable[P, Coroutine[Any, Any, None]],
     run_loop: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run,
+    show: Callable[[str], None] = print_line,
 ) -> Callable[P, None]:
     """Make a command of a coroutine function: an error becomes lines on stderr and exit code 1."""
 
@@ -40,13 +53,13 @@ def command(
             run_loop(function(*args, **kwargs))
         except AuthsvcError as error:
             for line in _message(error).splitlines():
-                click.echo(f"error: {line}", err=True)
+                show(f"error: {line}")
             sys.exit(1)
 
     return run
 
 
-serving_command = functools.partial(command, run_loop=run_on_uvloop)
+serving_command = functools.partial(command, run_loop=run_on_uvloop, show=log_line)
 """The same for a command that runs the service."""
 
 

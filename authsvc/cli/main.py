@@ -13,7 +13,7 @@ import click
 
 from authsvc import __version__, config
 from authsvc.cli.callers import callers
-from authsvc.cli.command import command, report, serving_command
+from authsvc.cli.command import command, log_line, report, serving_command
 from authsvc.cli.keys import keys
 from authsvc.cli.tables import tables
 from authsvc.cli.users import users
@@ -89,7 +89,7 @@ async def run_worker(number: int) -> None:
     from authsvc.telemetry import logs
 
     settings = config.load(os.environ)
-    logs.configure(settings.log_format, settings.log_level, settings.log_digest_key or None, worker=number)
+    logs.configure_service(settings.log_format, settings.log_level, settings.log_digest_key or None, number)
     workers.stop_with_parent()
     await app.serve(settings, on_start=workers.report_to_parent)
 
@@ -125,6 +125,6 @@ async def check_health() -> None:
 def _configure_logs(settings: ServeSettings, environ: Mapping[str, str]) -> None:
     from authsvc.telemetry import logs
 
-    logs.configure(settings.log_format, settings.log_level, settings.log_digest_key or None)
+    logs.configure_service(settings.log_format, settings.log_level, settings.log_digest_key or None)
     for line in config.unknown_settings(environ):
-        click.echo(f"warning: {line}", err=True)
+        log_line(f"warning: {line}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 import structlog
-from grpc_health.v1 import health, health_pb2
+from prometheus_client import REGISTRY
 
 from authsvc import request_context
 from authsvc.config import Address, ServeSettings
@@ -25,7 +25,8 @@ from authsvc.rpc.callers import Callers, watch_callers_file
 from authsvc.rpc.middleware import Middleware
 from authsvc.rpc.user_service import UserService
 from authsvc.server import grpc_server, http_server
-from authsvc.server.grpc_server import ConnectionLimits, build_server, set_health
+from authsvc.server.grpc_server import ConnectionLimits, build_server
+from authsvc.server.streams import Health
 from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
 from authsvc.stores.interface import Store
 from authsvc.stores.opening import open_store
@@ -42,8 +43,6 @@ from authsvc.usecases.users import Users
 from authsvc.usecases.validation import STALE_FALLBACK_TIMEOUT_SECONDS, StalenessLimits, Validations
 from authsvc.watched_file import WatchedFile
 
-STOP_GRACE_SECONDS = 10.0
-"""Calls in flight have this long to finish."""
 GC_THRESHOLDS = (700, 10, 1000)
 """Python's own but for the last: a full collection stops all calls for 20 ms once the caches are full."""
 STORE_POLL_SECONDS = 0.5
@@ -60,6 +59,7 @@ class Limits:
         hashing_seconds: The same for requests that hash a password.
         stale_fallback_seconds: How long a validation waits for the store where an older read may answer instead.
         drain_seconds: From NOT_SERVING to the end of new calls beyond loopback: balancers need time to notice.
+        stop_grace_seconds: Calls in flight have this long to finish.
         file_poll_seconds: Between two checks of the watched files.
         hash_queue_capacity: Slots of the hash queue.
         connections: Of the gRPC port.
@@ -70,6 +70,7 @@ class Limits:
     hashing_seconds: float = request_context.HASHING_DEADLINE_SECONDS
     stale_fallback_seconds: float = STALE_FALLBACK_TIMEOUT_SECONDS
     drain_seconds: float = 2.0
+    stop_grace_seconds: float = 10.0
     file_poll_seconds: float = 0.5
     hash_queue_capacity: int = HASH_QUEUE_CAPACITY
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
@@ -94,7 +95,7 @@ class App:
     sessions: Sessions
     validations: Validations
     users: Users
-    health: health.aio.HealthServicer
+    health: Health
 
 
 @asynccontextmanager
@@ -138,25 +139,25 @@ async def run_app(
         logins = Logins(store, throttle, hash_queue, sessions, clock, settings.password_min_length)
         users = Users(store, hash_queue, clock, settings.password_min_length)
         http_address = await stack.enter_async_context(
-            http_server.serve_http(settings, lambda: sessions.jwks, metrics.registry_of())
+            http_server.serve_http(settings, lambda: sessions.jwks, REGISTRY)
         )
         middleware = Middleware(
             Authorization(validations, callers_file), limits.request_seconds, limits.hashing_seconds
         )
         servicers = (AuthService(logins, sessions, validations), UserService(users, sessions))
-        server, health_servicer = await build_server(middleware, servicers, settings, limits.connections)
+        server, health = build_server(middleware, servicers, settings, limits.connections)
         port = await grpc_server.start(server, settings, limits.connections)
-        stack.push_async_callback(server.stop, STOP_GRACE_SECONDS)
+        stack.push_async_callback(server.stop, limits.stop_grace_seconds)
+        stack.callback(health.end_streams)
         metrics.STARTS.inc()
-        stack.callback(metrics.SERVING.set, 0)
         for work in (
             metrics.sample({"verified_tokens": lambda: tokens.cache_size, "standings": lambda: len(cache)}),
             _reload_files(key_file, tokens, callers_file, limits.file_poll_seconds),
-            _set_serving_when_store_answers(store, health_servicer),
+            _set_serving_when_store_answers(store, health),
         ):
             _run_in_background(stack, work)
         address = str(Address(settings.listen.host, port))
-        yield App(address, http_address, logins, sessions, validations, users, health_servicer)
+        yield App(address, http_address, logins, sessions, validations, users, health)
 
 
 def _budgets(settings: ServeSettings) -> Budgets:
@@ -192,14 +193,13 @@ async def serve(
         gc.set_threshold(*GC_THRESHOLDS)
         await stop.wait()
         _log.info("stopping")
-        metrics.SERVING.set(0)
-        await app.health.enter_graceful_shutdown()
+        app.health.stop()
         if not settings.listen.is_loopback:
             await asyncio.sleep(limits.drain_seconds)
     _log.info("stopped")
 
 
-async def _set_serving_when_store_answers(store: Store, servicer: health.aio.HealthServicer) -> None:
+async def _set_serving_when_store_answers(store: Store, health: Health) -> None:
     """Report SERVING from the store's first answer on.
 
     A later outage changes nothing: a dead store must not take every instance out of rotation.
@@ -212,8 +212,7 @@ async def _set_serving_when_store_answers(store: Store, servicer: health.aio.Hea
             await asyncio.sleep(STORE_POLL_SECONDS)
         else:
             break
-    await set_health(servicer, health_pb2.HealthCheckResponse.SERVING)
-    metrics.SERVING.set(1)
+    health.set_serving()
     _log.info("serving")
 
 

@@ -1,5 +1,6 @@
 """The gRPC server: its limits, TLS, port, health and reflection."""
 
+import asyncio
 import contextlib
 import os
 import resource
@@ -8,11 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from authsvc.config import ServeSettings
@@ -20,6 +20,7 @@ from authsvc.errors import ConfigError
 from authsvc.rpc.auth_service import AuthService
 from authsvc.rpc.middleware import Middleware
 from authsvc.rpc.user_service import UserService
+from authsvc.server.streams import Health, Reflection
 from authsvc.v1 import auth_service_pb2, user_service_pb2
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -50,12 +51,12 @@ class ConnectionLimits:
     min_ping_seconds: int = 10
 
 
-async def build_server(
+def build_server(
     middleware: Middleware,
     servicers: tuple[AuthService, UserService],
     settings: ServeSettings,
     limits: ConnectionLimits,
-) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+) -> tuple[grpc.aio.Server, Health]:
     """Return a server that does not listen yet, and its health service, which says NOT_SERVING.
 
     Args:
@@ -68,18 +69,11 @@ async def build_server(
     server.add_generic_rpc_handlers(
         tuple(middleware.wrap_service(d, s) for d, s in zip(_SERVICES, servicers, strict=True))
     )
-    health_servicer = health.aio.HealthServicer()
-    await set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
+    health_servicer = Health(d.full_name for d in _SERVICES)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     if settings.reflection:
-        _add_reflection(server)
+        _add_reflection(server, health_servicer.streams_end)
     return server, health_servicer
-
-
-async def set_health(servicer: health.aio.HealthServicer, status: Any) -> None:  # noqa: ANN401 - its stub has no name
-    """Set the health of the server as a whole and of each service."""
-    for name in ("", *(d.full_name for d in _SERVICES)):
-        await servicer.set(name, status)
 
 
 async def start(server: grpc.aio.Server, settings: ServeSettings, limits: ConnectionLimits) -> int:
@@ -157,19 +151,21 @@ def _options(settings: ServeSettings, limits: ConnectionLimits) -> Sequence[tupl
     )
 
 
-def _add_reflection(server: grpc.aio.Server) -> None:
+def _add_reflection(server: grpc.aio.Server, streams_end: asyncio.Event) -> None:
     names = [d.full_name for d in _SERVICES]
     names += [health.SERVICE_NAME, reflection.SERVICE_NAME, _REFLECTION_V1]
-    reflection.enable_server_reflection(names, server)
-    # v1 differs from v1alpha in its name alone; grpcio-reflection serves only v1alpha.
-    servicer = reflection.aio.ReflectionServicer(names)
     method = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
+        Reflection(names, streams_end).answer,
         reflection_pb2.ServerReflectionRequest.FromString,
         reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
-    handler = grpc.method_handlers_generic_handler(_REFLECTION_V1, {"ServerReflectionInfo": method})
-    server.add_generic_rpc_handlers((handler,))
+    # v1 differs from v1alpha in its name alone; grpcio-reflection serves only v1alpha.
+    server.add_generic_rpc_handlers(
+        tuple(
+            grpc.method_handlers_generic_handler(service, {"ServerReflectionInfo": method})
+            for service in (reflection.SERVICE_NAME, _REFLECTION_V1)
+        )
+    )
 
 
 def _bind_failure(settings: ServeSettings) -> str:

@@ -12,7 +12,6 @@ import secrets
 import signal
 import socket
 import sys
-import tempfile
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from authsvc.errors import ConfigError, OperatorError
 from authsvc.models import utc_now
 from authsvc.server import http_server
 from authsvc.telemetry import metrics
+from authsvc.telemetry.worker_metrics import WorkerMetrics, metrics_folder
 from authsvc.tokens.key_file import watch_key_file
 
 _log = structlog.get_logger(__name__)
@@ -83,10 +83,11 @@ async def _run_workers(settings: ServeSettings, limits: SupervisionLimits) -> No
     def jwks() -> str:
         return key_file.reload_if_changed().jwks(utc_now().timestamp())
 
-    with _reserve_port(settings.listen) as address, _metrics_folder() as folder:
-        async with http_server.serve_http(settings, jwks, metrics.registry_of(folder)) as http_address:
+    with _reserve_port(settings.listen) as address, metrics_folder() as folder:
+        counts = WorkerMetrics(folder)
+        async with http_server.serve_http(settings, jwks, counts.registry) as http_address:
             environ = _environ(settings, address, folder)
-            first, *others = [_Worker(number + 1, environ, folder, limits) for number in range(settings.workers)]
+            first, *others = [_Worker(number + 1, environ, counts, limits) for number in range(settings.workers)]
             try:
                 # Alone, so that a problem of settings or files is reported once.
                 if not await first.start():
@@ -97,23 +98,6 @@ async def _run_workers(settings: ServeSettings, limits: SupervisionLimits) -> No
                         group.create_task(work)
             finally:
                 await asyncio.gather(*(worker.stop() for worker in (first, *others)))
-
-
-@contextmanager
-def _metrics_folder() -> Iterator[Path]:
-    """Create the folder of the workers' metrics files; remove it after the body.
-
-    Raises:
-        OperatorError: The folder cannot be created.
-    """
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="authsvc-metrics-", ignore_cleanup_errors=True)
-    except OSError as error:
-        raise OperatorError(
-            f"cannot create a folder for metrics: {error.strerror}; set TMPDIR to a writable one"
-        ) from None
-    with folder as path:
-        yield Path(path)
 
 
 def _environ(settings: ServeSettings, address: Address, folder: Path) -> Mapping[str, str]:
@@ -133,16 +117,16 @@ class _Worker:
     Args:
         number: From 1; the worker's name in the log.
         environ: The environment of its processes.
-        metrics_folder: Where its processes write their metrics.
+        counts: Takes over what its processes have counted.
         limits: When it is restarted or killed.
     """
 
     def __init__(
-        self, number: int, environ: Mapping[str, str], metrics_folder: Path, limits: SupervisionLimits
+        self, number: int, environ: Mapping[str, str], counts: WorkerMetrics, limits: SupervisionLimits
     ) -> None:
         self._number = number
         self._environ = environ
-        self._metrics_folder = metrics_folder
+        self._counts = counts
         self._limits = limits
         self._process: Process | None = None
 
@@ -197,7 +181,7 @@ class _Worker:
         if self._process is None:
             return None
         code = await self._process.wait()
-        metrics.forget_process(self._process.pid, self._metrics_folder)
+        self._counts.end_process(self._process.pid)
         self._process = None
         return code
 

@@ -6,10 +6,15 @@ docs/operations.md lists events and members. Every log line also has the request
 import logging
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
 import structlog
 
-_log = structlog.get_logger("authsvc.audit")
+from authsvc.telemetry.log_queue import Kind
+
+_LOGGER = "authsvc.audit"
+_log = structlog.get_logger(_LOGGER, Kind.AUDIT)
+_refusals = structlog.get_logger(_LOGGER, Kind.REFUSAL)
 
 
 class Event(StrEnum):
@@ -43,16 +48,18 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-_OUTCOMES: Mapping[Event, tuple[Outcome, int]] = {
-    Event.LOGIN_REFUSED: (Outcome.REFUSED, logging.INFO),
-    Event.LOGIN_THROTTLED: (Outcome.REFUSED, logging.INFO),
-    Event.REFRESH_REFUSED: (Outcome.REFUSED, logging.INFO),
-    Event.REFRESH_TOKEN_REUSE: (Outcome.REFUSED, logging.WARNING),
-    Event.CALLER_REFUSED: (Outcome.REFUSED, logging.WARNING),
-    Event.KEYS_NOT_RELOADED: (Outcome.FAILED, logging.ERROR),
-    Event.CALLERS_NOT_RELOADED: (Outcome.FAILED, logging.ERROR),
+_DONE = (Outcome.DONE, logging.INFO, _log)
+_OUTCOMES: Mapping[Event, tuple[Outcome, int, Any]] = {
+    Event.LOGIN_REFUSED: (Outcome.REFUSED, logging.INFO, _refusals),
+    Event.LOGIN_THROTTLED: (Outcome.REFUSED, logging.INFO, _refusals),
+    Event.REFRESH_REFUSED: (Outcome.REFUSED, logging.INFO, _refusals),
+    # Only who had a token of the session can cause it, so it is not among the refusals that a flood consists of.
+    Event.REFRESH_TOKEN_REUSE: (Outcome.REFUSED, logging.WARNING, _log),
+    Event.CALLER_REFUSED: (Outcome.REFUSED, logging.WARNING, _refusals),
+    Event.KEYS_NOT_RELOADED: (Outcome.FAILED, logging.ERROR, _log),
+    Event.CALLERS_NOT_RELOADED: (Outcome.FAILED, logging.ERROR, _log),
 }
-"""Outcome and log level of each event that is not DONE at level info."""
+"""Outcome, log level and logger of each event that is not DONE at level info."""
 
 
 def record(event: Event, **members: object) -> None:
@@ -63,5 +70,5 @@ def record(event: Event, **members: object) -> None:
         members: By the same names for every event: `user_id`, `email_digest`, `session_id`, `source` (the end user's
             address), `reason` (why it was refused or failed).
     """
-    outcome, level = _OUTCOMES.get(event, (Outcome.DONE, logging.INFO))
-    _log.log(level, event.value, outcome=outcome.value, **members)
+    outcome, level, log = _OUTCOMES.get(event, _DONE)
+    log.log(level, event.value, outcome=outcome.value, **members)

@@ -3,18 +3,21 @@
 No line holds a password, token, key or hash, nor an email in clear: `email_digest` replaces it.
 """
 
+import functools
 import hashlib
 import hmac
 import logging
 import secrets
 import sys
-from typing import TextIO
+import threading
+from types import TracebackType
+from typing import Protocol, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from authsvc.request_context import caller, trace_id
-from authsvc.telemetry import metrics
+from authsvc.telemetry.log_queue import COUNT_DROPPED, Kind, LogQueue, stderr_queue
 
 _LIBRARY_LEVEL = logging.WARNING
 # It logs headers that are not UTF-8, such as a damaged API key, and a stack for each client that disconnects.
@@ -22,35 +25,66 @@ _SILENCED_LOGGER = "grpc._cython.cygrpc"
 _DIGEST_LENGTH = 16
 _digest_key = secrets.token_bytes(32)
 _process_members: dict[str, object] = {}
+_log = structlog.get_logger(__name__)
 
 
-class _LibraryHandler(logging.StreamHandler[TextIO]):
-    """Writes the lines of libraries. Counts and drops a line that cannot be written, for instance to a full disk."""
+class _Output(Protocol):
+    """Where lines go: a LogQueue, or a stream."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - as logging has it
-        """See logging.Handler."""
-        metrics.LOG_LINES_DROPPED.inc()
+    @property
+    def is_terminal(self) -> bool: ...
+
+    def put(self, kind: Kind, line: str) -> None: ...
 
 
-class _LineLogger:
-    """Writes the lines of this package. Counts and drops a line that cannot be written.
+class _Stream:
+    """Writes each line at once. Counts and drops a line that cannot be written, for instance to a full disk."""
 
-    Going through logging would take three times as long. structlog.WriteLogger has no name and raises on a full disk.
-
-    Args:
-        name: The logger's name, in each line.
-    """
-
-    def __init__(self, name: str, stream: TextIO) -> None:
-        self.name = name
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.is_terminal = stream.isatty()
 
-    def debug(self, line: str) -> None:
+    def put(self, kind: Kind, line: str) -> None:
         try:
             self._stream.write(line + "\n")
             self._stream.flush()
         except (OSError, ValueError):
-            metrics.LOG_LINES_DROPPED.inc()
+            COUNT_DROPPED[kind]()
+
+
+class _LibraryHandler(logging.Handler):
+    """Writes the lines of libraries. Counts and drops a line that cannot be formatted."""
+
+    def __init__(self, output: _Output) -> None:
+        super().__init__()
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler."""
+        try:
+            self._output.put(Kind.EVENT, self.format(record))
+        except Exception:  # noqa: BLE001 - whatever a library logs must not fail its caller
+            COUNT_DROPPED[Kind.EVENT]()
+
+
+class _LineLogger:
+    """Writes the lines of this package.
+
+    Going through logging would take three times as long.
+
+    Args:
+        output: Where they go.
+        name: The logger's name, in each line.
+        kind: Of the lines.
+    """
+
+    def __init__(self, output: _Output, name: str, kind: Kind = Kind.EVENT) -> None:
+        self.name = name
+        self._output = output
+        self._kind = kind
+
+    def debug(self, line: str) -> None:
+        self._output.put(self._kind, line)
 
     info = warning = error = exception = debug
 
@@ -64,7 +98,7 @@ def configure(
     log_format: str,
     level: str,
     digest_key: str | None = None,
-    stream: TextIO | None = None,
+    stream: TextIO | LogQueue | None = None,
     worker: int | None = None,
 ) -> None:
     """Set up logging for the process.
@@ -73,14 +107,14 @@ def configure(
         log_format: `console`, `json`, or empty: console on a terminal, else json.
         level: Name of the lowest level that is written, for instance `info`.
         digest_key: Key of email_digest, so that all processes write the same digests; None: random.
-        stream: Where lines go; None: stderr.
+        stream: Where lines go; None: stderr, as they come.
         worker: Number of this worker, in each line; None: the process is not a worker.
     """
     global _digest_key, _process_members  # noqa: PLW0603 - one per process, as logging itself
     _process_members = {} if worker is None else {"worker": worker}
     if digest_key is not None:
         _digest_key = digest_key.encode()
-    stream = stream or sys.stderr
+    output = stream if isinstance(stream, LogQueue) else _Stream(stream or sys.stderr)
     shared: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -89,19 +123,19 @@ def configure(
         _add_process_members,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    is_console = log_format == "console" or (not log_format and stream.isatty())
+    is_console = log_format == "console" or (not log_format and output.is_terminal)
     renderers: list[Processor] = (
-        [_escape_control_characters, structlog.dev.ConsoleRenderer(colors=stream.isatty(), repr_native_str=True)]
+        [_escape_control_characters, structlog.dev.ConsoleRenderer(colors=output.is_terminal, repr_native_str=True)]
         if is_console
         else [structlog.processors.JSONRenderer()]
     )
     structlog.configure(
         processors=[*shared, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=lambda name: _LineLogger(name, stream),
+        logger_factory=functools.partial(_LineLogger, output),
         cache_logger_on_first_use=False,
     )
-    handler = _LibraryHandler(stream)
+    handler = _LibraryHandler(output)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
@@ -112,6 +146,29 @@ def configure(
     root.handlers = [handler]
     root.setLevel(_LIBRARY_LEVEL)
     logging.getLogger(_SILENCED_LOGGER).setLevel(logging.CRITICAL)
+
+
+def configure_service(log_format: str, level: str, digest_key: str | None, worker: int | None = None) -> None:
+    """Set up logging for a process that serves: everything that Python prints becomes a line in the queue to stderr.
+
+    Args:
+        log_format: As for configure.
+        level: As for configure.
+        digest_key: As for configure.
+        worker: As for configure.
+    """
+    configure(log_format, level, digest_key, stderr_queue(), worker=worker)
+    logging.captureWarnings(capture=True)
+    sys.excepthook = _log_unhandled
+    threading.excepthook = lambda args: _log_unhandled(args.exc_type, args.exc_value, args.exc_traceback)
+    sys.unraisablehook = lambda args: _log_unhandled(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def _log_unhandled(
+    exception_class: type[BaseException], exception: BaseException | None, traceback: TracebackType | None
+) -> None:
+    """Log an exception that nothing handles: of the process, of a thread, or of a destructor."""
+    _log.error("unhandled_exception", exc_info=(exception_class, exception, traceback))
 
 
 def _escape_control_characters(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

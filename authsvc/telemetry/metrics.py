@@ -1,4 +1,4 @@
-"""The service's metrics by their Prometheus names, and how those of several worker processes are merged.
+"""The service's metrics by their Prometheus names. `worker_metrics` adds those of several processes up.
 
 docs/operations.md explains each one.
 """
@@ -8,18 +8,9 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import structlog
-from prometheus_client import (
-    REGISTRY,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    multiprocess,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder of the workers' metrics files; prometheus_client reads it when it is imported."""
@@ -63,7 +54,7 @@ HASHES_PENDING = Gauge(
 HASHES_REFUSED = Counter("authsvc_hashes_refused", "Password hashes refused: queue full, or deadline too near")
 CACHE_ENTRIES = Gauge("authsvc_cache_entries", "Entries in a cache", ["cache"], multiprocess_mode="livesum")
 EVENT_LOOP_LAG = Histogram("authsvc_event_loop_lag_seconds", "Event loop lag in seconds", buckets=_SECONDS)
-LOG_LINES_DROPPED = Counter("authsvc_log_lines_dropped", "Log lines that could not be written")
+LOG_LINES_DROPPED = Counter("authsvc_log_lines_dropped", "Log lines that could not be written, by kind", ["kind"])
 
 
 class MethodCalls:
@@ -126,20 +117,6 @@ async def sample(cache_sizes: Mapping[str, Callable[[], int]]) -> None:
             _log.warning("event_loop_blocked", seconds=round(lag, 3))
         for cache, size in cache_sizes.items():
             CACHE_ENTRIES.labels(cache).set(size())
-
-
-def registry_of(folder: Path | None = None) -> CollectorRegistry:
-    """Return the merged metrics of the processes that count in a folder; None: those of this process."""
-    if folder is None:
-        return REGISTRY
-    registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry, path=str(folder))  # type: ignore[no-untyped-call]
-    return registry
-
-
-def forget_process(pid: int, folder: Path) -> None:
-    """Drop the gauges of a process that ended; its counters stay."""
-    multiprocess.mark_process_dead(pid, path=str(folder))  # type: ignore[no-untyped-call]
 
 
 def is_serving(registry: CollectorRegistry) -> bool:

@@ -1,11 +1,14 @@
 """Processes of `authsvc` as its users start them."""
 
+import io
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,10 +16,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import grpc
+import pytest
 from click.testing import CliRunner, Result
 
 from authsvc.cli.main import main
 from authsvc.telemetry import logs
+from authsvc.telemetry.log_queue import stderr_queue
 from tests.support import WITNESS
 
 AUTHSVC = str(Path(sys.executable).with_name("authsvc"))
@@ -149,11 +154,32 @@ def run(*arguments: str, environ: Mapping[str, str], stdin: bytes = b"") -> "sub
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
+@contextmanager
+def process_stderr() -> Iterator[io.BytesIO]:
+    """Collect what a command that serves queues for this process's stderr; undo what it changes in the interpreter."""
+    collected, real = io.BytesIO(), os.dup(2)
+    with tempfile.TemporaryFile() as file, pytest.MonkeyPatch.context() as patch:
+        for module, hook in ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook")):
+            patch.setattr(module, hook, getattr(module, hook))
+        os.dup2(file.fileno(), 2)
+        try:
+            yield collected
+        finally:
+            stderr_queue().flush()
+            os.dup2(real, 2)
+            os.close(real)
+            logging.captureWarnings(capture=False)
+        file.seek(0)
+        collected.write(file.read())
+
+
 def invoke(*arguments: str, stdin: str | bytes = b"", **settings: str) -> Result:
     """Run a command in this process, for what a process of its own would add nothing to."""
     without = {name: None for name in os.environ if name.startswith(("AUTHSVC_", "AWS_"))}
     environ = {**without, **FREE, **settings}
-    result = CliRunner().invoke(main, arguments, input=stdin, env=environ, prog_name="authsvc")
+    with process_stderr() as queued:
+        result = CliRunner().invoke(main, arguments, input=stdin, env=environ, prog_name="authsvc")
+    result.stderr_bytes = (result.stderr_bytes or b"") + queued.getvalue()
     logs.configure("json", "debug", stream=WITNESS.lines)
     WITNESS.add_messages(result.stderr)
     return result

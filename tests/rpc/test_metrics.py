@@ -272,7 +272,7 @@ async def test_a_service_that_listens_counts_as_started(settings: ServeSettings,
 
 def test_what_cannot_be_logged_is_counted_and_no_more() -> None:
     """F17."""
-    dropped = Since("authsvc_log_lines_dropped_total")
+    dropped = Since("authsvc_log_lines_dropped_total", kind="event")
     full: Any = Path("/dev/full").open("w")  # noqa: SIM115 - closing it fails
     logs.configure("json", "info", stream=full)
     metrics._log.warning("event_loop_blocked")  # noqa: SLF001 - any logger of authsvc

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from authsvc import request_context
 from authsvc.telemetry import logs
+from tests.e2e.process import environment, run
 from tests.support import PASSWORD
 
 NASTY = "a\nb\rc\x00d\x1b[2Je\x0bf\x0cg\x1ch\x7fi\x85j\u2028k\u2029l\u202em"
@@ -257,3 +258,44 @@ def test_without_a_key_digests_keep_the_random_one_of_the_process() -> None:
     configured("json")
     assert logs.email_digest("alice@example.com") == before
     assert hashlib.sha256(b"alice@example.com").hexdigest()[:16] != before
+
+
+EVERYTHING = """
+import logging, threading, warnings
+from authsvc.telemetry import logs
+
+class Broken:
+    def __del__(self):
+        raise LookupError("in a destructor")
+
+def fail():
+    raise LookupError("in a thread")
+
+logs.configure_service("json", "info", None, worker=7)
+warnings.warn("deprecated")
+logging.getLogger("library").warning("slow")
+logging.getLogger("library").warning("%d", "no number")
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+Broken()
+fail()
+"""
+
+
+def test_all_that_a_service_prints_is_lines_of_its_log() -> None:
+    """Python's own hooks write to sys.stderr, where a reader that stalls would block them."""
+    done = run(sys.executable, "-c", EVERYTHING, environ=environment())
+    assert done.returncode == 1
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(line["logger"], line["level"], line["worker"]) for line in lines] == [
+        ("py.warnings", "warning", 7),
+        ("library", "warning", 7),
+        *[("authsvc.telemetry.logs", "error", 7)] * 3,
+    ]
+    assert "deprecated" in lines[0]["event"]
+    assert lines[1]["event"] == "slow"
+    assert {line["event"] for line in lines[2:]} == {"unhandled_exception"}
+    assert "in a thread" in lines[2]["exception"]
+    assert "in a destructor" in lines[3]["exception"]
+    assert "in <module>" in lines[4]["exception"]
