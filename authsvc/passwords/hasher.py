@@ -14,6 +14,8 @@ from authsvc.passwords.hashes import StoredHash
 
 THREAD_NICENESS = 5
 """Validations come first, but on a host whose cores are all busy the thread still gets a share."""
+SLOW_HASH_SECONDS = 5.0
+"""Half of what a request that hashes has: from here on a change of a password, which takes two hashes, fails."""
 PROBE_COST = 8
 PROBES = 3
 """The fastest one counts: the others were disturbed."""

@@ -19,6 +19,7 @@ from authsvc.errors import OperatorError, StoreUnavailableError
 from authsvc.models import Clock, utc_now
 from authsvc.passwords.hash_queue import CAPACITY as HASH_QUEUE_CAPACITY
 from authsvc.passwords.hash_queue import HashQueue
+from authsvc.passwords.hasher import SLOW_HASH_SECONDS, Hasher
 from authsvc.rpc.auth_service import AuthService
 from authsvc.rpc.authorization import Authorization
 from authsvc.rpc.callers import Callers, watch_callers_file
@@ -135,6 +136,7 @@ async def run_app(
         hash_queue = await stack.enter_async_context(
             contextlib.aclosing(HashQueue(settings.bcrypt_cost, limits.hash_queue_capacity))
         )
+        _warn_of_slow_hashes(hash_queue.hasher)
         logins = Logins(store, throttle, hash_queue, sessions, clock, settings.password_min_length)
         users = Users(store, hash_queue, clock, settings.password_min_length)
         http_address = await stack.enter_async_context(
@@ -157,6 +159,12 @@ async def run_app(
             _run_in_background(stack, work)
         address = str(Address(settings.listen.host, port))
         yield App(address, http_address, logins, sessions, validations, users, health_servicer)
+
+
+def _warn_of_slow_hashes(hasher: Hasher) -> None:
+    if hasher.seconds_per_hash > SLOW_HASH_SECONDS:
+        seconds = round(hasher.seconds_per_hash, 1)
+        _log.warning("slow_hashes", setting="AUTHSVC_BCRYPT_COST", cost=hasher.cost, seconds=seconds)
 
 
 def _budgets(settings: ServeSettings) -> Budgets:

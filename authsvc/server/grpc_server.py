@@ -7,7 +7,6 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -20,6 +19,7 @@ from authsvc.errors import ConfigError
 from authsvc.rpc.auth_service import AuthService
 from authsvc.rpc.middleware import Middleware
 from authsvc.rpc.user_service import UserService
+from authsvc.server.tls_check import TlsFiles, find_tls_problem, read_tls_files
 from authsvc.v1 import auth_service_pb2, user_service_pb2
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -120,17 +120,17 @@ def _occupy_low_descriptors(count: int) -> Iterator[None]:
 
 def _bind(server: grpc.aio.Server, settings: ServeSettings) -> int:
     address = str(settings.listen)
+    files = None
     try:
         if settings.tls_cert is None or settings.tls_key is None:
             return server.add_insecure_port(address)
+        files = read_tls_files(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
         credentials = grpc.ssl_server_credentials(
-            [(_read_pem(settings.tls_key), _read_pem(settings.tls_cert))],
-            None if settings.tls_client_ca is None else _read_pem(settings.tls_client_ca),
-            require_client_auth=settings.tls_client_ca is not None,
+            [(files.key, files.certificate)], files.client_ca, require_client_auth=files.client_ca is not None
         )
         return server.add_secure_port(address, credentials)
     except RuntimeError:
-        raise ConfigError([_bind_failure(settings)]) from None
+        raise ConfigError([_bind_failure(settings, files)]) from None
 
 
 def _options(settings: ServeSettings, limits: ConnectionLimits) -> Sequence[tuple[str, int]]:
@@ -172,7 +172,7 @@ def _add_reflection(server: grpc.aio.Server) -> None:
     server.add_generic_rpc_handlers((handler,))
 
 
-def _bind_failure(settings: ServeSettings) -> str:
+def _bind_failure(settings: ServeSettings, files: TlsFiles | None) -> str:
     """Return why gRPC could not bind, which it does not say: the address, or else the TLS files."""
     address = settings.listen
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
@@ -183,14 +183,8 @@ def _bind_failure(settings: ServeSettings) -> str:
             probe.bind((address.host, address.port))
     except OSError as error:
         return f"AUTHSVC_LISTEN: cannot listen on {address}: {error.strerror}"
-    return (
-        "AUTHSVC_TLS_CERT, AUTHSVC_TLS_KEY, AUTHSVC_TLS_CLIENT_CA: not PEM files that belong together;"
-        " authsvc doctor says which is wrong"
-    )
-
-
-def _read_pem(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+    problem = files and find_tls_problem(files)
+    if not problem:
+        return f"AUTHSVC_LISTEN: gRPC cannot listen on {address}"
+    path = getattr(settings, problem.setting)
+    return f"AUTHSVC_{problem.setting.upper()}: {path} {problem.problem}: {problem.remedy}"

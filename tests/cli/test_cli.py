@@ -220,7 +220,7 @@ def test_serve_refuses_tls_files_that_do_not_fit(complete: dict[str, str], tmp_p
     }
     result = invoke("serve", **complete, **tls)
     assert result.exit_code == 1
-    assert "not PEM files that belong together" in result.stderr
+    assert "is the key of another certificate" in result.stderr
 
 
 def test_serve_refuses_a_folder_for_a_tls_file(complete: dict[str, str], tmp_path: Path) -> None:

@@ -351,8 +351,8 @@ def test_what_a_worker_cannot_use_ends_it_and_is_said_once(
     errors = [line for line in serve.log.splitlines() if line.startswith("error: ")]
     assert errors == [
         (
-            "error: AUTHSVC_TLS_CERT, AUTHSVC_TLS_KEY, AUTHSVC_TLS_CLIENT_CA: not PEM files that belong together;"
-            " authsvc doctor says which is wrong"
+            "error: AUTHSVC_TLS_KEY: garbage.pem holds no private key: not PEM:"
+            " name a PEM file with a line -----BEGIN PRIVATE KEY-----"
         ),
         "error: the first worker ended before it listened; see the log lines above",
     ]
