@@ -128,7 +128,8 @@ def _connect(port: int, certificate: bytes, client: TlsFiles) -> str:
     credentials = grpc.ssl_channel_credentials(certificate, client.key, client.certificate)
     options = (("grpc.ssl_target_name_override", _host_name(certificate)), ("grpc.enable_http_proxy", 0))
     with closing(grpc.secure_channel(f"{_LOOPBACK}:{port}", credentials, options)) as channel:
-        call: Any = channel.unary_unary("/authsvc/None").future(b"", timeout=HANDSHAKE_SECONDS)
+        method: Any = channel.unary_unary("/authsvc/None")
+        call = method.future(b"", timeout=HANDSHAKE_SECONDS)
         code, details = call.code(), str(call.details())
     if code is grpc.StatusCode.UNIMPLEMENTED:  # the answer of a server without services
         return ""

@@ -549,7 +549,7 @@ def _reason(error: OSError | sqlite3.Error) -> str:
     if isinstance(error, PermissionError):
         return f"{error.strerror}; run this as the file's owner"
     if isinstance(error, OSError):
-        return error.strerror
+        return str(error.strerror)
     # The lowest byte is the kind of an extended code.
     kind = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     return f"{error}; {_LOCAL}" if kind in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PROTOCOL) else str(error)
