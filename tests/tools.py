@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.engines import EngineUnavailableError
 from tests.engines.installs import installed, run_installer
 
-GRPCURL_VERSION = "1.9.3"
+GRPCURL_VERSION = "1.9.4"
 _GRPCURL = f"github.com/fullstorydev/grpcurl/cmd/grpcurl@v{GRPCURL_VERSION}"
 
 
