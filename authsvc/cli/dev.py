@@ -75,7 +75,7 @@ def _read_env(path: Path) -> dict[str, str]:
         ConfigError: The file cannot be read.
     """
     try:
-        values = dotenv_values(path, interpolate=False)
+        values = dotenv_values(path, interpolate=False, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ConfigError([f"{path}: cannot be read: {reason}"]) from None

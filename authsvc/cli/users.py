@@ -169,7 +169,7 @@ def _read_password() -> str:
             password: str = click.prompt("Password", hide_input=True, confirmation_prompt=True)
             return password
         line = sys.stdin.buffer.readline(PASSWORD_LINE_MAX_BYTES)
-        return line.decode().removesuffix("\n").removesuffix("\r")
+        return line.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
         raise ConfigError(["standard input: the password is not UTF-8"]) from None
 

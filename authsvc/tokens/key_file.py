@@ -55,7 +55,7 @@ def read_keys(path: Path) -> list[Key]:
         KeyFileError: The file cannot be read, or a key in it cannot be used.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise KeyFileError(f"{path}: no such file; create it: authsvc keys generate {shlex.quote(str(path))}") from None
     except PermissionError as error:
@@ -188,7 +188,7 @@ def _lock_file(path: Path) -> Iterator[None]:
 
 
 def _read_jwks(path: Path) -> list[dict[str, Any]]:
-    jwks: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["keys"]
+    jwks: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8-sig"))["keys"]
     return jwks
 
 

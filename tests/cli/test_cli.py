@@ -357,6 +357,15 @@ def test_what_is_no_address_is_refused(store: dict[str, str], email: str) -> Non
     assert result.stderr.startswith("error: email: must ")
 
 
+def test_a_byte_order_mark_is_no_part_of_a_password(store: dict[str, str]) -> None:
+    """PowerShell writes one into a pipe."""
+    arguments = ["users", "create", "--email", EMAIL]
+    assert invoke(*arguments, stdin=b"\xef\xbb\xbf" + PASSWORD.encode() + b"\r\n", **store).exit_code == 0
+    stored = state(store, "password_hash")
+    assert isinstance(stored, str)
+    assert hashes.verify_password(PASSWORD, hashes.parse_stored_hash(stored), 10)
+
+
 def test_a_role_has_its_form(store: dict[str, str]) -> None:
     result = invoke("users", "create", "--email", "a@example.com", "--role", "Ädmin", stdin=PASSWORD, **store)
     assert (result.exit_code, result.stderr) == (1, "error: role: must match [a-z][a-z0-9_-]{0,62}\n")

@@ -75,6 +75,11 @@ def test_a_caller_is_found_by_its_key(path: Path) -> None:
         assert callers.find_by_api_key(key) is None
 
 
+def test_a_byte_order_mark_is_no_part_of_the_file(path: Path) -> None:
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    assert read_callers(path).names == ["checkout", "admin.tool"]
+
+
 def test_a_caller_has_two_keys_while_one_is_replaced(path: Path) -> None:
     path.write_text(GOOD.replace(f'"{api_key_digest(KEY)}"', f'"{api_key_digest(KEY)}", "{api_key_digest(OTHER_KEY)}"'))
     callers = read_callers(path)

@@ -348,6 +348,13 @@ def test_a_group_that_may_read_the_keys_still_may(
         assert stat.S_IMODE(path.stat().st_mode) == kept
 
 
+def test_a_byte_order_mark_is_no_part_of_the_file(path: Path, clock: FakeClock) -> None:
+    keys = read_keys(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_keys(path) == keys
+    assert rotate_keys(path, TTL, clock()).signing.kid == keys[1].kid
+
+
 def test_a_file_that_this_user_may_not_read_is_told_with_a_remedy(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root may read every file, so the test fakes the refusal."""
     monkeypatch.setattr(Path, "read_text", refuse(errno.EACCES))
