@@ -9,6 +9,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.x509.oid import NameOID
 
 
@@ -35,10 +36,18 @@ class Authority:
         self.certificate = self._write("ca.pem", certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(
-        self, name: str, days: float = 30, begin: datetime | None = None, names: Sequence[x509.GeneralName] = ()
+        self,
+        name: str,
+        days: float = 30,
+        begin: datetime | None = None,
+        names: Sequence[x509.GeneralName] = (),
+        key: CertificateIssuerPrivateKeyTypes | None = None,
     ) -> Pair:
-        """Issue a certificate, good from a day ago unless told, for `days` from now, for other names as well."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        """Issue a certificate, good from a day ago unless told, for `days` from now, for other names as well.
+
+        Its key is new, on P-256, unless one is given.
+        """
+        key = key or ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         certificate = self._sign(subject, key, days=days, begin=begin, names=names)
         private = key.private_bytes(
@@ -52,7 +61,7 @@ class Authority:
     def _sign(
         self,
         subject: x509.Name,
-        key: ec.EllipticCurvePrivateKey,
+        key: CertificateIssuerPrivateKeyTypes,
         days: float,
         *,
         is_ca: bool = False,
