@@ -27,6 +27,7 @@ from authsvc.rpc.user_service import UserService
 from authsvc.server import grpc_server, http_server
 from authsvc.server.certificates import publish_expiry, watch_certificates
 from authsvc.server.grpc_server import ConnectionLimits, build_server, set_health
+from authsvc.server.http_connections import HttpLimits
 from authsvc.server.process import on_signals, raise_open_files_limit
 from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
 from authsvc.stores.interface import Store
@@ -64,6 +65,7 @@ class Limits:
         file_poll_seconds: Between two checks of the watched files.
         hash_queue_capacity: Slots of the hash queue.
         connections: Of the gRPC port.
+        http: Of the side port.
         dynamodb: Time-outs and retries.
     """
 
@@ -74,6 +76,7 @@ class Limits:
     file_poll_seconds: float = 0.5
     hash_queue_capacity: int = HASH_QUEUE_CAPACITY
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
+    http: HttpLimits = field(default_factory=HttpLimits)
     dynamodb: DynamoDBTimeouts = field(default_factory=DynamoDBTimeouts)
 
 
@@ -149,7 +152,7 @@ async def run_app(
         logins = Logins(store, throttle, hash_queue, sessions, clock, settings.password_min_length)
         users = Users(store, hash_queue, clock, settings.password_min_length)
         http_address = await stack.enter_async_context(
-            http_server.serve_http(settings, lambda: sessions.jwks, metrics.registry_of())
+            http_server.serve_http(settings, lambda: sessions.jwks, metrics.registry_of(), limits.http)
         )
         middleware = Middleware(
             Authorization(validations, callers_file), limits.request_seconds, limits.hashing_seconds
