@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import structlog
 
@@ -84,8 +85,7 @@ class _Connection(asyncio.Protocol):
         self._allowed_bytes = connections.limits.request_bytes
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - of TCP
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's transports are of no class of asyncio
         self._connections.add(self)
         self._timer = asyncio.get_running_loop().call_later(
             self._connections.limits.connection_seconds, self._connections.close, self, "too_slow"

@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import structlog
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from authsvc.config import Address, ServeSettings
@@ -18,6 +20,9 @@ from authsvc.telemetry import metrics
 from authsvc.tokens.keys import ALGORITHMS
 
 _log = structlog.get_logger(__name__)
+_http_log = logging.getLogger(__name__)
+# aiohttp would log a traceback with the client's bytes, whatever they are, for each malformed request.
+_http_log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
 
 JWKS_PATH = "/.well-known/jwks.json"
 METRICS_PATH = "/metrics"
@@ -57,7 +62,9 @@ async def serve_http(
     if settings.http_listen is None or not sockets:
         yield None
         return
-    runner = web.AppRunner(_app(settings, jwks, registry), access_log=None, shutdown_timeout=limits.stop_seconds)
+    runner = web.AppRunner(
+        _app(settings, jwks, registry), access_log=None, logger=_http_log, shutdown_timeout=limits.stop_seconds
+    )
     await runner.setup()
     assert runner.server is not None  # noqa: S101 - it is set up
     port = sockets[0].getsockname()[1]

@@ -245,6 +245,16 @@ def test_the_parent_shows_the_keys_of_the_moment(start: Start, sqlite: dict[str,
     assert published() == 3
 
 
+def test_sighup_reads_the_files_of_parent_and_workers(start: Start, sqlite: dict[str, str]) -> None:
+    serve = start("serve", **sqlite)
+    serving(serve)
+    serve.send(signal.SIGHUP)
+    serve.wait_for(lambda: len(events(serve, "keys_reloaded")) >= 3, "read the keys thrice")
+    assert {line.get("worker") for line in events(serve, "keys_reloaded")} == {1, 2, None}
+    assert not events(serve, "worker_ended")
+    assert serve.end() == 0
+
+
 def test_the_parent_tells_what_all_workers_count(start: Start, sqlite: dict[str, str]) -> None:
     """Also what one has counted that is dead since."""
     serve = start("serve", **{**sqlite, "AUTHSVC_HTTP_LISTEN": "127.0.0.1:0"})

@@ -127,6 +127,14 @@ async def test_what_has_no_end_is_closed(settings: ServeSettings, clock: FakeClo
         assert (await rest(await connect(METRICS))).startswith(b"HTTP/1.1 200 ")
 
 
+async def test_a_malformed_request_is_answered_and_its_bytes_are_not_logged(settings: ServeSettings) -> None:
+    """They may be anything, for instance a password that was sent to the wrong port."""
+    position = len(WITNESS.lines.getvalue())
+    async with side_port(settings, FakeClock(), PATIENT) as connect:
+        assert b" 400 " in await rest(await connect(b"GET / HTTP/1.1\r\nX: " + b"secret" * 2000 + b"\r\n\r\n"))
+    assert "secret" not in WITNESS.lines.getvalue()[position:]
+
+
 async def test_requests_without_end_on_one_connection_are_closed(settings: ServeSettings, clock: FakeClock) -> None:
     async with side_port(settings, clock, PATIENT) as connect:
         connection = await connect(b"")

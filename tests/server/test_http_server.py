@@ -9,10 +9,11 @@ from pathlib import Path
 import aiohttp
 import jwt
 import pytest
+from prometheus_client import REGISTRY
 
 from authsvc.config import Address, ServeSettings
 from authsvc.errors import ConfigError
-from authsvc.server import app
+from authsvc.server import app, http_server
 from authsvc.server.http_connections import HttpLimits
 from authsvc.tokens.key_file import generate_key_file, rotate_keys
 from authsvc.v1 import auth_service_pb2 as auth_pb2
@@ -162,6 +163,20 @@ async def test_an_address_that_cannot_be_had_is_told_with_its_setting(
     assert str(refused.value).endswith("; set another address, or an empty value to turn it off")
     assert "\n" not in str(refused.value)
     assert "while" not in str(refused.value)
+
+
+async def test_a_failure_of_its_own_is_logged(settings: ServeSettings) -> None:
+    def fail() -> str:
+        raise RuntimeError("a bug")
+
+    position = len(WITNESS.lines.getvalue())
+    async with (
+        http_server.serve_http(settings, fail, REGISTRY) as address,
+        aiohttp.ClientSession(f"http://{address}") as http,
+        http.get(JWKS_PATH) as answer,
+    ):
+        assert answer.status == 500
+    assert "RuntimeError: a bug" in WITNESS.lines.getvalue()[position:]
 
 
 async def test_a_service_goes_without_the_default_port_where_it_is_taken(
