@@ -28,7 +28,7 @@ class HttpLimits:
     """
 
     max_connections: int = 64
-    connection_seconds: float = 15.0
+    connection_seconds: float = 10.0
     request_bytes: int = 64 * 1024
     stop_seconds: float = 1.0
     optional_address: str = DEFAULT_HTTP_LISTEN

@@ -28,7 +28,7 @@ JWKS_PATH = "/.well-known/jwks.json"
 METRICS_PATH = "/metrics"
 HEALTH_PATH = "/healthz"
 DISCOVERY_PATH = "/.well-known/openid-configuration"
-BACKLOG = 16
+BACKLOG = 64
 """Connections that the kernel holds until they are accepted: each is an open file soon."""
 MAX_AGE_SECONDS = 300
 """How long caches may keep an answer: far shorter than the hours between a key's publication and its first token."""

@@ -78,6 +78,19 @@ def test_shared_sockets_share_with_each_other_alone() -> None:
     close(alone)
 
 
+async def test_a_port_that_is_taken_meanwhile_is_told(
+    tmp_path: Path, signing_keys: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (other,) = listening.bind(Address("127.0.0.1", 0), "OTHER")
+    address = Address("127.0.0.1", other.getsockname()[1])
+    monkeypatch.setattr(listening, "bind", lambda *_args, **_options: [])
+    settings = make_settings(signing_keys, f"sqlite:{tmp_path / 'authsvc.db'}", listen=address)
+    with pytest.raises(ConfigError, match=f"AUTHSVC_LISTEN: gRPC cannot listen on {address}"):
+        async with app.run_app(settings, clock, limits=PATIENT_LIMITS):
+            pass
+    close(other)
+
+
 @pytest.mark.parametrize(
     ("host", "reason"),
     [
