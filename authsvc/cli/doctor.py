@@ -23,7 +23,8 @@ from authsvc.errors import (
 from authsvc.models import Clock, Finding
 from authsvc.passwords.hasher import SLOW_HASH_SECONDS, estimate_seconds
 from authsvc.rpc.callers import read_callers
-from authsvc.server.tls_check import find_tls_problem, read_tls_files
+from authsvc.server.certificates import read_certificates
+from authsvc.server.tls_handshake import try_handshake
 from authsvc.stores.opening import open_store
 from authsvc.tokens.key_file import read_keys
 from authsvc.tokens.keys import KeyStatus
@@ -135,31 +136,27 @@ def _examine_callers(settings: ServeSettings) -> Iterator[Finding]:
 
 
 async def _examine_tls(settings: ServeSettings, clock: Clock) -> AsyncIterator[Finding]:
-    if settings.tls_cert is None or settings.tls_key is None:
+    if settings.tls_cert is None:
         return
-    subjects = {"tls_cert": f"certificate in {settings.tls_cert}", "tls_key": f"key in {settings.tls_key}"}
-    if settings.tls_client_ca is not None:
-        subjects["tls_client_ca"] = f"client CA in {settings.tls_client_ca}"
     try:
-        files = read_tls_files(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+        certificates = read_certificates(settings)
     except ConfigError as error:
-        yield Finding("TLS files", str(error), "name PEM files")
+        for problem in error.problems:
+            yield Finding("TLS files", problem, "correct the file: serve refuses it too")
         return
-    problem = await asyncio.to_thread(find_tls_problem, files)
-    for setting, pem in (("tls_cert", files.certificate), ("tls_key", b""), ("tls_client_ca", files.client_ca)):
-        if problem is not None and problem.setting == setting:
-            yield Finding(subjects[setting], problem.problem, problem.remedy)
-        elif pem:
-            yield _examine_dates(subjects[setting], pem, clock)
+    subject = f"certificate in {settings.tls_cert}"
+    reason = await asyncio.to_thread(try_handshake, certificates)
+    if reason:
+        yield Finding(subject, f"a handshake of gRPC with itself fails: {reason}", "use another certificate")
+    else:
+        yield _examine_dates(subject, certificates.chain, clock)
+    if certificates.client_ca is not None:
+        yield _examine_dates(f"client CA in {settings.tls_client_ca}", certificates.client_ca, clock)
 
 
 def _examine_dates(subject: str, pem: bytes, clock: Clock) -> Finding:
     """Return the first problem with a date of the certificates of a file."""
-    try:
-        certificates = x509.load_pem_x509_certificates(pem)
-    except ValueError:
-        return Finding(subject, "holds a certificate that cannot be read", "issue it again")
-    for certificate in certificates:
+    for certificate in x509.load_pem_x509_certificates(pem):
         begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         if clock() < begin:
             return Finding(subject, f"is not valid before {begin}", "set the clock, or wait")

@@ -109,7 +109,7 @@ def watch_callers_file(path: Path) -> WatchedFile[Callers]:
     Raises:
         CallersFileError: The file cannot be read, or is invalid.
     """
-    return WatchedFile(path, lambda: read_callers(path), "callers", lambda callers: {"callers": callers.names})
+    return WatchedFile([path], lambda: read_callers(path), "callers", lambda callers: {"callers": callers.names})
 
 
 def read_callers(path: Path) -> Callers:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import resource
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +18,10 @@ from authsvc.errors import ConfigError
 from authsvc.rpc.auth_service import AuthService
 from authsvc.rpc.middleware import Middleware
 from authsvc.rpc.user_service import UserService
-from authsvc.server.tls_check import TlsFiles, find_tls_problem, read_tls_files
+from authsvc.server import listening
+from authsvc.server.certificates import Certificates, server_credentials
 from authsvc.v1 import auth_service_pb2, user_service_pb2
+from authsvc.watched_file import WatchedFile
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_METADATA_BYTES = 16 * 1024
@@ -82,23 +83,29 @@ async def set_health(servicer: health.aio.HealthServicer, status: Any) -> None: 
         await servicer.set(name, status)
 
 
-async def start(server: grpc.aio.Server, settings: ServeSettings, limits: ConnectionLimits) -> int:
+async def start(
+    server: grpc.aio.Server,
+    settings: ServeSettings,
+    limits: ConnectionLimits,
+    certificates: WatchedFile[Certificates] | None,
+) -> int:
     """Bind the server to its address, and let it listen.
 
     Args:
         server: As build_server returns it.
-        settings: The address, the TLS files, and the number of workers.
+        settings: The address, and the number of workers.
         limits: As for build_server.
+        certificates: Of TLS; None: the port speaks plain text.
 
     Returns:
         The port: the one in the settings, or the one that the kernel chose where that is 0.
 
     Raises:
-        ConfigError: The address is taken, or a TLS file cannot be used.
+        ConfigError: The server cannot listen on the address.
     """
     occupied = min(limits.max_connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
     with _occupy_low_descriptors(occupied) if settings.workers > 1 else contextlib.nullcontext():
-        port = _bind(server, settings)
+        port = _bind(server, settings, certificates)
         await server.start()
     return port
 
@@ -118,19 +125,18 @@ def _occupy_low_descriptors(count: int) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _bind(server: grpc.aio.Server, settings: ServeSettings) -> int:
+def _bind(server: grpc.aio.Server, settings: ServeSettings, certificates: WatchedFile[Certificates] | None) -> int:
+    shared = settings.workers > 1
+    # gRPC says neither why it cannot listen nor that it listens on a part of the addresses alone.
+    for probe in listening.bind(settings.listen, "AUTHSVC_LISTEN", shared=shared):
+        probe.close()
     address = str(settings.listen)
-    files = None
     try:
-        if settings.tls_cert is None or settings.tls_key is None:
+        if certificates is None:
             return server.add_insecure_port(address)
-        files = read_tls_files(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
-        credentials = grpc.ssl_server_credentials(
-            [(files.key, files.certificate)], files.client_ca, require_client_auth=files.client_ca is not None
-        )
-        return server.add_secure_port(address, credentials)
+        return server.add_secure_port(address, server_credentials(certificates))
     except RuntimeError:
-        raise ConfigError([_bind_failure(settings, files)]) from None
+        raise ConfigError([f"AUTHSVC_LISTEN: gRPC cannot listen on {address}"]) from None
 
 
 def _options(settings: ServeSettings, limits: ConnectionLimits) -> Sequence[tuple[str, int]]:
@@ -170,21 +176,3 @@ def _add_reflection(server: grpc.aio.Server) -> None:
     )
     handler = grpc.method_handlers_generic_handler(_REFLECTION_V1, {"ServerReflectionInfo": method})
     server.add_generic_rpc_handlers((handler,))
-
-
-def _bind_failure(settings: ServeSettings, files: TlsFiles | None) -> str:
-    """Return why gRPC could not bind, which it does not say: the address, or else the TLS files."""
-    address = settings.listen
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    try:
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, settings.workers > 1)
-            probe.bind((address.host, address.port))
-    except OSError as error:
-        return f"AUTHSVC_LISTEN: cannot listen on {address}: {error.strerror}"
-    problem = files and find_tls_problem(files)
-    if not problem:
-        return f"AUTHSVC_LISTEN: gRPC cannot listen on {address}"
-    path = getattr(settings, problem.setting)
-    return f"AUTHSVC_{problem.setting.upper()}: {path} {problem.problem}: {problem.remedy}"

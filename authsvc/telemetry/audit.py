@@ -33,6 +33,8 @@ class Event(StrEnum):
     KEYS_NOT_RELOADED = "keys_not_reloaded"
     CALLERS_RELOADED = "callers_reloaded"
     CALLERS_NOT_RELOADED = "callers_not_reloaded"
+    CERTIFICATES_RELOADED = "certificates_reloaded"
+    CERTIFICATES_NOT_RELOADED = "certificates_not_reloaded"
 
 
 class Outcome(StrEnum):
@@ -51,6 +53,7 @@ _OUTCOMES: Mapping[Event, tuple[Outcome, int]] = {
     Event.CALLER_REFUSED: (Outcome.REFUSED, logging.WARNING),
     Event.KEYS_NOT_RELOADED: (Outcome.FAILED, logging.ERROR),
     Event.CALLERS_NOT_RELOADED: (Outcome.FAILED, logging.ERROR),
+    Event.CERTIFICATES_NOT_RELOADED: (Outcome.FAILED, logging.ERROR),
 }
 """Outcome and log level of each event that is not DONE at level info."""
 

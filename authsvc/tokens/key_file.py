@@ -76,7 +76,7 @@ def watch_key_file(path: Path, clock: Clock) -> WatchedFile[KeyRing]:
         KeyFileError: The file cannot be used now.
     """
     return WatchedFile(
-        path, lambda: read_key_ring(path, clock()), "keys", lambda ring: {"signing_key": ring.signing_key.kid}
+        [path], lambda: read_key_ring(path, clock()), "keys", lambda ring: {"signing_key": ring.signing_key.kid}
     )
 
 

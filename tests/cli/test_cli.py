@@ -220,13 +220,20 @@ def test_serve_refuses_tls_files_that_do_not_fit(complete: dict[str, str], tmp_p
     }
     result = invoke("serve", **complete, **tls)
     assert result.exit_code == 1
-    assert "is the key of another certificate" in result.stderr
+    assert (
+        result.stderr == f"error: AUTHSVC_TLS_KEY: {tls['AUTHSVC_TLS_KEY']}: is not the key of the first"
+        f" certificate in {tls['AUTHSVC_TLS_CERT']}\n"
+    )
 
 
 def test_serve_refuses_a_folder_for_a_tls_file(complete: dict[str, str], tmp_path: Path) -> None:
     tls = {"AUTHSVC_TLS_CERT": str(tmp_path), "AUTHSVC_TLS_KEY": str(tmp_path)}
     result = invoke("serve", **complete, **tls)
-    assert (result.exit_code, result.stderr) == (1, f"error: {tmp_path}: cannot be read: Is a directory\n")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        f"error: AUTHSVC_TLS_CERT: {tmp_path}: cannot be read: Is a directory",
+        f"error: AUTHSVC_TLS_KEY: {tmp_path}: cannot be read: Is a directory",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -346,7 +346,8 @@ def test_a_file_that_is_swapped_by_a_symlink_is_seen(tmp_path: Path) -> None:
     for name, allowed in (("2", True), ("3", False), ("1", True)):
         (tmp_path / "new").symlink_to(name)
         (tmp_path / "new").replace(tmp_path / "data")
-        assert followed.allows(KEY) is allowed
+        for _ in range(2):
+            assert followed.allows(KEY) is allowed
     assert [event["event"] for event in followed.events()] == [
         "callers_not_reloaded",
         "callers_reloaded",
