@@ -8,8 +8,10 @@ out, or declare without `async`.
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from ssl import SSLContext
 from typing import Any
 
@@ -30,7 +32,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.httpsession import create_urllib3_context
 from botocore.utils import get_environ_proxies
 
-from authsvc.errors import ConfigError, StoreUnavailableError
+from authsvc.errors import WRONG_CLOCK, ConfigError, StoreUnavailableError
+from authsvc.models import utc_now
 
 CREDENTIALS_POLL_SECONDS = 5.0
 """botocore fetches new credentials when it is asked less than 15 minutes before the old ones expire."""
@@ -39,6 +42,8 @@ CREDENTIALS_TIMEOUT_SECONDS = 30.0
 """One refresh as a whole: far more than STS, a container or an instance needs."""
 CREDENTIALS_CONNECT_SECONDS = 5.0
 CREDENTIALS_READ_SECONDS = 10.0
+CLOCK_TOLERANCE = timedelta(minutes=1)
+"""AWS refuses a signature that is five minutes old."""
 
 _log = structlog.get_logger(__name__)
 
@@ -144,8 +149,39 @@ class RefreshedCredentials(AioCredentials):
 def _describe(error: Exception) -> str:
     """Return an error's kind: its text may hold a token."""
     if isinstance(error, ClientError):
-        return f"{error.operation_name}: {error.response.get('Error', {}).get('Code', 'unknown error')}"
+        code = error.response.get("Error", {}).get("Code", "unknown error")
+        headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        return f"{error.operation_name}: {describe_refusal(code, headers)}"
     return type(error).__name__
+
+
+def describe_refusal(code: str, headers: Mapping[str, str]) -> str:
+    """Return the code with which AWS refuses a request, and this host's clock where that is wrong.
+
+    A signature of another time is refused, with one of many codes that all read as if the credentials were wrong.
+
+    Args:
+        code: AWS's.
+        headers: Of the response, with names in lower case.
+    """
+    time = parse_date(headers)
+    if time is None:
+        return code
+    difference = utc_now() - time
+    if abs(difference) < CLOCK_TOLERANCE:
+        return code
+    minutes = round(abs(difference) / timedelta(minutes=1))
+    way = "fast" if difference > timedelta() else "slow"
+    return f"{code}: {WRONG_CLOCK}, {timedelta(minutes=minutes)} {way} by the server's"
+
+
+def parse_date(headers: Mapping[str, str]) -> datetime | None:
+    """Return the time of a response's Date header; None where it has none that can be read."""
+    try:
+        time = parsedate_to_datetime(headers.get("date", ""))
+    except ValueError:
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 class CheckingSession(AioSession):

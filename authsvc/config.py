@@ -4,6 +4,7 @@ import difflib
 import ipaddress
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from datetime import timedelta
@@ -36,6 +37,13 @@ _TABLE_PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 # What Kubernetes and Docker links put into the environment for a service that is called authsvc.
 _SERVICE_LINK = re.compile(r"AUTHSVC_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\w+)?)")
 _NOT_SETTINGS = ("AUTHSVC_ADMIN_", "AUTHSVC_TEST_")
+_LINE_CATEGORIES = frozenset({"Cc", "Zl", "Zp"})
+"""Unicode's categories of control characters and line breaks."""
+_INVISIBLE_CATEGORIES = _LINE_CATEGORIES | {"Cf", "Zs"}
+"""The same with blanks and format characters, such as a byte order mark."""
+_LIBRARY_VARIABLE = re.compile(r"AWS_\w+|REQUESTS_CA_BUNDLE|(?i:https?_proxy)")
+"""Variables that AWS's libraries read."""
+_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +71,32 @@ class Address:
             return self.host == "localhost"
 
 
+def _require_visible(text: str) -> None:
+    """Refuse what a copied line or a file leaves behind: it would go into tokens, signatures and names of files.
+
+    Raises:
+        ValueError: The text has a control character, or a blank at an end. The message does not show the text, which
+            may be a secret.
+    """
+    if any(unicodedata.category(character) in _LINE_CATEGORIES for character in text):
+        raise ValueError("must not hold a line break or another control character")
+    for end, character in (("begin", text[:1]), ("end", text[-1:])):
+        if character and unicodedata.category(character) in _INVISIBLE_CATEGORIES:
+            raise ValueError(f"must not {end} with a blank or an invisible character")
+
+
 def _text(text: str) -> str:
     if any("\ud800" <= c <= "\udfff" for c in text):  # bytes of the environment that are not UTF-8
         raise ValueError("must be UTF-8")
+    if not text.isprintable():
+        raise ValueError("must not hold an invisible character")
     return text
 
 
 def _store(text: str) -> str:
-    if text == DYNAMODB or text.removeprefix(SQLITE_SCHEME) not in ("", text):
+    path = text.removeprefix(SQLITE_SCHEME)
+    if text == DYNAMODB or path not in ("", text):
+        _require_visible(path)
         return text
     raise ValueError(f"must be {DYNAMODB} or {SQLITE_SCHEME}PATH")
 
@@ -277,9 +303,24 @@ def load_setting(environ: Mapping[str, str], name: str) -> Any:  # noqa: ANN401 
 def _load(settings_class: type[S], environ: Mapping[str, str], defaults: Mapping[str, str]) -> S:
     values, problems = _parse(fields(settings_class), environ, defaults)
     problems += _combination_problems(values)
+    if values.get("store") == DYNAMODB:
+        problems += _library_problems(environ)
     if problems:
         raise ConfigError(problems)
     return settings_class(**values)
+
+
+def _library_problems(environ: Mapping[str, str]) -> list[str]:
+    """Return a line for each malformed variable of AWS's libraries, which report it as a lasting network error."""
+    problems = []
+    for name in filter(_LIBRARY_VARIABLE.fullmatch, sorted(environ)):
+        try:
+            _require_visible(environ[name])
+            if name in _CREDENTIALS and not re.fullmatch("[!-~]*", environ[name]):
+                raise ValueError("must be ASCII without blanks")  # noqa: TRY301 - reported like the others
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    return problems
 
 
 def _parse(
@@ -296,6 +337,7 @@ def _parse(
             problems.append(f"{name}: must be set: {declared.metadata['help']}")
             continue
         try:
+            _require_visible(text)
             values[declared.name] = declared.metadata["parse"](text)
         except ValueError as error:
             problems.append(f"{name}: {error}")

@@ -33,6 +33,9 @@ No error's text holds a password, a token, a key or a hash.
 from datetime import timedelta
 from pathlib import Path
 
+WRONG_CLOCK = "this host's clock is wrong"
+"""In the cause of a StoreUnavailableError where a clock explains it."""
+
 
 class AuthsvcError(Exception):
     """Base class of every error of this package."""

@@ -203,14 +203,16 @@ class Finding:
         subject: What was checked, for instance `table auth-users`.
         problem: What is wrong with it; empty where nothing is.
         remedy: How to repair it.
+        is_warning: Whether the service works nevertheless.
     """
 
     subject: str
     problem: str = ""
     remedy: str = ""
+    is_warning: bool = False
 
     def __str__(self) -> str:
         """Return the line."""
         if not self.problem:
             return f"ok    {self.subject}"
-        return f"WRONG {self.subject}: {self.problem}. Remedy: {self.remedy}"
+        return f"{'WARN ' if self.is_warning else 'WRONG'} {self.subject}: {self.problem}. Remedy: {self.remedy}"

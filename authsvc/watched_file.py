@@ -1,6 +1,6 @@
-"""A file that is reloaded when it changes: a broken new version leaves the last good content."""
+"""Files that are reloaded when they change: a broken new version leaves the last good content."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -12,12 +12,12 @@ T = TypeVar("T")
 
 
 class WatchedFile(Generic[T]):
-    """A file that may change while the service runs.
+    """A file, or files that are used together, that may change while the service runs.
 
     Args:
-        path: The file.
-        read: Reads the file and returns its content.
-        subject: What the file holds: the prefix of its log events.
+        paths: The files.
+        read: Reads the files and returns their content.
+        subject: What the files hold: the prefix of its log events.
         describe: Returns the members of the log line of a reload.
 
     Raises:
@@ -25,34 +25,72 @@ class WatchedFile(Generic[T]):
     """
 
     def __init__(
-        self, path: Path, read: Callable[[], T], subject: str, describe: Callable[[T], Mapping[str, object]]
+        self,
+        paths: Sequence[Path],
+        read: Callable[[], T],
+        subject: str,
+        describe: Callable[[T], Mapping[str, object]],
     ) -> None:
-        self._path = path
+        self._paths = paths
         self._read = read
         self._subject = subject
         self._describe = describe
+        self._failed_version: object = None
+        self._reported_version: object = None
         self._loaded_version = self._version()
         self.content = read()
 
     def reload_if_changed(self) -> T:
-        """Read the file if it has changed; return the last good content."""
+        """Read the files if one has changed; return the last good content.
+
+        A version that cannot be used is read again each time, and logged once: at the second time, because the first
+        may have met the middle of a replacement.
+        """
         version = self._version()
         if version == self._loaded_version:
             return self.content
-        self._loaded_version = version  # taken before the read, so that a change during it is read next time
+        error = self._load(version)
+        if error is not None:
+            if version == self._failed_version != self._reported_version:
+                self._report(version, error)
+            self._failed_version = version
+        return self.content
+
+    def reload(self) -> None:
+        """Read the files, changed or not, and log the outcome."""
+        version = self._version()
+        error = self._load(version)
+        if error is not None:
+            self._report(version, error)
+
+    def _load(self, version: object) -> OperatorError | None:
+        """Read the files; return why they cannot be used.
+
+        Args:
+            version: Taken before the read, so that a change during it is read next time.
+        """
         try:
             self.content = self._read()
         except OperatorError as error:
-            audit.record(Event(f"{self._subject}_not_reloaded"), reason=str(error))
-        else:
-            audit.record(Event(f"{self._subject}_reloaded"), **self._describe(self.content))
-        return self.content
+            return error
+        self._loaded_version = version
+        self._failed_version = self._reported_version = None
+        audit.record(Event(f"{self._subject}_reloaded"), **self._describe(self.content))
+        return None
 
-    def _version(self) -> tuple[int, ...]:
-        """Return numbers of which at least one differs after any change of the file."""
-        try:
-            stat = self._path.stat()
-        except OSError:
-            return ()
-        # A change of permissions changes st_ctime alone.
-        return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    def _report(self, version: object, error: OperatorError) -> None:
+        self._reported_version = version
+        audit.record(Event(f"{self._subject}_not_reloaded"), reason=str(error))
+
+    def _version(self) -> object:
+        """Return what differs after any change of a file."""
+        return tuple(_version(path) for path in self._paths)
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return ()
+    # A change of permissions changes st_ctime alone.
+    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)

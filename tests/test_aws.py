@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -299,6 +300,50 @@ async def test_a_refusal_of_sts_is_an_outage_with_its_cause(monkeypatch: pytest.
             assert "eyJ" not in told.value.cause
             is_good = True
             await until_key(session, "key-of-role")
+
+
+@pytest.mark.parametrize(
+    ("hours", "told"),
+    [
+        (3, ": this host's clock is wrong, 3:00:00 slow by the server's"),
+        (-49.5, ": this host's clock is wrong, 2 days, 1:30:00 fast by the server's"),
+        (0.01, ""),
+        (-0.01, ""),
+    ],
+)
+def test_a_wrong_clock_is_named_where_a_signature_is_refused(hours: float, told: str) -> None:
+    date = format_datetime(datetime.now(UTC) + timedelta(hours=hours), usegmt=True)
+    code = "InvalidSignatureException"
+    assert aws.describe_refusal(code, {"date": date}) == code + told
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"date": ""}, {"date": "yesterday"}, {"date": "Fri, 99 Nov 2026 01:00:00 GMT"}]
+)
+def test_a_date_that_cannot_be_read_says_nothing_of_the_clock(headers: dict[str, str]) -> None:
+    assert aws.describe_refusal("SignatureDoesNotMatch", headers) == "SignatureDoesNotMatch"
+    assert aws.parse_date(headers) is None
+
+
+def test_a_date_without_a_zone_is_in_utc() -> None:
+    date = {"date": "Fri, 27 Nov 2026 01:00:00 -0000"}
+    assert aws.parse_date(date) == datetime(2026, 11, 27, 1, tzinfo=UTC)
+
+
+@pytest.mark.usefixtures("web_identity")
+async def test_a_wrong_clock_is_named_where_sts_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def sts(_: web.Request) -> web.Response:
+        date = format_datetime(datetime.now(UTC) + timedelta(hours=3), usegmt=True)
+        text = STS_ERROR.replace("InvalidIdentityToken", "SignatureDoesNotMatch")
+        return web.Response(status=403, text=text, content_type="text/xml", headers={"Date": date})
+
+    async with serving(sts) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", url)
+        async with aws.open_session() as session:
+            with pytest.raises(
+                StoreUnavailableError, match="SignatureDoesNotMatch: this host's clock is wrong, 3:00:00"
+            ):
+                await frozen(session)
 
 
 @pytest.mark.usefixtures("web_identity")

@@ -11,7 +11,7 @@ import pytest
 from tests.engines import EngineUnavailableError
 from tests.engines.installs import installed, run_installer
 
-GRPCURL_VERSION = "1.9.3"
+GRPCURL_VERSION = "1.9.4"
 _GRPCURL = f"github.com/fullstorydev/grpcurl/cmd/grpcurl@v{GRPCURL_VERSION}"
 GO_CLIENT_SOURCES = Path(__file__).parent / "clients" / "go"
 

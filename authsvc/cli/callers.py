@@ -2,7 +2,7 @@
 
 import click
 
-from authsvc.cli.command import command
+from authsvc.cli.command import command, echo
 
 
 @click.group()
@@ -22,5 +22,6 @@ async def new_api_key() -> None:
 
     key = generate_api_key()
     digest = api_key_digest(key)
-    click.echo(f"{key}\n{digest}")
-    click.echo(f'in the callers file: api_key_sha256 = ["{digest}"]', err=True)
+    echo(key)
+    echo(digest)
+    echo(f'in the callers file: api_key_sha256 = ["{digest}"]', err=True)

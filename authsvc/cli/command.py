@@ -14,11 +14,22 @@ from authsvc import config
 from authsvc.config import StoreSettings
 from authsvc.errors import AuthsvcError, OperatorError, StoreUnavailableError
 from authsvc.models import Finding, utc_now
+from authsvc.telemetry.printable import escape
 
 if TYPE_CHECKING:
     from authsvc.usecases.users import Users
 
 P = ParamSpec("P")
+
+
+def echo(*columns: object, err: bool = False) -> None:
+    """Print a line; every command prints with this function alone, because values may come from other programs' rows.
+
+    Args:
+        columns: Separated by tabs; what does not print is escaped.
+        err: Print to stderr.
+    """
+    click.echo("\t".join(escape(str(column)) for column in columns), err=err)  # noqa: TID251 - escaped here
 
 
 def run_on_uvloop(main: Coroutine[Any, Any, None]) -> None:
@@ -30,14 +41,14 @@ def run_on_uvloop(main: Coroutine[Any, Any, None]) -> None:
 
 def print_line(line: str) -> None:
     """Print a line on stderr."""
-    click.echo(line, err=True)
+    echo(line, err=True)
 
 
 def log_line(line: str) -> None:
     """Queue a line for stderr, whose reader must not block a process that serves."""
     from authsvc.telemetry.log_queue import Kind, stderr_queue
 
-    stderr_queue().put(Kind.EVENT, line)
+    stderr_queue().put(Kind.EVENT, escape(line))
 
 
 def command(
@@ -52,7 +63,7 @@ def command(
         try:
             run_loop(function(*args, **kwargs))
         except AuthsvcError as error:
-            for line in _message(error).splitlines():
+            for line in _message(error).split("\n"):
                 show(f"error: {line}")
             sys.exit(1)
 
@@ -108,10 +119,10 @@ async def open_users(settings: StoreSettings) -> "AsyncIterator[Users]":
 
 
 def report(findings: Iterable[Finding]) -> None:
-    """Print each finding; exit with code 1 where one is a problem."""
+    """Print each finding; exit with code 1 where one is more than a warning."""
     has_problem = False
     for finding in findings:
-        click.echo(str(finding))
-        has_problem = has_problem or bool(finding.problem)
+        echo(finding)
+        has_problem = has_problem or bool(finding.problem and not finding.is_warning)
     if has_problem:
         sys.exit(1)

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import click
 from dotenv import dotenv_values
 
 from authsvc import config, request_context
+from authsvc.cli.command import echo
 from authsvc.config import ServeSettings
 from authsvc.errors import (
     ConfigError,
@@ -75,7 +75,7 @@ def _read_env(path: Path) -> dict[str, str]:
         ConfigError: The file cannot be read.
     """
     try:
-        values = dotenv_values(path, interpolate=False)
+        values = dotenv_values(path, interpolate=False, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ConfigError([f"{path}: cannot be read: {reason}"]) from None
@@ -102,7 +102,8 @@ async def run(data_dir: Path, settings: ServeSettings, limits: Limits = PRODUCTI
     async def show(service: app.App) -> None:
         with request_context.time_limit(request_context.COMMAND_DEADLINE_SECONDS):
             token = await _admin_token(service, credentials)
-        click.echo(_welcome(service, token, credentials, settings))
+        for line in _welcome(service, token, credentials, settings).split("\n"):
+            echo(line)
 
     await app.serve(settings, on_start=show, limits=limits)
 

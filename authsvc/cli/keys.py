@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from authsvc import config
-from authsvc.cli.command import command
+from authsvc.cli.command import command, echo
 from authsvc.models import utc_now
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ async def rotate_keys(file: Path) -> None:
     rotation = key_file.rotate_keys(file, lifetime, now)
     _print_keys(filter(None, (rotation.retired, rotation.signing, rotation.following)))
     if rotation.retired is None:
-        click.echo("there was no next key: one is published now; rotate again in 2 hours", err=True)
+        echo("there was no next key: one is published now; rotate again in 2 hours", err=True)
     else:
-        click.echo(f"the old key verifies until that time, for tokens of AUTHSVC_ACCESS_TOKEN_TTL={lifetime}", err=True)
+        echo(f"the old key verifies until that time, for tokens of AUTHSVC_ACCESS_TOKEN_TTL={lifetime}", err=True)
         _warn_of_early_use(rotation.signing, now)
 
 
@@ -102,12 +102,12 @@ def _warn_of_early_use(key: "Key", now: datetime) -> None:
 
     if was_just_published(key, now):
         text = f"key {key.kid} signs less than 2 hours after it was published: gateways may not know it yet"
-        click.echo(f"warning: {text}", err=True)
+        echo(f"warning: {text}", err=True)
 
 
 def _print_keys(listed: "Iterable[Key]") -> None:
     for key in listed:
         until = (
-            "" if key.retire_time is None else f"\t{datetime.fromtimestamp(key.retire_time, UTC):%Y-%m-%dT%H:%M:%SZ}"
+            () if key.retire_time is None else (f"{datetime.fromtimestamp(key.retire_time, UTC):%Y-%m-%dT%H:%M:%SZ}",)
         )
-        click.echo(f"{key.kid}\t{key.alg}\t{key.status}{until}")
+        echo(key.kid, key.alg, key.status, *until)

@@ -13,7 +13,7 @@ import click
 
 from authsvc import __version__, config
 from authsvc.cli.callers import callers
-from authsvc.cli.command import command, log_line, report, serving_command
+from authsvc.cli.command import command, echo, log_line, report, serving_command
 from authsvc.cli.keys import keys
 from authsvc.cli.tables import tables
 from authsvc.cli.users import users
@@ -119,7 +119,7 @@ async def check_health() -> None:
     has_tls = config.load_setting(os.environ, "tls_cert") is not None
     if not health.is_serving(listen, has_tls=has_tls):
         raise OperatorError(f"no service serves on {listen}")
-    click.echo("serving")
+    echo("serving")
 
 
 def _configure_logs(settings: ServeSettings, environ: Mapping[str, str]) -> None:

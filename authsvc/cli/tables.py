@@ -2,7 +2,7 @@
 
 import click
 
-from authsvc.cli.command import command, load_existing_store_settings, load_store_settings, report
+from authsvc.cli.command import command, echo, load_existing_store_settings, load_store_settings, report
 from authsvc.errors import StoreUnavailableError
 from authsvc.models import Finding
 
@@ -20,7 +20,7 @@ async def create_tables() -> None:
 
     async with open_store(load_store_settings()) as store:
         for line in await store.create_tables() or ["nothing to do"]:
-            click.echo(line)
+            echo(line)
 
 
 @tables.command(name="check")

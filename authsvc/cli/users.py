@@ -1,5 +1,6 @@
 """`authsvc users`: administration on the store itself, without a running service."""
 
+import functools
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from authsvc.cli.command import command, load_existing_store_settings, open_users
+from authsvc.cli.command import command, echo, load_existing_store_settings, open_users
 from authsvc.config import StoreSettings
 from authsvc.errors import ConfigError, EmailAlreadyExistsError, OperatorError, UserNotFoundError
 from authsvc.models import User
@@ -54,7 +55,7 @@ async def _create_user(settings: StoreSettings, email: str, role: str, password:
                 user, temporary = await use_cases.create_user(email=email, role=role, password=password), None
     except EmailAlreadyExistsError:
         raise OperatorError(f"another user has the address {email}: authsvc users list") from None
-    click.echo(user.user_id)
+    echo(user.user_id)
     if temporary is not None:
         _print_temporary(temporary)
 
@@ -120,7 +121,7 @@ async def revoke_sessions(user: str) -> None:
     async with open_users(load_existing_store_settings()) as use_cases:
         user_id = await _find_user_id(use_cases, user)
         await use_cases.end_all_sessions(user_id)
-    click.echo(f"ended all sessions of {user_id}")
+    echo(f"ended all sessions of {user_id}")
 
 
 @users.command(name="import")
@@ -138,8 +139,8 @@ async def import_users(file: Path) -> None:
     from authsvc.usecases import user_import
 
     async with open_users(load_existing_store_settings()) as use_cases:
-        result = await user_import.import_users(use_cases, file, lambda line: click.echo(line, err=True))
-    click.echo(str(result))
+        result = await user_import.import_users(use_cases, file, functools.partial(echo, err=True))
+    echo(result)
     if result.wrong:
         sys.exit(1)
 
@@ -168,16 +169,16 @@ def _read_password() -> str:
             password: str = click.prompt("Password", hide_input=True, confirmation_prompt=True)
             return password
         line = sys.stdin.buffer.readline(PASSWORD_LINE_MAX_BYTES)
-        return line.decode().removesuffix("\n").removesuffix("\r")
+        return line.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
         raise ConfigError(["standard input: the password is not UTF-8"]) from None
 
 
 def _print_user(user: User) -> None:
     state = "active" if user.is_active else "disabled"
-    click.echo(f"{user.user_id}\t{user.email}\t{user.role}\t{state}")
+    echo(user.user_id, user.email, user.role, state)
 
 
 def _print_temporary(temporary: "TemporaryPassword") -> None:
-    click.echo(temporary.text)
-    click.echo(f"must be changed before {temporary.expire_time:%Y-%m-%d %H:%M} UTC", err=True)
+    echo(temporary.text)
+    echo(f"must be changed before {temporary.expire_time:%Y-%m-%d %H:%M} UTC", err=True)

@@ -8,6 +8,8 @@ from authsvc.worker_thread import WorkerThread
 
 THREAD_NICENESS = 5
 """Validations come first, but on a host whose cores are all busy the thread still gets a share."""
+SLOW_HASH_SECONDS = 5.0
+"""Half of what a request that hashes has: from here on a change of a password, which takes two hashes, fails."""
 PROBE_COST = 8
 PROBES = 3
 """The fastest one counts: the others were disturbed."""

@@ -109,7 +109,7 @@ def watch_callers_file(path: Path) -> WatchedFile[Callers]:
     Raises:
         CallersFileError: The file cannot be read, or is invalid.
     """
-    return WatchedFile(path, lambda: read_callers(path), "callers", lambda callers: {"callers": callers.names})
+    return WatchedFile([path], lambda: read_callers(path), "callers", lambda callers: {"callers": callers.names})
 
 
 def read_callers(path: Path) -> Callers:
@@ -119,7 +119,7 @@ def read_callers(path: Path) -> Callers:
         CallersFileError: The file cannot be read, or is invalid; the error lists every problem.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise CallersFileError(path, [f"cannot be read: {error.strerror}"]) from None
     except (ValueError, RecursionError) as error:

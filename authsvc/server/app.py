@@ -3,12 +3,12 @@
 import asyncio
 import contextlib
 import gc
-import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import structlog
 from prometheus_client import REGISTRY
@@ -19,13 +19,17 @@ from authsvc.errors import OperatorError, StoreUnavailableError
 from authsvc.models import Clock, utc_now
 from authsvc.passwords.hash_queue import CAPACITY as HASH_QUEUE_CAPACITY
 from authsvc.passwords.hash_queue import HashQueue
+from authsvc.passwords.hasher import SLOW_HASH_SECONDS, Hasher
 from authsvc.rpc.auth_service import AuthService
 from authsvc.rpc.authorization import Authorization
-from authsvc.rpc.callers import Callers, watch_callers_file
+from authsvc.rpc.callers import watch_callers_file
 from authsvc.rpc.middleware import Middleware
 from authsvc.rpc.user_service import UserService
 from authsvc.server import grpc_server, http_server
+from authsvc.server.certificates import publish_expiry, watch_certificates
 from authsvc.server.grpc_server import ConnectionLimits, build_server
+from authsvc.server.http_connections import HttpLimits
+from authsvc.server.process import on_signals, raise_open_files_limit
 from authsvc.server.streams import Health
 from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
 from authsvc.stores.interface import Store
@@ -35,7 +39,6 @@ from authsvc.throttling.budgets import Budgets
 from authsvc.throttling.login_throttle import LoginThrottle
 from authsvc.tokens.access_tokens import AccessTokens
 from authsvc.tokens.key_file import watch_key_file
-from authsvc.tokens.keys import KeyRing
 from authsvc.usecases.login import Logins
 from authsvc.usecases.sessions import SessionLifetimes, Sessions
 from authsvc.usecases.user_state_cache import UserStateCache
@@ -63,6 +66,7 @@ class Limits:
         file_poll_seconds: Between two checks of the watched files.
         hash_queue_capacity: Slots of the hash queue.
         connections: Of the gRPC port.
+        http: Of the side port.
         dynamodb: Time-outs and retries.
     """
 
@@ -74,6 +78,7 @@ class Limits:
     file_poll_seconds: float = 0.5
     hash_queue_capacity: int = HASH_QUEUE_CAPACITY
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
+    http: HttpLimits = field(default_factory=HttpLimits)
     dynamodb: DynamoDBTimeouts = field(default_factory=DynamoDBTimeouts)
 
 
@@ -104,6 +109,7 @@ async def run_app(
     clock: Clock = utc_now,
     monotonic: Callable[[], float] = time.monotonic,
     limits: Limits = PRODUCTION_LIMITS,
+    reload: asyncio.Event | None = None,
 ) -> AsyncIterator[App]:
     """Run the service while the body runs; calls in flight are finished at its end.
 
@@ -112,16 +118,25 @@ async def run_app(
         clock: Tells the time of day.
         monotonic: Tells the age of cached reads, in seconds.
         limits: Those of production, or a test's own.
+        reload: Set to read the watched files at once, changed or not.
 
     Raises:
-        ConfigError: A port is taken, or a TLS file cannot be used.
+        ConfigError: A port is taken, or the TLS files cannot be used.
         KeyFileError: The signing keys cannot be used.
         CallersFileError: The callers file cannot be used.
         StoreSetupError: The store cannot be opened.
     """
     key_file = watch_key_file(settings.signing_keys, clock)
     callers_file = None if settings.callers is None else watch_callers_file(settings.callers)
+    certificates = watch_certificates(settings)
     tokens = AccessTokens(key_file.content, settings.issuer, settings.audience, settings.access_token_ttl)
+
+    def use_content() -> None:
+        tokens.ring = key_file.content
+        if certificates is not None:
+            publish_expiry(certificates.content)
+
+    use_content()
     async with AsyncExitStack() as stack:
         cache = UserStateCache(monotonic)
         store = await stack.enter_async_context(open_store(settings, cache.invalidate, limits.dynamodb))
@@ -137,28 +152,36 @@ async def run_app(
         hash_queue = await stack.enter_async_context(
             contextlib.aclosing(HashQueue(settings.bcrypt_cost, limits.hash_queue_capacity))
         )
+        _warn_of_slow_hashes(hash_queue.hasher)
         logins = Logins(store, throttle, hash_queue, sessions, clock, settings.password_min_length)
         users = Users(store, hash_queue, clock, settings.password_min_length)
         http_address = await stack.enter_async_context(
-            http_server.serve_http(settings, lambda: sessions.jwks, REGISTRY)
+            http_server.serve_http(settings, lambda: sessions.jwks, REGISTRY, limits.http)
         )
         middleware = Middleware(
             Authorization(validations, callers_file), limits.request_seconds, limits.hashing_seconds
         )
         servicers = (AuthService(logins, sessions, validations), UserService(users, sessions))
         server, health = build_server(middleware, servicers, settings, limits.connections)
-        port = await grpc_server.start(server, settings, limits.connections)
+        port = await grpc_server.start(server, settings, limits.connections, certificates)
         stack.push_async_callback(server.stop, limits.stop_grace_seconds)
         stack.callback(health.end_streams)
         metrics.STARTS.inc()
+        files = [file for file in (key_file, callers_file, certificates) if file is not None]
         for work in (
             metrics.sample({"verified_tokens": lambda: tokens.cache_size, "standings": lambda: len(cache)}),
-            _reload_files(key_file, tokens, callers_file, limits.file_poll_seconds),
+            _reload_files(files, reload or asyncio.Event(), limits.file_poll_seconds, use_content),
             _set_serving_when_store_answers(store, health),
         ):
             _run_in_background(stack, work)
         address = str(Address(settings.listen.host, port))
         yield App(address, http_address, logins, sessions, validations, users, health)
+
+
+def _warn_of_slow_hashes(hasher: Hasher) -> None:
+    if hasher.seconds_per_hash > SLOW_HASH_SECONDS:
+        seconds = round(hasher.seconds_per_hash, 1)
+        _log.warning("slow_hashes", setting="AUTHSVC_BCRYPT_COST", cost=hasher.cost, seconds=seconds)
 
 
 def _budgets(settings: ServeSettings) -> Budgets:
@@ -170,7 +193,7 @@ async def serve(
     on_start: Callable[[App], Awaitable[None]] | None = None,
     limits: Limits = PRODUCTION_LIMITS,
 ) -> None:
-    """Run the service until SIGTERM or SIGINT, then stop it in order.
+    """Run the service until SIGTERM or SIGINT, then stop it in order. SIGHUP reads the watched files again.
 
     Args:
         settings: All of them.
@@ -180,10 +203,10 @@ async def serve(
     Raises:
         OperatorError: As for run_app.
     """
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with run_app(settings, limits=limits) as app:
+    stop, reload = asyncio.Event(), asyncio.Event()
+    on_signals(stop.set, reload.set)
+    raise_open_files_limit()
+    async with run_app(settings, limits=limits, reload=reload) as app:
         http_address = app.http_address and str(app.http_address)
         _log.info("listening", address=app.address, http_address=http_address)
         if on_start is not None:
@@ -218,17 +241,17 @@ async def _set_serving_when_store_answers(store: Store, health: Health) -> None:
 
 
 async def _reload_files(
-    key_file: WatchedFile[KeyRing],
-    tokens: AccessTokens,
-    callers_file: WatchedFile[Callers] | None,
-    poll_seconds: float,
+    files: Sequence[WatchedFile[Any]], demanded: asyncio.Event, poll_seconds: float, use_content: Callable[[], None]
 ) -> None:
-    """Take up changes of the key file and the callers file."""
+    """Follow the files' changes; read all of them, changed or not, where that is demanded."""
     while True:
-        await asyncio.sleep(poll_seconds)
-        tokens.ring = await asyncio.to_thread(key_file.reload_if_changed)
-        if callers_file is not None:
-            await asyncio.to_thread(callers_file.reload_if_changed)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(demanded.wait(), poll_seconds)
+        is_demanded = demanded.is_set()
+        demanded.clear()
+        for file in files:
+            await asyncio.to_thread(file.reload if is_demanded else file.reload_if_changed)
+        use_content()
 
 
 def _run_in_background(stack: AsyncExitStack, work: Coroutine[None, None, None]) -> None:

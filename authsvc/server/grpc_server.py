@@ -4,11 +4,9 @@ import asyncio
 import contextlib
 import os
 import resource
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
@@ -20,8 +18,11 @@ from authsvc.errors import ConfigError
 from authsvc.rpc.auth_service import AuthService
 from authsvc.rpc.middleware import Middleware
 from authsvc.rpc.user_service import UserService
+from authsvc.server import listening
+from authsvc.server.certificates import Certificates, server_credentials
 from authsvc.server.streams import Health, Reflection
 from authsvc.v1 import auth_service_pb2, user_service_pb2
+from authsvc.watched_file import WatchedFile
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_METADATA_BYTES = 16 * 1024
@@ -76,23 +77,29 @@ def build_server(
     return server, health_servicer
 
 
-async def start(server: grpc.aio.Server, settings: ServeSettings, limits: ConnectionLimits) -> int:
+async def start(
+    server: grpc.aio.Server,
+    settings: ServeSettings,
+    limits: ConnectionLimits,
+    certificates: WatchedFile[Certificates] | None,
+) -> int:
     """Bind the server to its address, and let it listen.
 
     Args:
         server: As build_server returns it.
-        settings: The address, the TLS files, and the number of workers.
+        settings: The address, and the number of workers.
         limits: As for build_server.
+        certificates: Of TLS; None: the port speaks plain text.
 
     Returns:
         The port: the one in the settings, or the one that the kernel chose where that is 0.
 
     Raises:
-        ConfigError: The address is taken, or a TLS file cannot be used.
+        ConfigError: The server cannot listen on the address.
     """
     occupied = min(limits.max_connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
     with _occupy_low_descriptors(occupied) if settings.workers > 1 else contextlib.nullcontext():
-        port = _bind(server, settings)
+        port = _bind(server, settings, certificates)
         await server.start()
     return port
 
@@ -112,19 +119,18 @@ def _occupy_low_descriptors(count: int) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _bind(server: grpc.aio.Server, settings: ServeSettings) -> int:
+def _bind(server: grpc.aio.Server, settings: ServeSettings, certificates: WatchedFile[Certificates] | None) -> int:
+    shared = settings.workers > 1
+    # gRPC says neither why it cannot listen nor that it listens on a part of the addresses alone.
+    for probe in listening.bind(settings.listen, "AUTHSVC_LISTEN", shared=shared):
+        probe.close()
     address = str(settings.listen)
     try:
-        if settings.tls_cert is None or settings.tls_key is None:
+        if certificates is None:
             return server.add_insecure_port(address)
-        credentials = grpc.ssl_server_credentials(
-            [(_read_pem(settings.tls_key), _read_pem(settings.tls_cert))],
-            None if settings.tls_client_ca is None else _read_pem(settings.tls_client_ca),
-            require_client_auth=settings.tls_client_ca is not None,
-        )
-        return server.add_secure_port(address, credentials)
+        return server.add_secure_port(address, server_credentials(certificates))
     except RuntimeError:
-        raise ConfigError([_bind_failure(settings)]) from None
+        raise ConfigError([f"AUTHSVC_LISTEN: gRPC cannot listen on {address}"]) from None
 
 
 def _options(settings: ServeSettings, limits: ConnectionLimits) -> Sequence[tuple[str, int]]:
@@ -166,27 +172,3 @@ def _add_reflection(server: grpc.aio.Server, streams_end: asyncio.Event) -> None
             for service in (reflection.SERVICE_NAME, _REFLECTION_V1)
         )
     )
-
-
-def _bind_failure(settings: ServeSettings) -> str:
-    """Return why gRPC could not bind, which it does not say: the address, or else the TLS files."""
-    address = settings.listen
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    try:
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, settings.workers > 1)
-            probe.bind((address.host, address.port))
-    except OSError as error:
-        return f"AUTHSVC_LISTEN: cannot listen on {address}: {error.strerror}"
-    return (
-        "AUTHSVC_TLS_CERT, AUTHSVC_TLS_KEY, AUTHSVC_TLS_CLIENT_CA: not PEM files that belong together;"
-        " authsvc doctor says which is wrong"
-    )
-
-
-def _read_pem(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None

@@ -2,32 +2,47 @@
 
 import asyncio
 import json
+import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import structlog
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from authsvc.config import DEFAULT_HTTP_LISTEN, Address, ServeSettings
+from authsvc.config import Address, ServeSettings
 from authsvc.errors import ConfigError
+from authsvc.server import listening
+from authsvc.server.http_connections import Connections, HttpLimits
 from authsvc.telemetry import metrics
 from authsvc.tokens.keys import ALGORITHMS
 
 _log = structlog.get_logger(__name__)
+_http_log = logging.getLogger(__name__)
+# aiohttp would log a traceback with the client's bytes, whatever they are, for each malformed request.
+_http_log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
 
 JWKS_PATH = "/.well-known/jwks.json"
 METRICS_PATH = "/metrics"
 HEALTH_PATH = "/healthz"
 DISCOVERY_PATH = "/.well-known/openid-configuration"
+BACKLOG = 64
+"""Connections that the kernel holds until they are accepted: each is an open file soon."""
 MAX_AGE_SECONDS = 300
 """How long caches may keep an answer: far shorter than the hours between a key's publication and its first token."""
 
 
+PRODUCTION_LIMITS = HttpLimits()
+
+
 @asynccontextmanager
 async def serve_http(
-    settings: ServeSettings, jwks: Callable[[], str], registry: CollectorRegistry
+    settings: ServeSettings,
+    jwks: Callable[[], str],
+    registry: CollectorRegistry,
+    limits: HttpLimits = PRODUCTION_LIMITS,
 ) -> AsyncIterator[Address | None]:
     """Serve the side port while the body runs; do nothing where it is off.
 
@@ -35,6 +50,7 @@ async def serve_http(
         settings: The address, and the issuer for the discovery document.
         jwks: Returns the current public keys.
         registry: The metrics.
+        limits: Those of production, or a test's own.
 
     Yields:
         The address with the real port; None where the port is off.
@@ -42,38 +58,37 @@ async def serve_http(
     Raises:
         ConfigError: The address is taken.
     """
-    if settings.http_listen is None:
+    sockets = [] if settings.http_listen is None else _bind_or_go_without(settings.http_listen, limits)
+    if settings.http_listen is None or not sockets:
         yield None
         return
-    runner = web.AppRunner(_app(settings, jwks, registry), access_log=None)
+    runner = web.AppRunner(
+        _app(settings, jwks, registry), access_log=None, logger=_http_log, shutdown_timeout=limits.stop_seconds
+    )
     await runner.setup()
+    assert runner.server is not None  # noqa: S101 - it is set up
+    port = sockets[0].getsockname()[1]
+    connections = Connections(runner.server, limits)
+    loop = asyncio.get_running_loop()
+    servers = [await loop.create_server(connections.accept, sock=bound, backlog=BACKLOG) for bound in sockets]
     try:
-        yield await _bind_or_go_without(runner, settings.http_listen)
+        yield Address(settings.http_listen.host, port)
     finally:
+        for server in servers:
+            server.close()
         await runner.cleanup()
 
 
-async def _bind_or_go_without(runner: web.AppRunner, listen: Address) -> Address | None:
+def _bind_or_go_without(listen: Address, limits: HttpLimits) -> list[socket.socket]:
     """Bind the port; a second service on a host goes without where the default port is taken."""
+    remedy = "; set another address, or an empty value to turn it off"
     try:
-        return await _bind(runner, listen)
+        return listening.bind(listen, "AUTHSVC_HTTP_LISTEN", remedy=remedy)
     except ConfigError as error:
-        if str(listen) != DEFAULT_HTTP_LISTEN:
+        if str(listen) != limits.optional_address:
             raise
         _log.warning("http_port_off", problem=str(error))
-        return None
-
-
-async def _bind(runner: web.AppRunner, listen: Address) -> Address:
-    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-    try:
-        listener = socket.create_server((listen.host, listen.port), family=family)
-    except OSError as error:
-        reason = str(error.strerror).partition(" (")[0]  # some Python versions append the address
-        remedy = "set another address, or an empty value to turn it off"
-        raise ConfigError([f"AUTHSVC_HTTP_LISTEN: cannot listen on {listen}: {reason}; {remedy}"]) from None
-    await web.SockSite(runner, listener).start()
-    return Address(listen.host, runner.addresses[0][1])
+        return []
 
 
 def _app(settings: ServeSettings, jwks: Callable[[], str], registry: CollectorRegistry) -> web.Application:
@@ -103,11 +118,13 @@ def _app(settings: ServeSettings, jwks: Callable[[], str], registry: CollectorRe
             return web.Response(text="serving\n")
         return web.Response(status=503, text="not serving\n")
 
-    async def hide_versions(_: web.Request, response: web.StreamResponse) -> None:
+    async def set_connection_headers(_: web.Request, response: web.StreamResponse) -> None:
         response.headers["Server"] = "authsvc"
+        response.headers["Connection"] = "close"
+        response.force_close()
 
     app = web.Application()
-    app.on_response_prepare.append(hide_versions)
+    app.on_response_prepare.append(set_connection_headers)
     app.add_routes(
         [
             web.get(JWKS_PATH, show_jwks),

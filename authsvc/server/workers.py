@@ -13,20 +13,25 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
 from authsvc.config import Address, ServeSettings
-from authsvc.errors import ConfigError, OperatorError
+from authsvc.errors import OperatorError
 from authsvc.models import utc_now
-from authsvc.server import http_server
+from authsvc.server import http_server, listening
+from authsvc.server.process import on_signals, raise_open_files_limit
 from authsvc.telemetry import metrics
 from authsvc.telemetry.worker_metrics import WorkerMetrics, metrics_folder
 from authsvc.tokens.key_file import watch_key_file
+from authsvc.tokens.keys import KeyRing
+from authsvc.watched_file import WatchedFile
+
+_LISTEN = "AUTHSVC_LISTEN"
 
 _log = structlog.get_logger(__name__)
 
@@ -52,7 +57,7 @@ PRODUCTION_LIMITS = SupervisionLimits()
 
 
 async def serve(settings: ServeSettings, limits: SupervisionLimits = PRODUCTION_LIMITS) -> None:
-    """Run the workers until SIGTERM or SIGINT, then stop them in order.
+    """Run the workers until SIGTERM or SIGINT, then stop them in order. SIGHUP reads the watched files again.
 
     Args:
         settings: All of them. The workers read the same from the environment.
@@ -63,21 +68,22 @@ async def serve(settings: ServeSettings, limits: SupervisionLimits = PRODUCTION_
         KeyFileError: The signing keys cannot be used.
         OperatorError: The first worker cannot serve; it has logged why.
     """
-    supervision = asyncio.create_task(_run_workers(settings, limits))
+    raise_open_files_limit()
+    reload = asyncio.Event()
+    supervision = asyncio.create_task(_run_workers(settings, limits, reload))
 
     def stop() -> None:
         if not supervision.cancelling():  # a second signal must not cut the orderly stop short
             _log.info("stopping")
             supervision.cancel()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
+    on_signals(stop, reload.set)
     with contextlib.suppress(asyncio.CancelledError):
         await supervision
     _log.info("stopped")
 
 
-async def _run_workers(settings: ServeSettings, limits: SupervisionLimits) -> None:
+async def _run_workers(settings: ServeSettings, limits: SupervisionLimits, reload: asyncio.Event) -> None:
     key_file = watch_key_file(settings.signing_keys, utc_now)
 
     def jwks() -> str:
@@ -87,24 +93,41 @@ async def _run_workers(settings: ServeSettings, limits: SupervisionLimits) -> No
         counts = WorkerMetrics(folder)
         async with http_server.serve_http(settings, jwks, counts.registry) as http_address:
             environ = _environ(settings, address, folder)
-            first, *others = [_Worker(number + 1, environ, counts, limits) for number in range(settings.workers)]
+            workers = [_Worker(number + 1, environ, counts, limits) for number in range(settings.workers)]
+            first, *others = workers
             try:
                 # Alone, so that a problem of settings or files is reported once.
                 if not await first.start():
                     raise OperatorError("the first worker ended before it listened; see the log lines above")
                 _log.info("listening", address=str(address), http_address=http_address and str(http_address))
                 async with asyncio.TaskGroup() as group:
-                    for work in (first.supervise(), *(worker.run() for worker in others)):
+                    for work in (
+                        first.supervise(),
+                        *(worker.run() for worker in others),
+                        _reload_on_demand(reload, key_file, workers),
+                    ):
                         group.create_task(work)
             finally:
-                await asyncio.gather(*(worker.stop() for worker in (first, *others)))
+                await asyncio.gather(*(worker.stop() for worker in workers))
+
+
+async def _reload_on_demand(
+    demanded: asyncio.Event, key_file: WatchedFile[KeyRing], workers: "Sequence[_Worker]"
+) -> None:
+    """Read the key file again, here and with the other watched files in each worker, whenever that is demanded."""
+    while True:
+        await demanded.wait()
+        demanded.clear()
+        key_file.reload()
+        for worker in workers:
+            worker.reload()
 
 
 def _environ(settings: ServeSettings, address: Address, folder: Path) -> Mapping[str, str]:
     """Return the workers' environment: the parent's, with the real port and without the side port."""
     return {
         **os.environ,
-        "AUTHSVC_LISTEN": str(address),
+        _LISTEN: str(address),
         "AUTHSVC_HTTP_LISTEN": "",
         metrics.FOLDER_VARIABLE: str(folder),
         "AUTHSVC_LOG_DIGEST_KEY": settings.log_digest_key or secrets.token_hex(),
@@ -129,6 +152,7 @@ class _Worker:
         self._counts = counts
         self._limits = limits
         self._process: Process | None = None
+        self._is_listening = False
 
     async def start(self) -> bool:
         """Start a process; return whether it listens."""
@@ -142,7 +166,8 @@ class _Worker:
         self._process = process
         _log.info("worker_started", worker=self._number, pid=process.pid)
         assert process.stdout is not None  # noqa: S101 - it is a pipe
-        return bool(await process.stdout.readline())
+        self._is_listening = bool(await process.stdout.readline())
+        return self._is_listening
 
     async def run(self) -> None:
         """Start a process, and restart it whenever it ends."""
@@ -161,6 +186,12 @@ class _Worker:
             await asyncio.sleep(backoff)
             backoff = min(max(2 * backoff, limits.min_backoff_seconds), limits.max_backoff_seconds)
             await self.start()
+
+    def reload(self) -> None:
+        """Let the process read its watched files again; one that does not listen yet has just read them."""
+        if self._process is not None and self._is_listening:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGHUP)
 
     async def stop(self) -> None:
         """Stop the process: SIGTERM, then SIGKILL where it takes too long."""
@@ -182,7 +213,7 @@ class _Worker:
             return None
         code = await self._process.wait()
         self._counts.end_process(self._process.pid)
-        self._process = None
+        self._process, self._is_listening = None, False
         return code
 
 
@@ -193,22 +224,18 @@ def _reserve_port(listen: Address) -> Iterator[Address]:
     Raises:
         ConfigError: Another program has the port.
     """
-    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-    with socket.socket(family) as holder:
-        try:
-            # Fails where another program has the port; binding a shared port would not.
-            with socket.create_server((listen.host, listen.port), family=family) as alone:
-                port = alone.getsockname()[1]
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            # It never listens, so the kernel gives it no connection.
-            holder.bind((listen.host, port))
+    # Fails where another program has the port; binding a shared port would not.
+    alone = listening.bind(listen, _LISTEN)
+    address = Address(listen.host, alone[0].getsockname()[1])
+    for probe in alone:
+        probe.close()
+    with ExitStack() as stack:
+        # They never listen, so the kernel gives them no connection.
+        for holder in listening.bind(address, _LISTEN, shared=True):
+            stack.enter_context(holder)
             # From now on the check above fails for other programs, also before a worker listens.
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-        except OSError as error:
-            reason = str(error.strerror).partition(" (")[0]  # some Python versions append the address
-            raise ConfigError([f"AUTHSVC_LISTEN: cannot listen on {listen}: {reason}"]) from None
-        yield Address(listen.host, port)
+        yield address
 
 
 def stop_with_parent() -> None:

@@ -57,6 +57,7 @@ SCHEMA_VERSION = 2
 WRITE_LOCK_SECONDS = 2.0
 READ_LOCK_SECONDS = 0.1
 _WAL_POLL_SECONDS = 0.01
+_LOCAL = "it must be on a local file system with locks and shared memory, not on SMB or NFS"
 
 _VERSION_1 = """
 CREATE TABLE users (
@@ -518,26 +519,40 @@ def _immediate(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         raise
 
 
-def _use_wal(db: sqlite3.Connection) -> None:
-    """Switch a new file to WAL; SQLite does not wait for another process that does so at the same moment."""
+def _use_wal(db: sqlite3.Connection) -> str:
+    """Switch a new file to WAL; return the mode that it has then.
+
+    SQLite does not wait for another process that switches at the same moment.
+    """
     until = time.monotonic() + WRITE_LOCK_SECONDS
     while True:
         try:
-            db.execute("PRAGMA journal_mode = WAL")
+            return str(db.execute("PRAGMA journal_mode = WAL").fetchone()[0])
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
                 raise
             time.sleep(_WAL_POLL_SECONDS)
-        else:
-            return
 
 
 def _connect(path: Path, lock_seconds: float) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=lock_seconds, isolation_level=None, check_same_thread=False)
     db.row_factory = sqlite3.Row
-    _use_wal(db)
+    mode = _use_wal(db)
+    if mode != "wal":  # without shared memory SQLite keeps another mode, in which readers and writers wait
+        raise sqlite3.NotSupportedError(f"journal mode {mode} instead of WAL; {_LOCAL}")
     db.execute("PRAGMA synchronous = FULL")
     return db
+
+
+def _reason(error: OSError | sqlite3.Error) -> str:
+    """Return why a file cannot be opened, with the remedy where it is known."""
+    if isinstance(error, PermissionError):
+        return f"{error.strerror}; run this as the file's owner"
+    if isinstance(error, OSError):
+        return str(error.strerror)
+    # The lowest byte is the kind of an extended code.
+    kind = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    return f"{error}; {_LOCAL}" if kind in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PROTOCOL) else str(error)
 
 
 @asynccontextmanager
@@ -556,8 +571,7 @@ async def open_sqlite_store(path: Path, on_user_changed: OnUserChanged = ignore)
         writer = _connect(path, WRITE_LOCK_SECONDS)
         reader = _connect(path, READ_LOCK_SECONDS)
     except (OSError, sqlite3.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise StoreSetupError(f"cannot open the SQLite file {path}: {reason}") from None
+        raise StoreSetupError(f"cannot open the SQLite file {path}: {_reason(error)}") from None
     store = SQLiteStore(reader, writer, on_user_changed)
     try:
         yield store

@@ -38,6 +38,8 @@ class Event(StrEnum):
     KEYS_NOT_RELOADED = "keys_not_reloaded"
     CALLERS_RELOADED = "callers_reloaded"
     CALLERS_NOT_RELOADED = "callers_not_reloaded"
+    CERTIFICATES_RELOADED = "certificates_reloaded"
+    CERTIFICATES_NOT_RELOADED = "certificates_not_reloaded"
 
 
 class Outcome(StrEnum):
@@ -58,6 +60,7 @@ _OUTCOMES: Mapping[Event, tuple[Outcome, int, Any]] = {
     Event.CALLER_REFUSED: (Outcome.REFUSED, logging.WARNING, _refusals),
     Event.KEYS_NOT_RELOADED: (Outcome.FAILED, logging.ERROR, _log),
     Event.CALLERS_NOT_RELOADED: (Outcome.FAILED, logging.ERROR, _log),
+    Event.CERTIFICATES_NOT_RELOADED: (Outcome.FAILED, logging.ERROR, _log),
 }
 """Outcome, log level and logger of each event that is not DONE at level info."""
 

@@ -18,6 +18,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from authsvc.request_context import caller, trace_id
 from authsvc.telemetry.log_queue import COUNT_DROPPED, Kind, LogQueue, stderr_queue
+from authsvc.telemetry.printable import escape
 
 _LIBRARY_LEVEL = logging.WARNING
 # It logs headers that are not UTF-8, such as a damaged API key, and a stack for each client that disconnects.
@@ -173,7 +174,7 @@ def _log_unhandled(
 
 def _escape_control_characters(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Escape control characters, so that no text breaks a console line or controls the terminal. Values are quoted."""
-    event["event"] = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(event["event"]))
+    event["event"] = escape(str(event["event"]))
     if "exception" in event:
         event["traceback"] = event.pop("exception")  # ConsoleRenderer would print it on lines of its own
     return event

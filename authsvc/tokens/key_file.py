@@ -1,8 +1,11 @@
 """The key file: read, write, rotate, remove, and watch for changes. A file is written whole or not at all."""
 
+import contextlib
 import fcntl
 import json
 import os
+import shlex
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,9 +55,11 @@ def read_keys(path: Path) -> list[Key]:
         KeyFileError: The file cannot be read, or a key in it cannot be used.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise KeyFileError(f"{path}: no such file; create it: authsvc keys generate {path}") from None
+        raise KeyFileError(f"{path}: no such file; create it: authsvc keys generate {shlex.quote(str(path))}") from None
+    except PermissionError as error:
+        raise KeyFileError(f"{path}: cannot be read: {error.strerror}; run this as the file's owner") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise KeyFileError(f"{path}: cannot be read: {reason}") from None
@@ -71,7 +76,7 @@ def watch_key_file(path: Path, clock: Clock) -> WatchedFile[KeyRing]:
         KeyFileError: The file cannot be used now.
     """
     return WatchedFile(
-        path, lambda: read_key_ring(path, clock()), "keys", lambda ring: {"signing_key": ring.signing_key.kid}
+        [path], lambda: read_key_ring(path, clock()), "keys", lambda ring: {"signing_key": ring.signing_key.kid}
     )
 
 
@@ -130,9 +135,8 @@ def remove_key(path: Path, kid: str, now: datetime) -> list[Key]:
         if removed.status is KeyStatus.SIGNING:
             following = next((jwk for jwk in jwks if jwk["status"] == KeyStatus.NEXT), None)
             if following is None:
-                raise KeyFileError(
-                    f"{path}: has no next key to sign instead of {kid}; add one: authsvc keys rotate {path}"
-                )
+                remedy = f"authsvc keys rotate {shlex.quote(str(path))}"
+                raise KeyFileError(f"{path}: has no next key to sign instead of {kid}; add one: {remedy}")
             following.update(status=KeyStatus.SIGNING)
         if removed.status is not KeyStatus.RETIRED:
             jwks.append(new_jwk(removed.alg, KeyStatus.NEXT, now))
@@ -152,14 +156,39 @@ def _locked(path: Path) -> Iterator[None]:
     except OSError as error:
         raise KeyFileError(f"{path}: its folder cannot be read: {error.strerror}") from None
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
+        with contextlib.nullcontext() if _is_locked(folder) else _lock_file(path):
+            yield
     finally:
         os.close(folder)
 
 
+def _is_locked(folder: int) -> bool:
+    """Wait for the lock of a folder; return whether it is locked: NFS and some SMB shares lock no folder."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _lock_file(path: Path) -> Iterator[None]:
+    """Lock a file by another one beside it, which only one command can create."""
+    lock = path.resolve().with_name(f".{path.name}.lock")
+    try:
+        os.close(os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        raise KeyFileError(f"{path}: another command changes it; if none is running, remove {lock}") from None
+    except OSError as error:
+        raise KeyFileError(f"{path}: cannot be locked: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
 def _read_jwks(path: Path) -> list[dict[str, Any]]:
-    jwks: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["keys"]
+    jwks: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8-sig"))["keys"]
     return jwks
 
 
@@ -169,18 +198,46 @@ def _write_jwks(path: Path, jwks: list[dict[str, Any]]) -> list[Key]:
 
 
 def _create_file(path: Path, text: str) -> None:
-    """Create a file that only its owner may read; os.link refuses to overwrite one."""
+    """Create a file that only its owner may read, and overwrite none.
+
+    An empty file reserves the name first: not every file system has hard links, which would do both in one step.
+    """
     with _temporary_file(path, text) as temporary:
-        os.link(temporary, path)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        try:
+            os.replace(temporary, path)  # noqa: PTH105 - a test lets it fail
+        except OSError:
+            path.unlink()
+            raise
 
 
 def _replace_file(path: Path, text: str) -> None:
-    """Replace a file, keeping its owner."""
+    """Replace a file for the same readers."""
     with _temporary_file(path, text) as temporary:
-        # Root may rotate the keys of a service that runs as another user.
-        owner = path.stat()
-        os.chown(temporary, owner.st_uid, owner.st_gid)
-        Path(temporary).replace(path.resolve())
+        _copy_readers(path, temporary)
+        os.replace(temporary, path.resolve())  # noqa: PTH105 - as above
+
+
+def _copy_readers(path: Path, temporary: str) -> None:
+    """Give a new file the owner of the old one, and its group where that may read it.
+
+    Root may rotate the keys of a service that runs as another user, and that must be able to read them.
+
+    Raises:
+        KeyFileError: This user must not give files away, so the service could not read the new file.
+    """
+    old = path.stat()
+    is_for_group = stat.S_IMODE(old.st_mode) & 0o047 == stat.S_IRGRP  # a file for everyone becomes its owner's alone
+    try:
+        os.chown(temporary, old.st_uid, old.st_gid)
+    except OSError:
+        new = Path(temporary).stat()
+        # A file system without owners refuses the change to what is already so.
+        if new.st_uid != old.st_uid or (is_for_group and new.st_gid != old.st_gid):
+            reason = f"belongs to user {old.st_uid}, group {old.st_gid}, who could not read the new file"
+            raise KeyFileError(f"{path}: {reason}; run this command as that user or as root") from None
+    if is_for_group and not Path(temporary).stat().st_mode & stat.S_IRGRP:
+        os.chmod(temporary, 0o640)  # noqa: PTH101 - as above
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from authsvc import fields
 from authsvc.errors import CorruptItemError, InvalidFieldError
 from authsvc.models import Finding, User
+from authsvc.passwords.hasher import SLOW_HASH_SECONDS
 from authsvc.passwords.hashes import parse_stored_hash
 from authsvc.stores.interface import Store
 from authsvc.usecases.users import PAGE_SIZE, iterate_user_pages, iterate_users
@@ -55,19 +56,27 @@ async def check_addresses(store: Store, page_size: int = PAGE_SIZE) -> AddressCh
     return AddressCheck(findings, len(stale), len(unclaimed))
 
 
-async def check_hashes(store: Store, cost: int) -> Finding:
+async def check_hashes(store: Store, cost: int, seconds_per_hash: float) -> Finding:
     """Report hashes above the configured cost: a wrong password takes longer there, which reveals the account.
 
     Args:
         store: Where the users are.
         cost: The configured bcrypt cost.
+        seconds_per_hash: CPU time of a hash of that cost on this host.
     """
     stored = {user.user_id: parse_stored_hash(user.password_hash) async for user in iterate_users(store)}
     above = {user_id: each.cost for user_id, each in stored.items() if each is not None and each.cost > cost}
     if not above:
         return Finding("password hashes")
     problem = f"{len(above)} cost more than AUTHSVC_BCRYPT_COST={cost}, for instance that of user {min(above)}"
-    return Finding("password hashes", problem, f"set AUTHSVC_BCRYPT_COST={max(above.values())}")
+    highest = max(above.values())
+    if seconds_per_hash * 2 ** (highest - cost) <= SLOW_HASH_SECONDS:
+        return Finding("password hashes", problem, f"set AUTHSVC_BCRYPT_COST={highest}")
+    # With that setting nobody could log in here.
+    remedy = (
+        "leave it; a new password has a new hash: ChangePassword, or authsvc users reset-password, which ends sessions"
+    )
+    return Finding("password hashes", problem, remedy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +125,7 @@ def _address_of(user: User) -> tuple[str, str]:
 
 def _corrupt_finding(error: CorruptItemError) -> Finding:
     problem = f"attribute {error.attribute} is missing or unreadable: the user cannot log in"
-    return Finding(f"user {error.key}", problem, "correct the attribute, or delete the row")
+    return Finding(f"user {error.key}", problem, "correct the attribute")
 
 
 def _shared_finding(user_ids: Sequence[str], claimant_id: str | None) -> Finding:
@@ -124,9 +133,13 @@ def _shared_finding(user_ids: Sequence[str], claimant_id: str | None) -> Finding
     return Finding(
         f"users {', '.join(sorted(user_ids))}",
         f"have the same address: {effect}",
-        "give all but one another address, or delete them",
+        "give all but one another address",
     )
 
 
 def _claim_finding(address: str) -> Finding:
-    return Finding(f"claim of {address}", "is unreadable: no user can log in by that address", "delete the item")
+    return Finding(
+        f"claim of {address}",
+        "is unreadable: no user can log in by that address",
+        "delete the claim, not the user: a login claims it again",
+    )

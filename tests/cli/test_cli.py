@@ -220,13 +220,20 @@ def test_serve_refuses_tls_files_that_do_not_fit(complete: dict[str, str], tmp_p
     }
     result = invoke("serve", **complete, **tls)
     assert result.exit_code == 1
-    assert "not PEM files that belong together" in result.stderr
+    assert (
+        result.stderr == f"error: AUTHSVC_TLS_KEY: {tls['AUTHSVC_TLS_KEY']}: is not the key of the first"
+        f" certificate in {tls['AUTHSVC_TLS_CERT']}\n"
+    )
 
 
 def test_serve_refuses_a_folder_for_a_tls_file(complete: dict[str, str], tmp_path: Path) -> None:
     tls = {"AUTHSVC_TLS_CERT": str(tmp_path), "AUTHSVC_TLS_KEY": str(tmp_path)}
     result = invoke("serve", **complete, **tls)
-    assert (result.exit_code, result.stderr) == (1, f"error: {tmp_path}: cannot be read: Is a directory\n")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        f"error: AUTHSVC_TLS_CERT: {tmp_path}: cannot be read: Is a directory",
+        f"error: AUTHSVC_TLS_KEY: {tmp_path}: cannot be read: Is a directory",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -355,6 +362,15 @@ def test_what_is_no_address_is_refused(store: dict[str, str], email: str) -> Non
     result = invoke("users", "create", "--email", email, stdin=PASSWORD, **store)
     assert result.exit_code == 1
     assert result.stderr.startswith("error: email: must ")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_password(store: dict[str, str]) -> None:
+    """PowerShell writes one into a pipe."""
+    arguments = ["users", "create", "--email", EMAIL]
+    assert invoke(*arguments, stdin=b"\xef\xbb\xbf" + PASSWORD.encode() + b"\r\n", **store).exit_code == 0
+    stored = state(store, "password_hash")
+    assert isinstance(stored, str)
+    assert hashes.verify_password(PASSWORD, hashes.parse_stored_hash(stored), 10)
 
 
 def test_a_role_has_its_form(store: dict[str, str]) -> None:

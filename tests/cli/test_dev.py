@@ -66,6 +66,11 @@ def test_the_environment_goes_before_a_file_beside() -> None:
     assert settings.log_level == "info"
 
 
+def test_a_byte_order_mark_hides_no_variable_of_the_file() -> None:
+    Path(".env").write_bytes(b"\xef\xbb\xbfAUTHSVC_ACCESS_TOKEN_TTL=1h\n")
+    assert dev.environment(Path("d"), {})["AUTHSVC_ACCESS_TOKEN_TTL"] == "1h"
+
+
 def test_store_keys_and_plain_text_are_its_own(signing_keys: Path) -> None:
     others = {
         "AUTHSVC_STORE": "dynamodb",

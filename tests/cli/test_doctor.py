@@ -2,11 +2,14 @@
 
 import contextlib
 import json
+import os
 import shlex
 import sqlite3
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from click.testing import Result
 from cryptography.hazmat.primitives import serialization
 
 from authsvc.cli import doctor
-from authsvc.errors import StoreUnavailableError
+from authsvc.errors import WRONG_CLOCK, StoreUnavailableError
 from authsvc.models import Finding, utc_now
 from authsvc.stores.interface import UserPage
 from authsvc.tokens.key_file import generate_key_file
@@ -78,6 +81,7 @@ def test_says_ok_of_everything_that_is(settings: dict[str, str], keys: Path) -> 
     assert result.stdout.splitlines() == [
         "ok    settings",
         f"ok    keys in {keys}",
+        "ok    AUTHSVC_BCRYPT_COST=10",
         "ok    schema version 2",
         "ok    file integrity",
         f"ok    store {settings['AUTHSVC_STORE']}",
@@ -139,7 +143,40 @@ def test_missing_keys(settings: dict[str, str], keys: Path) -> None:
 def test_broken_keys(settings: dict[str, str], keys: Path) -> None:
     keys.write_text("{}")
     line = wrong(invoke("doctor", **settings))
-    assert line.startswith(f'keys in {keys}: not a JWK Set: {{"keys": […]}}. Remedy: restore it, or remove it and ')
+    assert line.startswith(
+        f'keys in {keys}: not a JWK Set: {{"keys": […]}}. Remedy: restore it from a backup; without '
+    )
+    assert "authsvc keys generate" in line
+    assert "every access token is invalid" in line
+
+
+def test_keys_that_another_user_may_read_are_not_called_broken(
+    settings: dict[str, str], keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read every file, so the test fakes the refusal."""
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    line = wrong(invoke("doctor", **settings))
+    assert line == f"keys in {keys}: cannot be read: Permission denied. Remedy: run this as the file's owner"
+
+
+def test_keys_that_root_owns_and_a_group_may_read(
+    settings: dict[str, str], keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service reads them as a member of the group: chmod 600 would lock it out."""
+    stat, mode = Path.stat, 0o100640
+
+    def owned(path: Path, **options: bool) -> os.stat_result:
+        values = list(stat(path, **options))
+        return os.stat_result([mode, *values[1:4], 0, 4711, *values[6:]]) if path == keys else stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", owned)
+    assert invoke("doctor", **settings).exit_code == 0
+    mode = 0o100644
+    assert "other users than the owner may read the file" in wrong(invoke("doctor", **settings))
 
 
 def test_keys_that_others_can_read(settings: dict[str, str], keys: Path) -> None:
@@ -224,7 +261,9 @@ def test_callers_that_others_can_change(settings: dict[str, str], callers: Path)
 
 def test_tls_identities_that_nobody_can_show(settings: dict[str, str], callers: Path) -> None:
     line = wrong(invoke("doctor", **settings, AUTHSVC_CALLERS=str(callers)))
-    assert line == (f"callers in {callers}: TLS identities need a client CA. Remedy: set AUTHSVC_TLS_CLIENT_CA")
+    assert line.startswith(
+        f"callers in {callers}: TLS identities need a client CA. Remedy: set AUTHSVC_TLS_CLIENT_CA, "
+    )
 
 
 # TLS
@@ -249,10 +288,29 @@ def test_a_certificate_from_the_future(settings: dict[str, str], authority: Auth
     assert ": is not valid before 20" in wrong(invoke("doctor", **with_tls(settings, pair)))
 
 
-def test_a_key_of_another_certificate(settings: dict[str, str], authority: Authority) -> None:
+def test_an_issuer_that_expires(settings: dict[str, str], authority: Authority, tmp_path: Path) -> None:
+    pair = authority.issue("server")
+    pair.certificate.write_bytes(
+        pair.certificate.read_bytes() + authority.issue("between", days=1).certificate.read_bytes()
+    )
+    assert f"certificate in {pair.certificate}: expires 20" in wrong(invoke("doctor", **with_tls(settings, pair)))
+
+
+def test_files_that_serve_refuses(settings: dict[str, str], authority: Authority) -> None:
+    """tests/server/test_certificates.py has the other reasons."""
     pair = Pair(authority.issue("one").certificate, authority.issue("other").key)
     line = wrong(invoke("doctor", **with_tls(settings, pair)))
-    assert f"cannot be used with the key in {pair.key}: key values mismatch. " in line
+    problem = f"AUTHSVC_TLS_KEY: {pair.key}: is not the key of the first certificate in {pair.certificate}"
+    assert line == f"TLS files: {problem}. Remedy: correct the file: serve refuses it too"
+
+
+def test_a_certificate_that_clients_refuse(
+    settings: dict[str, str], authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "try_handshake", lambda _: "Socket closed")
+    pair = authority.issue("server")
+    line = wrong(invoke("doctor", **with_tls(settings, pair)))
+    assert line.startswith(f"certificate in {pair.certificate}: a handshake of gRPC with itself fails: Socket closed. ")
 
 
 def test_an_encrypted_key_is_not_asked_for_its_password(settings: dict[str, str], authority: Authority) -> None:
@@ -261,17 +319,7 @@ def test_an_encrypted_key_is_not_asked_for_its_password(settings: dict[str, str]
     secret = serialization.BestAvailableEncryption(b"secret")
     pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     pair.key.write_bytes(key.private_bytes(pem, pkcs8, secret))
-    assert "unencrypted key" in remedy(wrong(invoke("doctor", **with_tls(settings, pair))))
-
-
-def test_files_that_are_no_pem(settings: dict[str, str], authority: Authority, keys: Path) -> None:
-    pair = authority.issue("server")
-    assert "not PEM" in wrong(invoke("doctor", **with_tls(settings, Pair(keys, pair.key))))
-    assert "holds no certificate" in wrong(invoke("doctor", **with_tls(settings, pair, keys)))
-
-
-def test_a_folder_for_a_tls_file(settings: dict[str, str], tmp_path: Path) -> None:
-    assert "Is a directory" in wrong(invoke("doctor", **with_tls(settings, Pair(tmp_path, tmp_path))))
+    assert "is encrypted" in wrong(invoke("doctor", **with_tls(settings, pair)))
 
 
 # Store
@@ -306,6 +354,8 @@ def test_a_store_of_another_version(settings: dict[str, str], tmp_path: Path) ->
         ("ResourceNotFoundException", "authsvc tables create"),
         ("sqlite: database is locked", "check that the disk has space and no other program locks or changes the file"),
         ("no AWS credentials are configured", "check AWS_REGION, "),
+        (f"InvalidSignatureException: {WRONG_CLOCK}, 3:00:00 slow", "run a time service, "),
+        ("GetItem: SSLError", "check the certificate of AWS_ENDPOINT_URL_DYNAMODB or of the proxy, AWS_CA_BUNDLE "),
     ],
 )
 def test_what_to_do_where_the_store_does_not_answer(cause: str, remedy: str) -> None:
@@ -325,6 +375,52 @@ def test_hashes_that_cost_more_than_a_wrong_try(settings: dict[str, str]) -> Non
         "Remedy: set AUTHSVC_BCRYPT_COST=12"
     )
     assert invoke("doctor", **{**settings, "AUTHSVC_BCRYPT_COST": "12"}).exit_code == 0
+
+
+def seconds_at_cost_10(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Make this host as slow as that, as far as doctor can see."""
+    monkeypatch.setattr(doctor, "estimate_seconds", lambda cost: seconds * 2 ** (cost - 10))
+
+
+def test_hashes_that_cost_more_than_this_host_can_afford(
+    settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raising the setting would refuse every login."""
+    stored = f"$2b$16${'.' * 53}"
+    assert invoke("users", "create", "--email", "a@example.com", stdin=PASSWORD, **settings).exit_code == 0
+    with sqlite3.connect(settings["AUTHSVC_STORE"].removeprefix("sqlite:")) as db:
+        db.execute("UPDATE users SET password_hash = ?", (stored,))
+    db.close()
+    for seconds, advice in ((0.07, "set AUTHSVC_BCRYPT_COST=16"), (0.09, "leave it; a new password has a new hash: ")):
+        seconds_at_cost_10(monkeypatch, seconds)
+        line = wrong(invoke("doctor", **settings))
+        assert line.startswith("password hashes: 1 cost more than AUTHSVC_BCRYPT_COST=10, ")
+        assert remedy(line).startswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("cost", "seconds", "told"),
+    [
+        ("16", 0.07, "ok    AUTHSVC_BCRYPT_COST=16"),
+        ("16", 0.1, "Remedy: set AUTHSVC_BCRYPT_COST=13"),
+        (
+            "16",
+            0.1,
+            "WARN  AUTHSVC_BCRYPT_COST=16: a hash takes about 6 s of this host's CPU, and a login at most 10 s. Remedy",
+        ),
+        ("15", 0.3, "Remedy: set AUTHSVC_BCRYPT_COST=11"),
+        ("10", 5.1, "Remedy: use a faster host"),
+    ],
+)
+def test_a_cost_with_which_logins_fail_is_a_warning(
+    settings: dict[str, str], monkeypatch: pytest.MonkeyPatch, cost: str, seconds: float, told: str
+) -> None:
+    """Nothing is refused by what one host measured."""
+    seconds_at_cost_10(monkeypatch, seconds)
+    result = invoke("doctor", **{**settings, "AUTHSVC_BCRYPT_COST": cost})
+    assert result.exit_code == 0
+    assert told in result.stdout
+    assert ("WARN " in result.stdout) is ("Remedy" in told)
 
 
 # Clock
@@ -355,3 +451,52 @@ async def test_a_clock_that_goes_wrong(
     monkeypatch.setattr(doctor, "open_store", lambda _: store)
     *_, clock = [finding async for finding in doctor.examine(settings, lambda: now)]
     assert clock == Finding("clock", problem, "run a time service, for instance chrony")
+
+
+@contextlib.contextmanager
+def refusing(code: str, hours_ahead: float) -> Iterator[str]:
+    """A server that refuses every signature, with a clock of its own; its URL."""
+
+    class Refusal(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = json.dumps({"__type": f"com.amazon.coral.service#{code}", "message": "Signature expired"}).encode()
+            self.send_response(400)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def date_time_string(self, timestamp: float | None = None) -> str:  # noqa: ARG002 - as http.server has it
+            return super().date_time_string(utc_now().timestamp() + hours_ahead * 3600)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusal) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("code", ["InvalidSignatureException", "RequestExpired", "SignatureDoesNotMatch"])
+def test_the_clock_is_named_where_the_store_refuses_signatures_of_another_time(
+    settings: dict[str, str], code: str
+) -> None:
+    aws = {"AWS_REGION": "eu-west-1", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+    with refusing(code, hours_ahead=3) as url:
+        more = {**settings, **aws, "AUTHSVC_STORE": "dynamodb", "AWS_ENDPOINT_URL_DYNAMODB": url}
+        line = wrong(invoke("doctor", **more))
+        listed = invoke("users", "list", **more)
+    told = f"the store cannot answer: {code}: this host's clock is wrong, 3:00:00 slow by the server's"
+    assert line == f"store dynamodb: {told}. Remedy: run a time service, for instance chrony"
+    assert listed.stderr == f"error: {told}. Remedy: run a time service, for instance chrony\n"
+
+
+def test_where_the_clock_is_right_the_credentials_are_named(settings: dict[str, str]) -> None:
+    aws = {"AWS_REGION": "eu-west-1", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+    with refusing("InvalidSignatureException", hours_ahead=0) as url:
+        more = {**settings, **aws, "AUTHSVC_STORE": "dynamodb", "AWS_ENDPOINT_URL_DYNAMODB": url}
+        line = wrong(invoke("doctor", **more))
+    assert "InvalidSignatureException. Remedy: check AWS_REGION, the credentials, " in line

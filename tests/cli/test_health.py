@@ -28,6 +28,12 @@ async def test_a_service_without_its_store_is_not(settings: ServeSettings, clock
         assert not await asyncio.to_thread(is_serving, at(service.address), has_tls=False)
 
 
+async def test_a_proxy_of_the_environment_is_not_asked(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    assert await asyncio.to_thread(is_serving, at(client.address), has_tls=False)
+
+
 async def test_with_tls_a_connection_is_enough(client: Client) -> None:
     assert await asyncio.to_thread(is_serving, at(client.address), has_tls=True)
 

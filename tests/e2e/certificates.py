@@ -9,7 +9,10 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.x509.oid import NameOID
+
+_LOOPBACK = (x509.IPAddress(ip_address("127.0.0.1")),)
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,24 @@ class Authority:
         self.certificate = self._write("ca.pem", certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(
-        self, name: str, days: float = 30, begin: datetime | None = None, names: Sequence[x509.GeneralName] = ()
+        self,
+        name: str,
+        days: float = 30,
+        begin: datetime | None = None,
+        names: Sequence[x509.GeneralName] = (),
+        key: CertificateIssuerPrivateKeyTypes | None = None,
+        *,
+        loopback: bool = True,
     ) -> Pair:
-        """Issue a certificate, good from a day ago unless told, for `days` from now, for other names as well."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        """Issue a certificate, good from a day ago unless told, for `days` from now, for other names as well.
+
+        Args:
+            key: What it is for; None: a new P-256 key.
+            loopback: Whether it names 127.0.0.1.
+        """
+        key = key or ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate = self._sign(subject, key, days=days, begin=begin, names=names)
+        certificate = self._sign(subject, key, days=days, begin=begin, names=[*_LOOPBACK[:loopback], *names])
         private = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
@@ -52,7 +67,7 @@ class Authority:
     def _sign(
         self,
         subject: x509.Name,
-        key: ec.EllipticCurvePrivateKey,
+        key: CertificateIssuerPrivateKeyTypes,
         days: float,
         *,
         is_ca: bool = False,
@@ -60,7 +75,7 @@ class Authority:
         names: Sequence[x509.GeneralName] = (),
     ) -> x509.Certificate:
         now = datetime.now(UTC)
-        return (
+        builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(self._name)
@@ -69,11 +84,10 @@ class Authority:
             .not_valid_before(begin or now - timedelta(days=1))
             .not_valid_after(now + timedelta(days=days))
             .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
-            .add_extension(
-                x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1")), *names]), critical=False
-            )
-            .sign(self._key, hashes.SHA256())
         )
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        return builder.sign(self._key, hashes.SHA256())
 
     def _write(self, name: str, data: bytes) -> Path:
         path = self._folder / name

@@ -120,6 +120,14 @@ def test_printed_commands_work_as_pasted_and_when_pasted_again(start: Start, grp
     assert validated["email"] == "alice@example.com"
 
 
+def test_sighup_reads_its_files_again_and_ends_nothing(start: Start) -> None:
+    dev = start("dev")
+    screen(dev)
+    dev.send(signal.SIGHUP)
+    dev.wait_for(lambda: "keys_reloaded" in dev.log, "read the keys again")
+    assert dev.end() == 0
+
+
 def test_state_survives_a_restart(start: Start, tmp_path: Path) -> None:
     dev = start("dev")
     output = screen(dev)

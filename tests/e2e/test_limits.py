@@ -3,6 +3,7 @@
 import re
 import resource
 import socket
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ import grpc
 import pytest
 
 from authsvc.server.grpc_server import ConnectionLimits
+from authsvc.server.http_connections import HttpLimits
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from tests.e2e.conftest import Start
@@ -34,6 +36,7 @@ def serve(start: Start, tmp_path: Path, signing_keys: Path) -> Process:
         "AUTHSVC_ISSUER": "https://auth.example.com",
         "AUTHSVC_AUDIENCE": "backends",
         "AUTHSVC_SIGNING_KEYS": str(signing_keys),
+        "AUTHSVC_HTTP_LISTEN": "127.0.0.1:0",
     }
     assert invoke("tables", "create", **settings).exit_code == 0
     return start("serve", **settings)
@@ -56,6 +59,25 @@ def is_served(channel: grpc.Channel) -> bool:
     request = auth_pb2.ValidateTokenRequest(token="garbage")
     stub = auth_grpc.AuthServiceStub(channel)
     return stub.ValidateToken(request, wait_for_ready=True, timeout=GIVE_UP_SECONDS).state == INACTIVE
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux sets limits of another process")
+def test_idle_connections_to_the_side_port_take_no_files_from_grpc(serve: Process, address: str) -> None:
+    resource.prlimit(serve.pid, resource.RLIMIT_NOFILE, (256, 256))
+    match = re.search(r'"http_address": "([^"]+)"', serve.log)
+    assert match
+    host, _, port = match[1].rpartition(":")
+    with ExitStack() as stack:
+        for sent in (b"", b"GET /healthz HTTP/1.1\r\nHost") * 150:
+            connection = socket.create_connection((host, int(port)), timeout=GIVE_UP_SECONDS)
+            stack.enter_context(connection).sendall(sent)
+        with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as new:
+            assert is_served(new)
+        with urllib.request.urlopen(f"http://{match[1]}/metrics", timeout=GIVE_UP_SECONDS) as answer:
+            assert answer.status == 200
+        assert open_files(serve.pid) < 200
+    assert '"event": "http_connections_closed"' in serve.log
+    assert HttpLimits().connection_seconds <= 30
 
 
 @pytest.mark.soak

@@ -145,11 +145,13 @@ def test_without_tables_it_says_what_makes_them(tables: Tables) -> None:
     for command in (["users", "list"], ["users", "create", "--email", "a@example.com"]):
         result = tables.authsvc(*command, stdin=PASSWORD)
         assert result.exit_code == 1
-        assert result.stderr.endswith("ResourceNotFoundException. Remedy: authsvc tables create\n")
+        assert result.stderr.endswith(
+            "Remedy: authsvc tables create, where AWS_REGION and AUTHSVC_TABLE_PREFIX are right\n"
+        )
     check = tables.authsvc("tables", "check")
     assert check.exit_code == 1
     lines = check.stdout.splitlines()
-    assert all(line.startswith("WRONG ") and line.endswith("Remedy: authsvc tables create") for line in lines)
+    assert all(line.startswith("WRONG ") and "Remedy: authsvc tables create" in line for line in lines)
     assert len(lines) == 5
 
 
@@ -277,7 +279,7 @@ def test_addresses_that_no_login_finds_are_listed(tables: Tables) -> None:
         "WRONG user u-3: email: must have exactly one @, with text on both sides. Remedy: write it in normal form",
         (
             "WRONG users u-1, u-2: have the same address: none has claimed it, so none can log in. "
-            "Remedy: give all but one another address, or delete them"
+            "Remedy: give all but one another address"
         ),
     ]
 
@@ -295,7 +297,7 @@ def test_claims_that_are_dead_are_counted_and_unreadable_rows_listed(tables: Tab
     user_id = rows[1]["user_id"]["S"]
     assert tables.wrong() == (
         f"WRONG user {user_id}: attribute is_active is missing or unreadable: the user cannot log in. "
-        "Remedy: correct the attribute, or delete the row"
+        "Remedy: correct the attribute"
     )
 
 

@@ -245,6 +245,16 @@ def test_the_parent_shows_the_keys_of_the_moment(start: Start, sqlite: dict[str,
     assert published() == 3
 
 
+def test_sighup_reads_the_files_of_parent_and_workers(start: Start, sqlite: dict[str, str]) -> None:
+    serve = start("serve", **sqlite)
+    serving(serve)
+    serve.send(signal.SIGHUP)
+    serve.wait_for(lambda: len(events(serve, "keys_reloaded")) >= 3, "read the keys thrice")
+    assert {line.get("worker") for line in events(serve, "keys_reloaded")} == {1, 2, None}
+    assert not events(serve, "worker_ended")
+    assert serve.end() == 0
+
+
 def test_the_parent_tells_what_all_workers_count(start: Start, sqlite: dict[str, str]) -> None:
     """Also what one has counted that is dead since."""
     serve = start("serve", **{**sqlite, "AUTHSVC_HTTP_LISTEN": "127.0.0.1:0"})
@@ -350,10 +360,7 @@ def test_what_a_worker_cannot_use_ends_it_and_is_said_once(
     assert serve.wait() == 1
     errors = [line for line in serve.log.splitlines() if line.startswith("error: ")]
     assert errors == [
-        (
-            "error: AUTHSVC_TLS_CERT, AUTHSVC_TLS_KEY, AUTHSVC_TLS_CLIENT_CA: not PEM files that belong together;"
-            " authsvc doctor says which is wrong"
-        ),
+        "error: AUTHSVC_TLS_KEY: garbage.pem: holds no private key in PEM form (PKCS #8), or one that cannot be read",
         "error: the first worker ended before it listened; see the log lines above",
     ]
 

@@ -18,6 +18,7 @@ from authsvc.config import ServeSettings
 from authsvc.errors import OverloadedError, StoreUnavailableError
 from authsvc.rpc.callers import api_key_digest, new_api_key
 from authsvc.server import app
+from authsvc.server.certificates import Certificates, watch_certificates
 from authsvc.stores.opening import open_store
 from authsvc.telemetry import logs
 from authsvc.telemetry.audit import Event
@@ -25,7 +26,9 @@ from authsvc.tokens.key_file import generate_key_file, rotate_keys
 from authsvc.tokens.refresh_tokens import new_refresh_token
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
-from tests.support import PATIENT_LIMITS, WITNESS, Client, FakeClock, connected, failure
+from authsvc.watched_file import WatchedFile
+from tests.e2e.certificates import Authority, Pair
+from tests.support import PATIENT_LIMITS, WITNESS, Client, FakeClock, connected, failure, make_settings
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
 ROW = re.compile(r"\| `(\w+)` \| (\w+) \| (.*?) \| .* \|")
@@ -184,6 +187,24 @@ async def callers_not_reloaded(stage: Stage) -> Awaitable[object]:
     return damage()
 
 
+def watched_certificates(stage: Stage) -> tuple[Pair, WatchedFile[Certificates]]:
+    pair = Authority(stage.keys.parent).issue("server")
+    watched = watch_certificates(make_settings(stage.keys, "", tls_cert=pair.certificate, tls_key=pair.key))
+    assert watched is not None
+    return pair, watched
+
+
+async def certificates_reloaded(stage: Stage) -> Awaitable[object]:
+    _, watched = watched_certificates(stage)
+    return asyncio.to_thread(watched.reload)
+
+
+async def certificates_not_reloaded(stage: Stage) -> Awaitable[object]:
+    pair, watched = watched_certificates(stage)
+    pair.key.unlink()
+    return asyncio.to_thread(watched.reload)
+
+
 SCENES: list[Scene] = [
     login,
     login_refused,
@@ -203,6 +224,8 @@ SCENES: list[Scene] = [
     keys_not_reloaded,
     callers_reloaded,
     callers_not_reloaded,
+    certificates_reloaded,
+    certificates_not_reloaded,
 ]
 NAMES = [scene.__name__ for scene in SCENES]
 

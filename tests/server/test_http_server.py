@@ -9,10 +9,12 @@ from pathlib import Path
 import aiohttp
 import jwt
 import pytest
+from prometheus_client import REGISTRY
 
 from authsvc.config import Address, ServeSettings
 from authsvc.errors import ConfigError
-from authsvc.server import app
+from authsvc.server import app, http_server
+from authsvc.server.http_connections import HttpLimits
 from authsvc.tokens.key_file import generate_key_file, rotate_keys
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.support import PATIENT_LIMITS, WITNESS, Client, FakeClock, make_settings, served
@@ -163,14 +165,28 @@ async def test_an_address_that_cannot_be_had_is_told_with_its_setting(
     assert "while" not in str(refused.value)
 
 
+async def test_a_failure_of_its_own_is_logged(settings: ServeSettings) -> None:
+    def fail() -> str:
+        raise RuntimeError("a bug")
+
+    position = len(WITNESS.lines.getvalue())
+    async with (
+        http_server.serve_http(settings, fail, REGISTRY) as address,
+        aiohttp.ClientSession(f"http://{address}") as http,
+        http.get(JWKS_PATH) as answer,
+    ):
+        assert answer.status == 500
+    assert "RuntimeError: a bug" in WITNESS.lines.getvalue()[position:]
+
+
 async def test_a_service_goes_without_the_default_port_where_it_is_taken(
-    settings: ServeSettings, clock: FakeClock, client: Client, monkeypatch: pytest.MonkeyPatch
+    settings: ServeSettings, clock: FakeClock, client: Client
 ) -> None:
     """A second service on a host, which nobody told of another port, must serve all the same."""
     taken = client.service.http_address
     assert taken is not None
-    monkeypatch.setattr("authsvc.server.http_server.DEFAULT_HTTP_LISTEN", str(taken))
+    limits = replace(PATIENT_LIMITS, http=HttpLimits(optional_address=str(taken)))
     position = len(WITNESS.lines.getvalue())
-    async with app.run_app(replace(settings, http_listen=taken), clock, limits=PATIENT_LIMITS) as service:
+    async with app.run_app(replace(settings, http_listen=taken), clock, limits=limits) as service:
         assert service.http_address is None
     assert '"event": "http_port_off"' in WITNESS.lines.getvalue()[position:]

@@ -104,6 +104,8 @@ async def test_a_worker_that_cannot_be_started_again_is_tried_again(
             broken.setattr(sys, "executable", "/nowhere/python")
             os.kill(log.events("worker_started")[0]["pid"], signal.SIGKILL)
             await until(lambda: log.events("worker_not_started"))
+            os.kill(os.getpid(), signal.SIGHUP)
+            await until(lambda: log.events("keys_reloaded"))
         await until(lambda: len(log.events("worker_started")) == 3)
 
 
@@ -122,10 +124,20 @@ async def test_a_folder_for_metrics_is_needed(settings: config.ServeSettings, mo
         await workers.serve(settings)
 
 
-async def test_it_listens_on_ipv6(settings: config.ServeSettings) -> None:
-    async with two_workers(config.load({**os.environ, "AUTHSVC_LISTEN": "[::1]:0"})) as log:
+async def test_it_listens_on_both_families_with_both_ports(
+    settings: config.ServeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AUTHSVC_LISTEN", "AUTHSVC_HTTP_LISTEN"):
+        monkeypatch.setenv(name, "[::]:0")
+    for name in ("AUTHSVC_ALLOW_OPEN", "AUTHSVC_ALLOW_PLAINTEXT"):
+        monkeypatch.setenv(name, "true")
+    async with two_workers(config.load(os.environ)) as log:
+        await until(lambda: log.events("listening"))
         (listening,) = log.events("listening")
-    assert listening["address"].startswith("[::1]:")
+        for address in (listening["address"], listening["http_address"]):
+            for host in ("127.0.0.1", "::1"):
+                _, writer = await asyncio.open_connection(host, int(address.rpartition(":")[2]))
+                writer.transport.abort()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only /proc names the descriptors of another process")

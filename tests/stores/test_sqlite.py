@@ -1,10 +1,15 @@
 """The SQLite file: its lock, its schema version, damage, and permissions."""
 
+import errno
+import functools
+import os
+import re
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,3 +105,56 @@ async def test_what_is_no_database_cannot_be_opened(path: Path) -> None:
 async def test_only_its_owner_may_read_the_file(store: SQLiteStore, path: Path) -> None:
     await store.create_user(new_user(), NOW)
     assert {file.stat().st_mode & 0o777 for file in path.parent.glob("authsvc.db*")} == {0o600}
+
+
+class Connection(sqlite3.Connection):
+    """A connection to a file on a file system that lacks something."""
+
+    journal_mode = "delete"
+    error: sqlite3.Error | None = None
+
+    def execute(self, *_: Any) -> Any:
+        if self.error is not None:
+            raise self.error
+        return super().execute(f"SELECT '{self.journal_mode}'")
+
+
+def operational_error(code: int) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("fails")
+    error.sqlite_errorcode = code
+    return error
+
+
+NOT_HERE = "it must be on a local file system with locks and shared memory, not on SMB or NFS"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (None, f"cannot open the SQLite file PATH: journal mode delete instead of WAL; {NOT_HERE}"),
+        (operational_error(sqlite3.SQLITE_IOERR_LOCK), f"cannot open the SQLite file PATH: fails; {NOT_HERE}"),
+        (operational_error(sqlite3.SQLITE_PROTOCOL), f"cannot open the SQLite file PATH: fails; {NOT_HERE}"),
+        (operational_error(sqlite3.SQLITE_CANTOPEN), "cannot open the SQLite file PATH: fails"),
+        (sqlite3.DatabaseError("fails"), "cannot open the SQLite file PATH: fails"),
+    ],
+)
+async def test_a_file_system_on_which_sqlite_cannot_work_is_named(
+    path: Path, monkeypatch: pytest.MonkeyPatch, error: sqlite3.Error | None, told: str
+) -> None:
+    monkeypatch.setattr(Connection, "error", error)
+    monkeypatch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, factory=Connection))
+    with pytest.raises(StoreSetupError, match=f"^{re.escape(told.replace('PATH', str(path)))}$"):
+        async with open_sqlite_store(path):
+            pass
+
+
+async def test_a_file_of_another_user_is_named_with_a_remedy(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may open every file, so the test fakes the refusal."""
+
+    def refuse(*_: Any) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(StoreSetupError, match=r"Permission denied; run this as the file's owner$"):
+        async with open_sqlite_store(path):
+            pass

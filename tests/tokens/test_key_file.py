@@ -1,5 +1,7 @@
 """A key file: rotation, removal, and the reload by a running service."""
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -23,7 +25,7 @@ from authsvc.tokens.key_file import (
     was_just_published,
     watch_key_file,
 )
-from authsvc.tokens.keys import KeyStatus
+from authsvc.tokens.keys import Key, KeyStatus
 from tests.support import WITNESS, FakeClock
 
 TTL = timedelta(minutes=15)
@@ -187,6 +189,179 @@ def test_a_symlink_stays_one(path: Path, clock: FakeClock) -> None:
     assert sorted(path.parent.iterdir()) == [path, link]
 
 
+# File systems and owners
+
+
+def refuse(number: int) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+CHANGES: dict[str, Callable[[Path, FakeClock], object]] = {
+    "rotate": lambda path, clock: rotate_keys(path, TTL, clock()),
+    "remove": lambda path, clock: remove_key(path, read_keys(path)[0].kid, clock()),
+}
+CHANGED = pytest.mark.parametrize("change_keys", CHANGES.values(), ids=CHANGES)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
+def test_no_hard_links_are_needed(
+    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """SMB and exFAT have none."""
+    monkeypatch.setattr(os, "link", refuse(number))
+    path = tmp_path / "keys.json"
+    assert generate_key_file(path, "ES256", clock()) == read_keys(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    before = path.read_bytes()
+    with pytest.raises(KeyFileError, match="exists; keys are never overwritten"):
+        generate_key_file(path, "ES256", clock())
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_of_files_created_at_once_one_stays(tmp_path: Path, clock: FakeClock) -> None:
+    path = tmp_path / "keys.json"
+
+    def generate(_: int) -> list[Key]:
+        try:
+            return generate_key_file(path, "ES256", clock())
+        except KeyFileError:
+            return []
+
+    with ThreadPoolExecutor(8) as pool:
+        generated = [keys for keys in pool.map(generate, range(16)) if keys]
+    assert generated == [read_keys(path)]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_created_leaves_nothing(
+    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "replace", refuse(errno.EIO))
+    with pytest.raises(KeyFileError, match=r"keys\.json: cannot be written: Input/output error$"):
+        generate_key_file(tmp_path / "keys.json", "ES256", clock())
+    assert list(tmp_path.iterdir()) == []
+
+
+@CHANGED
+@pytest.mark.parametrize("number", [errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_no_folder_can_be_locked_a_file_is_the_lock(
+    path: Path,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    change_keys: Callable[[Path, FakeClock], object],
+    number: int,
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", refuse(number))
+    before = path.read_bytes()
+    lock = path.with_name(".keys.json.lock")
+    lock.touch()
+    told = f"{path}: another command changes it; if none is running, remove {lock}"
+    with pytest.raises(KeyFileError, match=f"^{re.escape(told)}$"):
+        change_keys(path, clock)
+    assert path.read_bytes() == before
+    lock.unlink()
+    change_keys(path, clock)
+    assert path.read_bytes() != before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_that_takes_no_lock_file_is_told(
+    path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOLCK))
+    monkeypatch.setattr(os, "open", only_folders(os.open))
+    with pytest.raises(KeyFileError, match=r"keys\.json: cannot be locked: Read-only file system$"):
+        rotate_keys(path, TTL, clock())
+
+
+def only_folders(real: Callable[..., int]) -> Callable[..., int]:
+    def opened(path: Any, flags: int, *more: Any, **options: Any) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(path, flags, *more, **options)
+
+    return opened
+
+
+def belongs_to(monkeypatch: pytest.MonkeyPatch, path: Path, user: int, group: int, mode: int) -> None:
+    """Let a file seem to belong to another user, to whom this one can give nothing."""
+    real = Path.stat
+
+    def stat_of(each: Path, **options: bool) -> os.stat_result:
+        values = list(real(each, **options))
+        return os.stat_result([0o100000 | mode, *values[1:4], user, group, *values[6:]] if each == path else values)
+
+    monkeypatch.setattr(Path, "stat", stat_of)
+    monkeypatch.setattr(os, "chown", refuse(errno.EPERM))
+
+
+@CHANGED
+@pytest.mark.parametrize(("user", "group", "mode"), [(4711, 0, 0o600), (0, 4711, 0o640)])
+def test_keys_of_another_user_are_not_taken_away_from_it(
+    path: Path,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    change_keys: Callable[[Path, FakeClock], object],
+    user: int,
+    group: int,
+    mode: int,
+) -> None:
+    """The new file would be this user's alone, and the service would not start again."""
+    before = path.read_bytes()
+    user, group = user or os.geteuid(), group or os.getegid()
+    belongs_to(monkeypatch, path, user, group, mode)
+    told = f"belongs to user {user}, group {group}, who could not read the new file; run this command as that user"
+    with pytest.raises(KeyFileError, match=told):
+        change_keys(path, clock)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+@CHANGED
+@pytest.mark.parametrize(("group", "mode"), [(0, 0o755), (4711, 0o600)], ids=["no owners, as on exFAT", "group"])
+def test_a_change_of_owner_that_is_refused_and_not_needed(
+    path: Path,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    change_keys: Callable[[Path, FakeClock], object],
+    group: int,
+    mode: int,
+) -> None:
+    before = path.read_bytes()
+    belongs_to(monkeypatch, path, os.geteuid(), group or os.getegid(), mode)
+    change_keys(path, clock)
+    assert path.read_bytes() != before
+
+
+@CHANGED
+def test_a_group_that_may_read_the_keys_still_may(
+    path: Path, clock: FakeClock, change_keys: Callable[[Path, FakeClock], object]
+) -> None:
+    """Root owns them, and the service reads them as a member of the group."""
+    for mode, kept in ((0o640, 0o640), (0o644, 0o600), (0o600, 0o600), (0o660, 0o640)):
+        path.chmod(mode)
+        change_keys(path, clock)
+        assert stat.S_IMODE(path.stat().st_mode) == kept
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(path: Path, clock: FakeClock) -> None:
+    keys = read_keys(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_keys(path) == keys
+    assert rotate_keys(path, TTL, clock()).signing.kid == keys[1].kid
+
+
+def test_a_file_that_this_user_may_not_read_is_told_with_a_remedy(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read every file, so the test fakes the refusal."""
+    monkeypatch.setattr(Path, "read_text", refuse(errno.EACCES))
+    with pytest.raises(KeyFileError, match=r"cannot be read: Permission denied; run this as the file's owner$"):
+        read_keys(path)
+
+
 # Reload
 
 
@@ -292,8 +467,8 @@ def test_a_broken_file_keeps_the_last_good_keys(
     good = watched.path.read_text()
     ring = watched.file.content
     damage(watched.path)
-    assert watched.file.reload_if_changed() is ring
-    assert watched.file.reload_if_changed() is ring
+    for _ in range(3):
+        assert watched.file.reload_if_changed() is ring
     assert watched.events == ["keys_not_reloaded"]
     if watched.path.is_dir():
         watched.path.rmdir()
@@ -309,8 +484,8 @@ def test_a_broken_file_keeps_the_last_good_keys(
 def test_each_change_of_a_broken_file_is_told_once(watched: WatchedKeys) -> None:
     for text in ("{", "{}", "["):
         replace(watched.path, text)
-        watched.reload()
-        watched.reload()
+        for _ in range(3):
+            watched.reload()
     assert watched.events == ["keys_not_reloaded"] * 3
 
 
@@ -331,8 +506,41 @@ def test_a_file_that_cannot_be_read_for_a_moment_is_taken_afterwards(
     with monkeypatch.context() as patch:
         patch.setattr(key_file, "read_key_ring", read_meanwhile)
         watched.reload()
-    assert watched.events == ["keys_not_reloaded"]
     assert watched.reload() == rotation.signing.kid
+    assert watched.events == ["keys_reloaded"], "the moment is no error"
+
+
+def test_a_version_that_could_not_be_read_is_tried_again(
+    watched: WatchedKeys, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For instance while the process had too many open files."""
+
+    def refuse(path: Path, _: object) -> None:
+        raise KeyFileError(f"{path}: cannot be read: Too many open files")
+
+    rotation = rotate_keys(watched.path, TTL, clock())
+    with monkeypatch.context() as patch:
+        patch.setattr(key_file, "read_key_ring", refuse)
+        for _ in range(3):
+            watched.reload()
+    assert watched.reload() == rotation.signing.kid
+    assert watched.events == ["keys_not_reloaded", "keys_reloaded"]
+
+
+def test_a_reload_on_demand_is_logged_whatever_its_outcome(watched: WatchedKeys) -> None:
+    good = watched.path.read_text()
+    watched.file.reload()
+    assert watched.events == ["keys_reloaded"]
+    replace(watched.path, "{")
+    for _ in range(2):
+        watched.file.reload()
+    assert watched.events == ["keys_not_reloaded"] * 2
+    for _ in range(3):
+        watched.reload()
+    assert watched.events == [], "it is logged already"
+    replace(watched.path, good)
+    watched.file.reload()
+    assert watched.events == ["keys_reloaded"]
 
 
 def test_rights_that_are_given_later_are_seen(

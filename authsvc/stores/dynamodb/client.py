@@ -44,17 +44,19 @@ _TRANSIENT = frozenset(
         "ExpiredTokenException",
     }
 )
-_NOT_RETRYABLE = frozenset(
+_WRONG_SIGNATURE = frozenset(
     {
-        "AccessDeniedException",
-        BACKUPS_NOT_READY,
         "IncompleteSignature",
+        "InvalidClientTokenId",
         "InvalidSignatureException",
         "MissingAuthenticationTokenException",
-        "ResourceNotFoundException",
+        "RequestExpired",
+        "RequestTimeTooSkewed",
+        "SignatureDoesNotMatch",
         "UnrecognizedClientException",
     }
 )
+_NOT_RETRYABLE = frozenset({"AccessDeniedException", BACKUPS_NOT_READY, "ResourceNotFoundException"})
 _API = "DynamoDB_20120810"
 _METERED = {
     "GetItem": "read",
@@ -205,7 +207,11 @@ def _read_response(operation: str, response: AWSResponse, content: bytes) -> dic
     if status == HTTPStatus.OK:
         return answer
     error = {"Code": str(answer.get("__type", status)).rpartition("#")[2]}
-    parsed: Any = {**answer, "Error": error, "ResponseMetadata": {"HTTPStatusCode": status}}
+    parsed: Any = {
+        **answer,
+        "Error": error,
+        "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": response.headers},
+    }
     raise ClientError(parsed, operation)
 
 
@@ -265,6 +271,9 @@ def _classify_code(response: Mapping[str, Any], status: int) -> str:
         raise ConditionFailedError from None
     if code == "TransactionCanceledException":
         return _classify_cancellation(response)
+    if code in _WRONG_SIGNATURE:
+        headers = response["ResponseMetadata"].get("HTTPHeaders", {})
+        raise StoreUnavailableError(aws.describe_refusal(code, headers)) from None
     if code in _NOT_RETRYABLE:
         raise StoreUnavailableError(code) from None
     if code in _TRANSIENT or status >= 500:  # noqa: PLR2004 - HTTP's server errors

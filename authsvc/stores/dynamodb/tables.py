@@ -1,6 +1,7 @@
 """The DynamoDB tables: their definitions, their creation, and their check."""
 
 import asyncio
+import shlex
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ TTL_ATTRIBUTE = "expires_at"
 _ACTIVE_POLL_SECONDS = 0.2
 _ACTIVE_WAIT_SECONDS = 60.0
 _CREATE_REMEDY = "authsvc tables create"
+_UNLESS_SHARED = "where no other program needs it (else use another AUTHSVC_TABLE_PREFIX)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +309,7 @@ def _index_findings(subject: str, table: _Table, found: Mapping[str, Any]) -> It
     else:
         updates = f'\'[{{"Delete": {{"IndexName": "{EMAIL_INDEX}"}}}}]\''
         remedy = f"aws dynamodb update-table --table-name {table.name} --global-secondary-index-updates {updates}"
-        yield Finding(subject, _index_problem(table, found), f"{remedy}; then {_CREATE_REMEDY}")
+        yield Finding(subject, _index_problem(table, found), f"{_UNLESS_SHARED}: {remedy}; then {_CREATE_REMEDY}")
 
 
 def _billing_finding(subject: str, found: Mapping[str, Any]) -> Finding:
@@ -325,9 +327,11 @@ async def _ttl_findings(client: DynamoDBClient, subject: str, table: _Table) -> 
     if attribute is None:
         return [Finding(subject, "is off", _CREATE_REMEDY)]
     problem = "" if attribute == TTL_ATTRIBUTE else f"is on {attribute}"
+    # The name is another program's: a shell must not run a part of it.
+    off = shlex.quote(f"Enabled=false,AttributeName={attribute}")
     remedy = (
-        f"aws dynamodb update-time-to-live --table-name {table.name} "
-        f"--time-to-live-specification Enabled=false,AttributeName={attribute}; an hour later {_CREATE_REMEDY}"
+        f"{_UNLESS_SHARED}: aws dynamodb update-time-to-live --table-name {table.name} "
+        f"--time-to-live-specification {off}; an hour later {_CREATE_REMEDY}"
     )
     return [Finding(subject, problem, remedy)]
 
