@@ -75,7 +75,7 @@ def server_credentials(file: WatchedFile[Certificates]) -> grpc.ServerCredential
 
     return grpc.dynamic_ssl_server_credentials(
         _configuration(served),
-        fetch_if_changed,  # type: ignore[arg-type] - its stub forgets that None is "unchanged"
+        fetch_if_changed,  # type: ignore[arg-type]  # its stub forgets that None is "unchanged"
         require_client_authentication=served.client_ca is not None,
     )
 

@@ -376,7 +376,7 @@ async def is_served(service: app.App, credentials: grpc.ChannelCredentials) -> b
     if isinstance(answer, grpc.aio.AioRpcError):
         assert answer.code() is grpc.StatusCode.UNAVAILABLE
         return False
-    return answer.state == auth_pb2.TOKEN_STATE_INACTIVE
+    return bool(answer.state == auth_pb2.TOKEN_STATE_INACTIVE)
 
 
 async def test_new_connections_get_the_renewed_certificate_and_open_ones_live_on(
