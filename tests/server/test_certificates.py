@@ -27,7 +27,7 @@ from prometheus_client import REGISTRY
 from authsvc.config import ServeSettings
 from authsvc.errors import ConfigError
 from authsvc.server import app
-from authsvc.server.certificates import Certificates, read_certificates, watch_certificates
+from authsvc.server.certificates import Certificates, certificate_fetcher, read_certificates, watch_certificates
 from authsvc.stores.opening import open_store
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.watched_file import WatchedFile
@@ -295,6 +295,16 @@ def test_a_pair_that_stays_apart_is_told_once(watched: Watched, files: Files, au
     files.put(files.cert, renewed.certificate.read_bytes())
     assert watched.chain == renewed.certificate.read_bytes()
     assert watched.events == ["certificates_reloaded"]
+
+
+def test_grpc_gets_each_version_once(watched: Watched, files: Files, authority: Authority) -> None:
+    """It builds a new TLS context of what it gets, for each handshake."""
+    fetch = certificate_fetcher(watched.file)
+    assert fetch() is None
+    files.put_pair(authority.issue("renewed"))
+    assert watched.chain == files.cert.read_bytes()
+    assert isinstance(fetch(), grpc.ServerCertificateConfiguration)
+    assert fetch() is None
 
 
 @pytest.mark.parametrize(("damage", "reason"), BAD.values(), ids=BAD)
