@@ -62,10 +62,20 @@ def server_credentials(file: WatchedFile[Certificates]) -> grpc.ServerCredential
 
     Whether clients need a certificate does not change: the settings say it.
     """
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(file.content),
+        certificate_fetcher(file),  # type: ignore[arg-type]  # its stub forgets that None is "unchanged"
+        require_client_authentication=file.content.client_ca is not None,
+    )
+
+
+def certificate_fetcher(
+    file: WatchedFile[Certificates],
+) -> Callable[[], grpc.ServerCertificateConfiguration | None]:
+    """Return what gRPC calls at each handshake, on a thread of its own: it returns new certificates once, else None."""
     served = file.content
 
     def fetch_if_changed() -> grpc.ServerCertificateConfiguration | None:
-        """Return new certificates once. gRPC calls this at each handshake, on a thread of its own."""
         nonlocal served
         current = file.content
         if current is served:
@@ -73,11 +83,7 @@ def server_credentials(file: WatchedFile[Certificates]) -> grpc.ServerCredential
         served = current
         return _configuration(current)
 
-    return grpc.dynamic_ssl_server_credentials(
-        _configuration(served),
-        fetch_if_changed,  # type: ignore[arg-type] - its stub forgets that None is "unchanged"
-        require_client_authentication=served.client_ca is not None,
-    )
+    return fetch_if_changed
 
 
 def publish_expiry(certificates: Certificates) -> None:

@@ -27,7 +27,7 @@ from prometheus_client import REGISTRY
 from authsvc.config import ServeSettings
 from authsvc.errors import ConfigError
 from authsvc.server import app
-from authsvc.server.certificates import Certificates, read_certificates, watch_certificates
+from authsvc.server.certificates import Certificates, certificate_fetcher, read_certificates, watch_certificates
 from authsvc.stores.opening import open_store
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.watched_file import WatchedFile
@@ -297,6 +297,16 @@ def test_a_pair_that_stays_apart_is_told_once(watched: Watched, files: Files, au
     assert watched.events == ["certificates_reloaded"]
 
 
+def test_grpc_gets_each_version_once(watched: Watched, files: Files, authority: Authority) -> None:
+    """It builds a new TLS context of what it gets, for each handshake."""
+    fetch = certificate_fetcher(watched.file)
+    assert fetch() is None
+    files.put_pair(authority.issue("renewed"))
+    assert watched.chain == files.cert.read_bytes()
+    assert isinstance(fetch(), grpc.ServerCertificateConfiguration)
+    assert fetch() is None
+
+
 @pytest.mark.parametrize(("damage", "reason"), BAD.values(), ids=BAD)
 def test_broken_files_leave_the_last_good_ones(
     watched: Watched,
@@ -376,7 +386,7 @@ async def is_served(service: app.App, credentials: grpc.ChannelCredentials) -> b
     if isinstance(answer, grpc.aio.AioRpcError):
         assert answer.code() is grpc.StatusCode.UNAVAILABLE
         return False
-    return answer.state == auth_pb2.TOKEN_STATE_INACTIVE
+    return bool(answer.state == auth_pb2.TOKEN_STATE_INACTIVE)
 
 
 async def test_new_connections_get_the_renewed_certificate_and_open_ones_live_on(

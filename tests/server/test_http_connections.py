@@ -101,6 +101,15 @@ async def test_a_client_that_does_not_read_is_closed(settings: ServeSettings) ->
     assert closings(position) == [("too_slow", 1)]
 
 
+async def test_a_client_that_reads_late_gets_all(settings: ServeSettings) -> None:
+    async with http_server.serve_http(settings, lambda: LONG, REGISTRY, PATIENT) as address:
+        assert address is not None
+        connection = await asyncio.open_connection(address.host, address.port)
+        connection[1].write(JWKS)
+        assert (await rest(connection)).endswith(LONG[-1000:].encode())
+    connection[1].transport.abort()
+
+
 async def test_a_client_that_does_not_read_holds_up_no_end(settings: ServeSettings) -> None:
     async with http_server.serve_http(settings, lambda: LONG, REGISTRY, replace(PATIENT, stop_seconds=0.01)) as address:
         assert address is not None

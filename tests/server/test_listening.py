@@ -5,6 +5,7 @@ import contextlib
 import errno
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,10 +118,10 @@ def test_a_name_may_have_addresses_that_this_host_lacks(monkeypatch: pytest.Monk
 
 def test_a_host_without_ipv6_listens_on_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
     class Socket(socket.socket):
-        def bind(self, address: object) -> None:
+        def bind(self, address: Any) -> None:
             if self.family == socket.AF_INET6:
                 raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
-            super().bind(address)  # type: ignore[arg-type] - of any family
+            super().bind(address)
 
     monkeypatch.setattr(socket, "socket", Socket)
     monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)

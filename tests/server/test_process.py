@@ -7,7 +7,6 @@ import signal
 
 import pytest
 
-from authsvc.server import process
 from authsvc.server.process import OPEN_FILES, on_signals, raise_open_files_limit
 from tests.support import WITNESS
 
@@ -65,8 +64,8 @@ def test_the_limit_of_open_files_is_raised_where_it_can_be(
     monkeypatch: pytest.MonkeyPatch, before: tuple[int, int], after: int | None, *, warns: bool
 ) -> None:
     changes: list[tuple[int, int]] = []
-    monkeypatch.setattr(process.resource, "getrlimit", lambda _: before)
-    monkeypatch.setattr(process.resource, "setrlimit", lambda _, limits: changes.append(limits))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: before)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: changes.append(limits))
     position = len(WITNESS.lines.getvalue())
     raise_open_files_limit()
     assert changes == ([] if after is None else [(after, before[1])])
