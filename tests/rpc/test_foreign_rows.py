@@ -10,7 +10,7 @@ from authsvc.stores.dynamodb.batch_get import USER_STATE_ATTRIBUTES
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.dynamodb import Tables
 from tests.rpc.conftest import Shared
-from tests.support import PASSWORD, WITNESS, failure
+from tests.support import PASSWORD, WITNESS, FakeClock, failure
 
 EMAIL = "carol@example.com"
 ACTIVE = auth_pb2.TOKEN_STATE_ACTIVE
@@ -141,9 +141,7 @@ CORRUPT: list[tuple[str, Any]] = [
     ("revoked_sessions", {"L": []}),
     ("password_change_required", {"S": "no"}),
     ("temporary_password_expires_at", {"S": "soon"}),
-    ("created_at", {"S": "yesterday"}),
-    ("created_at", {"N": "0"}),
-    ("updated_at", {"BOOL": True}),
+    ("temporary_password_expires_at", {"N": "1795383174123"}),  # milliseconds: a password that would never expire
 ]
 
 
@@ -172,6 +170,38 @@ async def test_a_broken_row_is_logged_and_never_active(shared: Shared) -> None:
     assert (await shared.client.validate(token)).state == ACTIVE
 
 
+async def test_a_time_that_decides_nothing_and_cannot_be_read_shuts_nobody_out(shared: Shared) -> None:
+    unreadable: list[Any] = [{"S": "Sun Nov 22 2026 21:32:54 GMT+0000"}, {"N": "0"}, {"BOOL": True}, {"NULL": True}]
+    for number, value in enumerate(unreadable):
+        email = f"carol{number}@example.com"
+        times = {"created_at": value, "updated_at": value}
+        shared.tables.put_user(f"carol{number}", email, password_hash=hash_of(PASSWORD), **times)
+        position = len(WITNESS.lines.getvalue())
+        user = (await shared.client.log_in(email)).user
+        assert not user.HasField("create_time")
+        assert not user.HasField("update_time")
+        logged = WITNESS.lines.getvalue()[position:]
+        assert '"event": "attribute_ignored"' in logged
+        assert '"attribute": "created_at"' in logged
+        assert '"row_broken"' not in logged
+        await shared.client.update_user(f"carol{number}", role="editor")
+        row = shared.tables.get_user(f"carol{number}")
+        assert (row["role"], row["created_at"]) == ({"S": "editor"}, value)
+        assert (await shared.client.get_user(user_id=f"carol{number}")).HasField("update_time")
+
+
+async def test_a_temporary_password_expires_at_a_fraction_of_a_second(shared: Shared, clock: FakeClock) -> None:
+    end = clock().timestamp() + 60
+    temporary = {
+        "password_change_required": {"BOOL": True},
+        "temporary_password_expires_at": {"N": f"{end + 0.123:.3f}"},
+    }
+    shared.tables.put_user("carol", EMAIL, password_hash=hash_of(PASSWORD), **temporary)
+    assert (await failure(shared.client.log_in(EMAIL))).reason == "PASSWORD_CHANGE_REQUIRED"
+    clock.advance(seconds=60)
+    assert (await failure(shared.client.log_in(EMAIL))).reason == "INVALID_CREDENTIALS"
+
+
 async def test_a_row_without_address_or_role_is_broken(shared: Shared) -> None:
     shared.tables.put_user("no-email")
     assert (await failure(shared.client.get_user(user_id="no-email"))).reason == "INTERNAL"
@@ -189,7 +219,7 @@ async def test_an_unreadable_hash_lets_nobody_in_and_breaks_nothing_else(shared:
     alice = await shared.client.create_user()
     token = await shared.client.access_token()
     costs = (f"$2b${cost}$" + "a" * 53 for cost in ("31", "17", "04", "03", "99"))
-    for stored in ("garbage", *costs, "$argon2id$v=19$m=1$a$b"):
+    for stored in ("", "garbage", *costs, "$argon2id$v=19$m=1$a$b"):
         shared.tables.set_attribute(alice.user_id, "password_hash", {"S": stored})
         assert (await failure(shared.client.log_in())).reason == "INVALID_CREDENTIALS"
         assert (await shared.client.validate(token)).state == ACTIVE
