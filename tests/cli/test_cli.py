@@ -274,9 +274,9 @@ def test_an_error_without_a_text_is_told_by_what_it_is(monkeypatch: pytest.Monke
 
 def test_tables_are_made_once(sqlite: dict[str, str], database: Path) -> None:
     first, second, check = (invoke("tables", verb, **sqlite) for verb in ("create", "create", "check"))
-    assert first.stdout == "created the schema, version 2\n"
+    assert first.stdout == "created the schema, version 3\n"
     assert second.stdout == "nothing to do\n"
-    assert check.stdout.splitlines() == ["ok    schema version 2", "ok    file integrity", "ok    addresses"]
+    assert check.stdout.splitlines() == ["ok    schema version 3", "ok    file integrity", "ok    addresses"]
     assert (first.exit_code, second.exit_code, check.exit_code) == (0, 0, 0)
     assert stat.S_IMODE(database.stat().st_mode) == 0o600
 
@@ -286,7 +286,7 @@ def test_missing_tables_are_said_with_what_makes_them(sqlite: dict[str, str], da
     check = invoke("tables", "check", **sqlite)
     assert check.exit_code == 1
     assert check.stdout.splitlines() == [
-        "WRONG schema version 2: is 0. Remedy: authsvc tables create",
+        "WRONG schema version 3: is 0. Remedy: authsvc tables create",
         "ok    file integrity",
         "WRONG addresses: the store cannot answer: sqlite: no such table: users. Remedy: authsvc tables create",
     ]
