@@ -87,20 +87,22 @@ def parse_email(text: str) -> Email:
     if not local or not domain or "@" in domain:
         raise InvalidFieldError("email", "must have exactly one @, with text on both sides")
     # Not of the lower-case text: UTS #46 maps a capital sigma to another letter than str.lower() does at a word's end.
-    ascii_domain, unicode_domain = _map_domain(composed.partition("@")[2]) or (domain, domain)
+    ascii_domain, unicode_domain = mapped = _map_domain(composed.partition("@")[2])
     normal = f"{local}@{unicode_domain}"
     if len(normal.encode()) > EMAIL_MAX_BYTES:
         raise InvalidFieldError("email", f"must have at most {EMAIL_MAX_BYTES} bytes")
-    return Email(normal, text, f"{local}@{ascii_domain}", unmapped)
+    is_same_mailbox = _map_domain(domain) == mapped
+    return Email(normal, text, f"{local}@{ascii_domain}", unmapped if is_same_mailbox else "")
 
 
-def _map_domain(domain: str) -> tuple[str, str] | None:
-    """Return a domain in A-labels and in Unicode; None where it is not an internationalized domain name."""
+def _map_domain(domain: str) -> tuple[str, str]:
+    """Return a domain in A-labels and in Unicode; in NFC and lower case where it is not a name of IDNA."""
     try:
         a_labels = idna.encode(domain, uts46=True)
         return a_labels.decode(), idna.decode(a_labels)
     except UnicodeError:
-        return None
+        unmapped = unicodedata.normalize("NFC", domain.lower())
+        return unmapped, unmapped
 
 
 def parse_new_email(text: str) -> Email:

@@ -110,8 +110,8 @@ def test_the_normal_form_of_an_address(text: str, normal: str) -> None:
         ("eve@STRA\u1e9eE.de", "eve@straße.de"),
         ("eve@xn--strae-oqa.de", "eve@straße.de"),
         ("eve@strasse.de", "eve@strasse.de"),
-        ("eve@\u03a3\u0391\u03a3.gr", "eve@\u03c3\u03b1\u03c3.gr"),  # Domains have no final sigma of their own accord.
-        ("eve@\u03c3\u03b1\u03c2.gr", "eve@\u03c3\u03b1\u03c2.gr"),
+        ("eve@\u03a3\u0391\u03a3-1.gr", "eve@\u03c3\u03b1\u03c3-1.gr"),  # str.lower() would end with a final sigma
+        ("eve@\u03c3\u03b1\u03c2-1.gr", "eve@\u03c3\u03b1\u03c2-1.gr"),
         ("eve@ex\u0430mple.com", "eve@ex\u0430mple.com"),  # a confusable is another domain
         # What IDNA refuses is NFC and lower case.
         ("eve@\U0001f4a9.LA", "eve@\U0001f4a9.la"),
@@ -139,6 +139,12 @@ def test_the_domain_of_an_address_is_mapped_as_browsers_do(text: str, normal: st
             ["A@\uff25xämple.de"],
         ),
         ("a@\U0001f4a9.la", ["a@\U0001f4a9.la"], []),
+        # The lower-case text has a final sigma, which is another domain.
+        (
+            "a@\u03a3\u0391\u03a3-1.gr",
+            ["a@\u03c3\u03b1\u03c3-1.gr", "a@xn---1-b9b5eb.gr"],
+            ["a@\u03a3\u0391\u03a3-1.gr"],
+        ),
     ],
 )
 def test_the_spellings_under_which_an_address_may_be_stored(text: str, claimed: list[str], others: list[str]) -> None:

@@ -335,6 +335,30 @@ def test_a_user_is_created_from_the_first_line_of_stdin(store: dict[str, str]) -
 
 
 @pytest.mark.parametrize(
+    ("email", "shown"),
+    [
+        ("josef@xn--exmple-cua.de", "josef@exämple.de (xn--exmple-cua.de)"),
+        ("eve@ex\u0430mple.com", "eve@ex\u0430mple.com (xn--exmple-4nf.com)"),  # a Cyrillic letter
+        ("jörg@example.com", "jörg@example.com"),
+    ],
+)
+def test_a_domain_that_may_look_like_another_is_listed_in_a_labels_too(
+    store: dict[str, str], email: str, shown: str
+) -> None:
+    created = invoke("users", "create", "--email", email, stdin=PASSWORD, **store)
+    assert invoke("users", "list", **store).stdout == f"{created.stdout.strip()}\t{shown}\tuser\tactive\n"
+
+
+@pytest.mark.parametrize("stored", ["nobody", "eve@\U0001f4a9.la"])
+def test_an_address_without_a_labels_is_listed_as_it_is(
+    store: dict[str, str], database: Path, alice: str, stored: str
+) -> None:
+    with closing(sqlite3.connect(database, isolation_level=None)) as db:
+        db.execute("UPDATE users SET email = ?", (stored,))
+    assert invoke("users", "list", **store).stdout == f"{alice}\t{stored}\tuser\tactive\n"
+
+
+@pytest.mark.parametrize(
     ("stdin", "told"),
     [
         (b"", "password: must not be empty"),

@@ -11,8 +11,8 @@ from tests.rpc.test_foreign_rows import hash_of
 from tests.support import PASSWORD, TEST_COST, Client, Failure, failure
 
 SOURCE = "192.0.2.7"
-FIND_USER = Counter({"GetItem": 2, "Query": 1})
-"""Finds a user by address: claim and row, and the index."""
+FIND_USER = Counter({"BatchGetItem": 2, "Query": 1})
+"""Finds a user by address: claims and rows, and the index."""
 RESERVE = Counter({"BatchGetItem": 1, "UpdateItem": 3})
 """Reads an attempt's counters and its known-source mark, and adds it to three counters."""
 SESSION = Counter({"PutItem": 1})
@@ -161,6 +161,35 @@ async def test_every_refused_login_costs_the_same(proxied: Proxied, rounds: list
             "the email or the password is wrong",
         )
     assert counters(proxied) == [3, 3, 3]
+
+
+@pytest.mark.parametrize("typed", ["josef@exämple.de", "josef@xn--exmple-cua.de", "Josef@\uff45xämple.de"])
+async def test_a_look_up_makes_the_calls_that_the_typed_address_implies(proxied: Proxied, typed: str) -> None:
+    """Whoever has it, under whatever spelling and claim; otherwise the calls would reveal it."""
+    rows = [
+        ("", ""),
+        ("josef@exämple.de", "josef@exämple.de"),
+        ("josef@xn--exmple-cua.de", ""),
+        ("josef@xn--exmple-cua.de", "josef@xn--exmple-cua.de"),
+        ("josef@\uff45xämple.de", "josef@\uff45xämple.de"),
+        ("moved@example.com", "josef@xn--exmple-cua.de"),
+    ]
+    made = []
+    for stored, claimed in rows:
+        if stored:
+            proxied.tables.put_user("josef", stored)
+        if claimed:
+            proxied.tables.put_claim(claimed, "josef")
+        proxied.proxy.forget()
+        refused = await failure(proxied.client.log_in(typed, client_address=SOURCE))
+        assert refused.reason == "INVALID_CREDENTIALS"
+        made.append(proxied.proxy.requests)
+        for claim in proxied.tables.claims().keys() & {claimed}:
+            proxied.tables.dynamodb.delete_item(
+                TableName=proxied.tables.unique, Key={"unique_key": {"S": f"email#{claim}"}}
+            )
+    queries = {"Query": 4 if typed.startswith("J") else 2}
+    assert made == [Counter({"BatchGetItem": 3, "UpdateItem": 3, **queries})] * len(rows)
 
 
 def counters(proxied: Proxied) -> list[int]:

@@ -103,6 +103,27 @@ async def test_an_address_that_the_index_knows_as_it_is_typed_is_taken(shared: S
     assert (await shared.client.log_in("Carol@Example.com")).user.user_id == "carol"
 
 
+@pytest.mark.parametrize(
+    ("stored", "typed"),
+    [
+        ("josef@xn--exmple-cua.de", ["josef@exämple.de", "Josef@EXÄMPLE.de", "josef@xn--exmple-cua.de"]),
+        ("josef@exämple.de", ["josef@exämple.de", "josef@xn--exmple-cua.de", "josef@\uff45xämple\u3002de"]),
+        ("Josef@Exämple.de", ["Josef@Exämple.de"]),
+    ],
+)
+async def test_a_row_is_found_by_either_spelling_of_its_domain(shared: Shared, stored: str, typed: list[str]) -> None:
+    shared.tables.put_user("josef", stored, password_hash=hash_of(PASSWORD))
+    bob = await shared.client.create_user("bob@example.com")
+    for spelling in typed:
+        assert (await shared.client.get_user(email=spelling)).user_id == "josef"
+        for taken in (shared.client.create_user(spelling), shared.client.update_user(bob.user_id, email=spelling)):
+            assert (await failure(taken)).reason == "EMAIL_ALREADY_EXISTS"
+    assert (await shared.client.log_in(typed[0])).user.email == stored
+    assert shared.tables.claim("josef@exämple.de") == "josef"
+    for spelling in ("josef@exämple.de", "JOSEF@XN--EXMPLE-CUA.DE", "josef@\uff45xämple\u3002de"):
+        assert (await shared.client.log_in(spelling)).user.user_id == "josef"
+
+
 async def test_the_claim_of_a_deleted_row_is_taken_over(shared: Shared) -> None:
     first = await shared.client.create_user()
     shared.tables.delete_user(first.user_id)
