@@ -174,6 +174,14 @@ def password(text: str, name: str = "password") -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def password_spellings(text: str, name: str = "password") -> tuple[str, ...]:
+    """Return a password that is to be verified: in NFC and, where that differs, as typed.
+
+    Hashes of other programs may be of the bytes as typed. Args and errors are those of password.
+    """
+    return tuple(dict.fromkeys((password(text, name), text)))
+
+
 def request_id(text: str) -> str | None:
     """Return a request id; None for an empty text.
 

@@ -332,6 +332,17 @@ def test_a_password_is_taken_in_nfc_and_never_trimmed() -> None:
     assert fields.password("\U0001f600" * 64) == "\U0001f600" * 64
 
 
+def test_a_password_to_be_verified_is_in_nfc_and_as_typed() -> None:
+    """Another program may have hashed the bytes as typed."""
+    assert fields.password_spellings("a password") == ("a password",)
+    assert fields.password_spellings("\u00e9") == ("\u00e9",)
+    assert fields.password_spellings("e\u0301") == ("\u00e9", "e\u0301")
+    assert problem(lambda: fields.password_spellings("", "current_password")) == (
+        "current_password",
+        "must not be empty",
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -41,14 +41,14 @@ class Hasher:
         """Return the hash under which a password is stored."""
         return await self._run(lambda: hashes.hash_password(password, self.cost))
 
-    async def verify(self, password: str, stored: StoredHash | None) -> bool:
-        """Tell whether a password is the stored one, at the same cost whatever is stored.
+    async def verify(self, passwords: Sequence[str], stored: StoredHash | None) -> str | None:
+        """Return which spelling of a password is the stored one; None, at the same cost whatever is stored, if none is.
 
         Args:
-            password: In NFC.
+            passwords: As fields.password_spellings returns them.
             stored: None where there is no readable hash.
         """
-        return await self._run(lambda: hashes.verify_password(password, stored, self.cost))
+        return await self._run(lambda: hashes.find_password(passwords, stored, self.cost))
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

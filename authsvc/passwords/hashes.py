@@ -1,14 +1,15 @@
 """Password hashes: their formats, making and verifying them, at a cost that does not reveal who has an account.
 
 A password of up to 72 UTF-8 bytes is stored as plain bcrypt (`$2b$`). bcrypt reads no more than 72 bytes and treats a
-NUL as an end, so a longer password, or one with a NUL, is stored in passlib's `$bcrypt-sha256$v=2` form. All functions
-take passwords in NFC. Hashing takes as long as bcrypt takes: call it off the event loop.
+NUL as an end, so a longer password, or one with a NUL, is stored in passlib's `$bcrypt-sha256$v=2` form. New
+hashes are of passwords in NFC. Hashing takes as long as bcrypt takes: call it off the event loop.
 """
 
 import base64
 import hashlib
 import hmac
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import bcrypt
@@ -46,8 +47,8 @@ _OTHER_HASHES = (
     (r"bcrypt_sha256\$.*", "is Django's bcrypt_sha256, which is not passlib's"),
     (r"\$bcrypt-sha256\$(?!v=2,).*", "is bcrypt-sha256 of another version than 2"),
     (r"\$bcrypt-sha256\$.*", "is a malformed or cut off bcrypt-sha256 hash"),
-    (r".*\$2x\$.*", "is $2x$, of a bcrypt that hashed some passwords wrongly"),
-    (r".*\$2\$.*", "is $2$, the first bcrypt, which hashed other bytes"),
+    (r".*\$2x\$.*", "is of bcrypt's variant 2x, which hashed some passwords wrongly"),
+    (r".*\$2\$.*", "is of bcrypt's first variant, 2, which hashed other bytes"),
     (r".*\$2[aby]\$.*", "is a malformed or cut off bcrypt hash"),
     (r"\$[156y]\$.*|\{.*", "is a hash of another program"),
 )
@@ -110,6 +111,15 @@ def parse_stored_hash(text: str | None) -> StoredHash | None:
         return None
 
 
+def hash_problem(text: str) -> str | None:
+    """Return why a stored text cannot be verified; None where it can."""
+    try:
+        parse_hash(text)
+    except UnreadableHashError as error:
+        return str(error)
+    return None
+
+
 def _without_padding(digits: str, last_bits: int) -> str:
     return digits[:-1] + _ALPHABET[_ALPHABET.index(digits[-1]) & last_bits]
 
@@ -141,7 +151,7 @@ def verify_password(password: str, stored: StoredHash | None, cost: int) -> bool
     stored hash there is one dummy hash. Otherwise the time would reveal which addresses have an account.
 
     Args:
-        password: In NFC.
+        password: In NFC, or as typed.
         stored: None where there is no readable hash.
         cost: The configured cost.
     """
@@ -153,6 +163,20 @@ def verify_password(password: str, stored: StoredHash | None, cost: int) -> bool
     for dummy_cost in range(stored.cost, cost):
         dummy_hash(dummy_cost)
     return False
+
+
+def find_password(passwords: Sequence[str], stored: StoredHash | None, cost: int) -> str | None:
+    """Return the first of some passwords that is the stored one; None if none is.
+
+    Each takes a hash, also after the right one: a user who may not log in must not be refused sooner for it.
+
+    Args:
+        passwords: Spellings of one password.
+        stored: None where there is no readable hash.
+        cost: The configured cost.
+    """
+    right = [password for password in passwords if verify_password(password, stored, cost)]
+    return right[0] if right else None
 
 
 def _matches(password: bytes, stored: StoredHash) -> bool:

@@ -292,6 +292,7 @@ def test_a_hash_that_other_programs_spell_otherwise_verifies(password: str, stor
 @pytest.mark.parametrize("stored", [BCRYPT, BCRYPT.replace("$2a$", "$2y$"), BCRYPT.replace("$2a$", "$2b$"), SHA256])
 def test_a_canonical_hash_stays_as_it_is(stored: str) -> None:
     assert hashes.parse_hash(stored).text == stored
+    assert hashes.hash_problem(stored) is None
 
 
 FORMAT = "must be bcrypt or bcrypt-sha256 of cost 4 to 16"
@@ -311,10 +312,10 @@ UNREADABLE = [
     ("$2b$4$" + "." * 53, CUT_OFF),
     ("$2b$004$" + "." * 53, CUT_OFF),
     ("$2b$-4$" + "." * 53, CUT_OFF),
-    ("$2x$05$" + "." * 53, "is $2x$, of a bcrypt that hashed some passwords wrongly"),
-    ("{bcrypt}$2x$05$" + "." * 53, "is $2x$, of a bcrypt that hashed some passwords wrongly"),
+    ("$2x$05$" + "." * 53, "is of bcrypt's variant 2x, which hashed some passwords wrongly"),
+    ("{bcrypt}$2x$05$" + "." * 53, "is of bcrypt's variant 2x, which hashed some passwords wrongly"),
     ("$2c$05$" + "." * 53, UNKNOWN),
-    ("$2$05$" + "." * 53, "is $2$, the first bcrypt, which hashed other bytes"),
+    ("$2$05$" + "." * 53, "is of bcrypt's first variant, 2, which hashed other bytes"),
     ("$2b$05$" + "." * 52, CUT_OFF),
     ("$2b$05$" + "." * 54, CUT_OFF),
     ("$2b$05$" + "." * 52 + "\0", CUT_OFF),
@@ -396,7 +397,7 @@ def hashed(password: str, cost: int) -> str:
 def test_an_unreadable_hash_is_named(stored: str, problem: str) -> None:
     with pytest.raises(UnreadableHashError) as refused:
         hashes.parse_hash(stored)
-    assert str(refused.value) == f"{problem}: {FORMAT}"
+    assert str(refused.value) == hashes.hash_problem(stored) == f"{problem}: {FORMAT}"
 
 
 @pytest.mark.parametrize("stored", [stored for stored, _ in UNREADABLE], ids=range(len(UNREADABLE)))
@@ -419,6 +420,23 @@ def test_a_wrong_password_costs_a_hash_whatever_is_stored(work: Work, right: str
     work.costs.clear()
     assert not verified(wrong, stored, COST)
     assert work.rounds == 2**COST
+
+
+@pytest.mark.parametrize("stored_at", [5, COST, None])
+def test_each_spelling_of_a_wrong_password_costs_a_hash(work: Work, stored_at: int | None) -> None:
+    stored = None if stored_at is None else hashes.parse_hash(hashed("right", stored_at))
+    work.costs.clear()
+    assert hashes.find_password(["wrong", "wrong as typed"], stored, COST) is None
+    assert work.rounds == 2 * 2**COST
+
+
+def test_the_spelling_that_is_right_is_returned_at_the_cost_of_all(work: Work) -> None:
+    """Otherwise a disabled user would be refused sooner for the right password."""
+    stored = hashes.parse_hash(hashed("right", COST))
+    for spellings in (["right", "wrong"], ["wrong", "right"]):
+        work.costs.clear()
+        assert hashes.find_password(spellings, stored, COST) == "right"
+        assert work.rounds == 2 * 2**COST
 
 
 def test_dummies_follow_a_lower_cost_and_never_exceed_the_configured_one(work: Work) -> None:

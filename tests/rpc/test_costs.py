@@ -138,10 +138,10 @@ REFUSED = ["unknown", "wrong password", "disabled", "without password", "unreada
 METHODS = ["Authenticate", "ChangePassword"]
 
 
-async def refused_login(client: Client, method: str) -> Failure:
+async def refused_login(client: Client, method: str, password: str = PASSWORD) -> Failure:
     if method == "Authenticate":
-        return await failure(client.log_in(client_address=SOURCE))
-    return await failure(client.change_password("another password of mine", client_address=SOURCE))
+        return await failure(client.log_in(password=password, client_address=SOURCE))
+    return await failure(client.change_password("another password of mine", password, client_address=SOURCE))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -149,18 +149,30 @@ async def refused_login(client: Client, method: str) -> Failure:
 async def test_every_refused_login_costs_the_same(proxied: Proxied, rounds: list[int], what: str, method: str) -> None:
     """ASVS-6.3.8, B9: the same store calls, counters and hashing, the same bytes."""
     await prepare(proxied, what)
-    for _ in range(3):
+    for password, hashes in ((PASSWORD, 1), (PASSWORD, 1), (f"{PASSWORD}\u0301", 2)):
         proxied.proxy.forget()
         rounds.clear()
-        refused = await refused_login(proxied.client, method)
+        refused = await refused_login(proxied.client, method, password)
         assert proxied.proxy.requests == RESERVE + FIND_USER
-        assert sum(rounds) == 2**TEST_COST
+        assert sum(rounds) == hashes * 2**TEST_COST
         assert (refused.code.name, refused.reason, refused.text) == (
             "UNAUTHENTICATED",
             "INVALID_CREDENTIALS",
             "the email or the password is wrong",
         )
     assert counters(proxied) == [3, 3, 3]
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_the_right_password_of_a_disabled_user_costs_as_much_as_a_wrong_one(
+    client: Client, rounds: list[int], method: str
+) -> None:
+    alice = await client.create_user(password=f"{PASSWORD}\u015b")
+    await client.update_user(alice.user_id, is_active=False)
+    for password in (f"{PASSWORD}s\u0301", f"{PASSWORD}c\u0301"):
+        rounds.clear()
+        assert (await refused_login(client, method, password)).reason == "INVALID_CREDENTIALS"
+        assert sum(rounds) == 2 * 2**TEST_COST
 
 
 @pytest.mark.parametrize("typed", ["josef@exämple.de", "josef@xn--exmple-cua.de", "Josef@\uff45xämple.de"])

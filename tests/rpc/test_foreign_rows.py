@@ -6,6 +6,7 @@ import bcrypt
 import grpc
 import pytest
 
+from authsvc.passwords import hashes
 from authsvc.stores.dynamodb.batch_get import USER_STATE_ATTRIBUTES
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.dynamodb import Tables
@@ -239,11 +240,21 @@ async def test_a_row_without_address_or_role_is_broken(shared: Shared) -> None:
 async def test_an_unreadable_hash_lets_nobody_in_and_breaks_nothing_else(shared: Shared) -> None:
     alice = await shared.client.create_user()
     token = await shared.client.access_token()
-    costs = (f"$2b${cost}$" + "a" * 53 for cost in ("31", "17", "04", "03", "99"))
-    for stored in ("", "garbage", *costs, "$argon2id$v=19$m=1$a$b"):
+    costs = (f"$2b${cost}$" + "a" * 53 for cost in ("31", "17", "03", "99"))
+    for stored in ("", "garbage", *costs, "$2x$05$" + "." * 53, "$argon2id$v=19$m=1$a$b"):
         shared.tables.set_attribute(alice.user_id, "password_hash", {"S": stored})
+        position = len(WITNESS.lines.getvalue())
         assert (await failure(shared.client.log_in())).reason == "INVALID_CREDENTIALS"
+        assert f'"problem": "{hashes.hash_problem(stored)}"' in WITNESS.lines.getvalue()[position:]
         assert (await shared.client.validate(token)).state == ACTIVE
+
+
+@pytest.mark.parametrize("form", ["{}    ", "{{bcrypt}}{}", "padding"])
+async def test_a_hash_that_another_program_spelled_otherwise_logs_in(shared: Shared, form: str) -> None:
+    stored = hash_of(PASSWORD)["S"]
+    padded = stored[:-1] + {".": "/", "e": "f", "O": "P", "u": "v"}.get(stored[-1], chr(ord(stored[-1]) + 1))
+    shared.tables.put_user("carol", EMAIL, password_hash={"S": padded if form == "padding" else form.format(stored)})
+    assert (await shared.client.log_in(EMAIL)).user.user_id == "carol"
 
 
 async def test_a_broken_row_breaks_nobody_else(shared: Shared) -> None:
