@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Sequence
 from datetime import timedelta
 
+import email_validator
+import idna
 from email_validator import EmailNotValidError, validate_email
 
 from authsvc.errors import InvalidFieldError
@@ -35,26 +37,36 @@ _EMAIL_MAX_LENGTH = 2 * EMAIL_MAX_BYTES  # code points; NFC shrinks 3 bytes to 2
 _NOT_IN_EMAILS = {"Cc", "Cs"}  # control characters; lone surrogates, which UTF-8 cannot encode
 _PAGE_TOKEN_VERSION = b"1:"
 
+# The library's list is for senders of mail. An address names a user here, and internal hosts have mailboxes, too.
+email_validator.SPECIAL_USE_DOMAIN_NAMES.clear()
+_WRONG_LOCAL_PART = "must have only letters, digits and the characters of RFC 5322's atoms before the @"
+_WRONG_DOMAIN = "must have a valid domain name after the @"
+_NOT_NEW_EMAILS = (
+    # "a"@example.com is the mailbox of a@example.com: one user would get two accounts.
+    (re.compile(r'^"'), "must have no quoted text before the @"),
+    (
+        re.compile(r"^\.|\.@|\.\..*@"),
+        "must have no period at the start or end of the part before the @, nor two in a row",
+    ),
+    # A host's address changes owners; a host name alone is another host in each network (RFC 5321 §2.3.5).
+    (re.compile(r"@(\[.*|[\d.]+)$"), "must have a domain name after the @, not an IP address"),
+    (re.compile(r"@[^.]+$"), "must have a domain name with a period after the @, not a host name alone"),
+    # Names without mailboxes: reverse look-up, RFC 6761 §6.4, RFC 7686. `.example` is an ordinary name there.
+    (
+        re.compile(r"[@.](?:(?<!@home\.)(?<!\.home\.)arpa|invalid|onion)$"),
+        "must not be in .arpa (other than home.arpa), .invalid or .onion, where no mail is delivered",
+    ),
+)
+"""Forms of addresses that no user can be given, and why."""
+
 
 def normalize_email(text: str) -> str:
-    """Return the normal form of an address: NFC and lower case, never trimmed.
+    """Return the normal form of an address: NFC and lower case, the domain in Unicode (UTS #46), never trimmed.
 
     Raises:
         InvalidFieldError: The text is empty, too long, or does not have the form of an address.
     """
-    if not text:
-        raise InvalidFieldError("email", "must not be empty")
-    if len(text) > _EMAIL_MAX_LENGTH:  # NFC takes quadratic time: megabytes of combining marks would block the loop
-        raise InvalidFieldError("email", f"must have at most {EMAIL_MAX_BYTES} bytes")
-    email = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
-    if any(c.isspace() or unicodedata.category(c) in _NOT_IN_EMAILS for c in email):
-        raise InvalidFieldError("email", "must have no white space or control characters")
-    if len(email.encode()) > EMAIL_MAX_BYTES:
-        raise InvalidFieldError("email", f"must have at most {EMAIL_MAX_BYTES} bytes")
-    local, _, domain = email.partition("@")
-    if not local or not domain or "@" in domain:
-        raise InvalidFieldError("email", "must have exactly one @, with text on both sides")
-    return email
+    return parse_email(text).normal
 
 
 def parse_email(text: str) -> Email:
@@ -63,7 +75,34 @@ def parse_email(text: str) -> Email:
     Raises:
         InvalidFieldError: As normalize_email.
     """
-    return Email(normalize_email(text), text)
+    if not text:
+        raise InvalidFieldError("email", "must not be empty")
+    if len(text) > _EMAIL_MAX_LENGTH:  # NFC takes quadratic time: megabytes of combining marks would block the loop
+        raise InvalidFieldError("email", f"must have at most {EMAIL_MAX_BYTES} bytes")
+    composed = unicodedata.normalize("NFC", text)
+    unmapped = unicodedata.normalize("NFC", composed.lower())
+    if any(c.isspace() or unicodedata.category(c) in _NOT_IN_EMAILS for c in unmapped):
+        raise InvalidFieldError("email", "must have no white space or control characters")
+    local, _, domain = unmapped.partition("@")
+    if not local or not domain or "@" in domain:
+        raise InvalidFieldError("email", "must have exactly one @, with text on both sides")
+    # Not of the lower-case text: UTS #46 maps a capital sigma to another letter than str.lower() does at a word's end.
+    ascii_domain, unicode_domain = mapped = _map_domain(composed.partition("@")[2])
+    normal = f"{local}@{unicode_domain}"
+    if len(normal.encode()) > EMAIL_MAX_BYTES:
+        raise InvalidFieldError("email", f"must have at most {EMAIL_MAX_BYTES} bytes")
+    is_same_mailbox = _map_domain(domain) == mapped
+    return Email(normal, text, f"{local}@{ascii_domain}", unmapped if is_same_mailbox else "")
+
+
+def _map_domain(domain: str) -> tuple[str, str]:
+    """Return a domain in A-labels and in Unicode; in NFC and lower case where it is not a name of IDNA."""
+    try:
+        a_labels = idna.encode(domain, uts46=True)
+        return a_labels.decode(), idna.decode(a_labels)
+    except UnicodeError:
+        unmapped = unicodedata.normalize("NFC", domain.lower())
+        return unmapped, unmapped
 
 
 def parse_new_email(text: str) -> Email:
@@ -73,11 +112,21 @@ def parse_new_email(text: str) -> Email:
         InvalidFieldError: The text is not a valid address (RFC 5321, RFC 6531). DNS is not asked.
     """
     email = parse_email(text)
-    try:
-        validate_email(email.normal, check_deliverability=False)
-    except EmailNotValidError:
-        raise InvalidFieldError("email", "must be a valid email address") from None
+    problem = next((problem for form, problem in _NOT_NEW_EMAILS if form.search(email.normal)), None)
+    if problem is None and not _is_valid_email(email.normal):
+        is_domain_valid = _is_valid_email("a@" + email.normal.partition("@")[2])
+        problem = _WRONG_LOCAL_PART if is_domain_valid else _WRONG_DOMAIN
+    if problem is not None:
+        raise InvalidFieldError("email", problem)
     return email
+
+
+def _is_valid_email(text: str) -> bool:
+    try:
+        validate_email(text, check_deliverability=False)
+    except EmailNotValidError:
+        return False
+    return True
 
 
 def user_id(text: str) -> str:
@@ -123,6 +172,14 @@ def password(text: str, name: str = "password") -> str:
     if len(text.encode()) > PASSWORD_MAX_BYTES:
         raise InvalidFieldError(name, f"must have at most {PASSWORD_MAX_BYTES} bytes")
     return unicodedata.normalize("NFC", text)
+
+
+def password_spellings(text: str, name: str = "password") -> tuple[str, ...]:
+    """Return a password that is to be verified: in NFC and, where that differs, as typed.
+
+    Hashes of other programs may be of the bytes as typed. Args and errors are those of password.
+    """
+    return tuple(dict.fromkeys((password(text, name), text)))
 
 
 def request_id(text: str) -> str | None:

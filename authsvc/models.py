@@ -30,20 +30,33 @@ def utc_now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class Email:
-    """An address that is looked up or given to a user.
+    """An address that is looked up or given to a user. An empty spelling is the same as the normal form.
 
     Args:
         normal: In normal form.
-        typed: As it was typed; rows of other programs may hold it so. Empty: the same as the normal form.
+        typed: As it was typed; rows of other programs may hold it so.
+        ascii: With the domain in A-labels (`xn--…`); rows of other programs may hold it so.
+        unmapped: NFC and lower case alone, which was the normal form of earlier versions.
     """
 
     normal: str
     typed: str = ""
+    ascii: str = ""
+    unmapped: str = ""
 
     @property
     def spellings(self) -> tuple[str, ...]:
-        """The distinct texts under which rows may hold the address."""
-        return (self.normal, self.typed) if self.typed not in ("", self.normal) else (self.normal,)
+        """The distinct texts under which rows may hold the address, the normal form first."""
+        return _distinct(self.normal, self.typed, self.ascii, self.unmapped)
+
+    @property
+    def claimed_spellings(self) -> tuple[str, ...]:
+        """The distinct texts under which this version and earlier ones claim the address, the normal form first."""
+        return _distinct(self.normal, self.ascii, self.unmapped)
+
+
+def _distinct(*texts: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(filter(None, texts)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

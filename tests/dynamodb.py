@@ -93,6 +93,15 @@ class Tables:
         item = self.dynamodb.get_item(TableName=self.unique, Key=key, ConsistentRead=True).get("Item")
         return None if item is None else item["user_id"]["S"]
 
+    def put_claim(self, email: str, user_id: str) -> None:
+        item = {"unique_key": {"S": f"email#{email}"}, "user_id": {"S": user_id}}
+        self.dynamodb.put_item(TableName=self.unique, Item=item)
+
+    def claims(self) -> dict[str, str]:
+        """Return the user id that each claim names, by address."""
+        rows = {row["unique_key"]["S"].partition("#"): row["user_id"]["S"] for row in self.rows(self.unique)}
+        return {key[2]: user_id for key, user_id in rows.items() if key[0] == "email"}
+
     def rows(self, table: str) -> list[dict[str, Any]]:
         return [dict(item) for item in self.dynamodb.scan(TableName=table, ConsistentRead=True)["Items"]]
 

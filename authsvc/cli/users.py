@@ -10,7 +10,13 @@ import click
 
 from authsvc.cli.command import command, echo, load_existing_store_settings, open_users
 from authsvc.config import StoreSettings
-from authsvc.errors import ConfigError, EmailAlreadyExistsError, OperatorError, UserNotFoundError
+from authsvc.errors import (
+    ConfigError,
+    EmailAlreadyExistsError,
+    InvalidFieldError,
+    OperatorError,
+    UserNotFoundError,
+)
 from authsvc.models import User
 
 if TYPE_CHECKING:
@@ -65,7 +71,8 @@ async def _create_user(settings: StoreSettings, email: str, role: str, password:
 async def list_users() -> None:
     """Print every user.
 
-    A line has id, email, role, and active or disabled, separated by tabs.
+    A line has id, email, role, and active or disabled, separated by tabs. Beside an email whose
+    domain is not ASCII stands the domain in A-labels.
     """
     from authsvc.stores.opening import open_store
     from authsvc.usecases.users import iterate_users
@@ -176,7 +183,18 @@ def _read_password() -> str:
 
 def _print_user(user: User) -> None:
     state = "active" if user.is_active else "disabled"
-    echo(user.user_id, user.email, user.role, state)
+    echo(user.user_id, f"{user.email}{_a_labels(user.email)}", user.role, state)
+
+
+def _a_labels(email: str) -> str:
+    """Return a domain that is not ASCII in A-labels, which look-alikes do not share; else an empty text."""
+    from authsvc import fields
+
+    try:
+        a_labels = fields.parse_email(email).ascii.partition("@")[2]
+    except InvalidFieldError:  # a row of another program
+        return ""
+    return f" ({a_labels})" if a_labels.isascii() and not email.partition("@")[2].isascii() else ""
 
 
 def _print_temporary(temporary: "TemporaryPassword") -> None:

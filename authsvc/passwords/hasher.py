@@ -1,6 +1,7 @@
 """Hashes and verifies passwords in a thread of lower priority, so that validations go on beside a hash."""
 
 import time
+from collections.abc import Sequence
 
 from authsvc.passwords import hashes
 from authsvc.passwords.hashes import StoredHash
@@ -35,14 +36,14 @@ class Hasher:
         """Return the hash under which a password is stored."""
         return await self._thread.run(lambda: hashes.hash_password(password, self.cost))
 
-    async def verify(self, password: str, stored: StoredHash | None) -> bool:
-        """Tell whether a password is the stored one, at the same cost whatever is stored.
+    async def verify(self, passwords: Sequence[str], stored: StoredHash | None) -> str | None:
+        """Return which spelling of a password is the stored one; None, at the same cost whatever is stored, if none is.
 
         Args:
-            password: In NFC.
+            passwords: As fields.password_spellings returns them.
             stored: None where there is no readable hash.
         """
-        return await self._thread.run(lambda: hashes.verify_password(password, stored, self.cost))
+        return await self._thread.run(lambda: hashes.find_password(passwords, stored, self.cost))
 
 
 def estimate_seconds(cost: int) -> float:

@@ -10,6 +10,7 @@ import json
 import os
 import sqlite3
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from authsvc import request_context
+from authsvc import fields, request_context
 from authsvc.errors import (
     EmailAlreadyExistsError,
     InvalidFieldError,
@@ -53,7 +54,7 @@ from authsvc.stores.interface import (
 from authsvc.telemetry import metrics
 from authsvc.worker_thread import WorkerThread
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 WRITE_LOCK_SECONDS = 2.0
 READ_LOCK_SECONDS = 0.1
 _WAL_POLL_SECONDS = 0.01
@@ -108,7 +109,8 @@ CREATE TABLE login_attempts (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX login_attempts_by_expire_time ON login_attempts (expire_time);
 """
-_UPGRADES = (_VERSION_1, _VERSION_2)
+_VERSION_3 = ""  # the schema of version 2, with addresses in another normal form
+_UPGRADES = (_VERSION_1, _VERSION_2, _VERSION_3)
 """Upgrades of the schema: each takes a file to the next version."""
 
 _INSERT_USER = """
@@ -156,10 +158,10 @@ class SQLiteStore:
         user: User,
         now: datetime,
         request_digest: bytes | None = None,
-        email: Email | None = None,  # noqa: ARG002 - only this service writes the file
+        email: Email | None = None,
     ) -> User:
         """See Store."""
-        return await self._write(lambda db: _create_user(db, user, now, request_digest))
+        return await self._write(lambda db: _create_user(db, user, now, request_digest, email))
 
     async def get_user(self, user_id: str) -> User:
         """See Store."""
@@ -177,9 +179,11 @@ class SQLiteStore:
         return _user_state(rows[0]) if rows else None
 
     async def get_user_by_email(self, email: Email) -> EmailOwner:
-        """See Store: only this service writes the file, so every address is in normal form."""
-        rows = self._read("SELECT * FROM users WHERE email = ?", email.normal)
-        return EmailOwner(_one_user(rows), is_claimed=True)
+        """See Store: only this service writes the file, so every address is in a normal form."""
+        condition, spellings = _has_email(email)
+        rows = self._read(f"SELECT * FROM users WHERE {condition}", *spellings)  # noqa: S608 - marks
+        owners = [row for row in rows if row["email"] == email.normal] or rows
+        return EmailOwner(_one_user(owners if len(owners) == 1 else []), is_claimed=True)
 
     async def claim_email(self, user: User) -> bool:
         """See Store: a row's unique address is its claim."""
@@ -199,9 +203,9 @@ class SQLiteStore:
         user_ids = {row["email"]: row["user_id"] for row in rows}
         return ClaimPage(user_ids, rows[-1]["email"] if len(rows) == limit else None)
 
-    async def update_user(self, expected: User, new: User, new_email: Email | None = None) -> None:  # noqa: ARG002 - as create_user
+    async def update_user(self, expected: User, new: User, new_email: Email | None = None) -> None:
         """See Store."""
-        await self._write_user(new.user_id, lambda db: _update_user(db, expected, new))
+        await self._write_user(new.user_id, lambda db: _update_user(db, expected, new, new_email))
 
     async def delete_user(self, user: User) -> None:
         """See Store."""
@@ -305,7 +309,9 @@ class SQLiteStore:
                 raise StoreUnavailableError("sqlite: no answer in time") from None
 
 
-def _create_user(db: sqlite3.Connection, user: User, now: datetime, request_digest: bytes | None) -> User:
+def _create_user(
+    db: sqlite3.Connection, user: User, now: datetime, request_digest: bytes | None, email: Email | None
+) -> User:
     if request_digest is not None:
         db.execute("DELETE FROM requests WHERE expire_time <= ?", (_text(now),))
         query = "SELECT * FROM requests WHERE request_digest = ?"
@@ -314,23 +320,33 @@ def _create_user(db: sqlite3.Connection, user: User, now: datetime, request_dige
             return _find_user_of_request(db, earlier, user)
         values = (request_digest, user.user_id, user.email, now + REQUEST_ID_TTL)
         db.execute("INSERT INTO requests VALUES (?, ?, ?, ?)", [_plain(value) for value in values])
-    try:
-        db.execute(_INSERT_USER, _columns(user))
-    except sqlite3.IntegrityError:
-        raise EmailAlreadyExistsError from None
+    _require_email_free(db, user, email)
+    db.execute(_INSERT_USER, _columns(user))
     return user
 
 
-def _update_user(db: sqlite3.Connection, expected: User, new: User) -> None:
+def _has_email(email: Email) -> tuple[str, tuple[str, ...]]:
+    """Return the condition that a row has an address, in the normal form of this version or an earlier one."""
+    spellings = email.claimed_spellings
+    return f"email IN ({', '.join('?' * len(spellings))})", spellings
+
+
+def _require_email_free(db: sqlite3.Connection, user: User, email: Email | None) -> None:
+    condition, spellings = _has_email(email or fields.parse_email(user.email))
+    query = f"SELECT 1 FROM users WHERE {condition} AND user_id <> ?"  # noqa: S608 - marks
+    if db.execute(query, (*spellings, user.user_id)).fetchone():
+        raise EmailAlreadyExistsError
+
+
+def _update_user(db: sqlite3.Connection, expected: User, new: User, new_email: Email | None = None) -> None:
     current = _user_or_none(db, new.user_id)
     if current is None or any(getattr(current, name) != getattr(expected, name) for name in OPTIMISTIC_LOCK_FIELDS):
         raise UserChangedError
+    if new.email != expected.email:
+        _require_email_free(db, new, new_email)
     changed = {name: value for name, value in _columns(new).items() if value != _plain(getattr(expected, name))}
-    try:
-        for name, value in changed.items():
-            db.execute(f"UPDATE users SET {name} = ? WHERE user_id = ?", (value, new.user_id))  # noqa: S608 - a column
-    except sqlite3.IntegrityError:
-        raise EmailAlreadyExistsError from None
+    for name, value in changed.items():
+        db.execute(f"UPDATE users SET {name} = ? WHERE user_id = ?", (value, new.user_id))  # noqa: S608 - a column
 
 
 def _replace_session(db: sqlite3.Connection, expected: Session, new: Session) -> bool:
@@ -367,7 +383,7 @@ def _end_session(
 
 
 def _find_user_of_request(db: sqlite3.Connection, earlier: sqlite3.Row, user: User) -> User:
-    if earlier["email"] != user.email:
+    if _normal_or_same(earlier["email"]) != user.email:
         raise InvalidFieldError("request_id", "was used with another email")
     query = "SELECT * FROM users WHERE user_id = ?"
     return _one_user(db.execute(query, (earlier["user_id"],)).fetchall())
@@ -425,7 +441,32 @@ def _create_schema(db: sqlite3.Connection) -> list[str]:
             db.execute(statement)
     db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     done = "created the schema," if version == 0 else f"upgraded the schema from version {version} to"
-    return [f"{done} version {SCHEMA_VERSION}"]
+    return [f"{done} version {SCHEMA_VERSION}", *_normalize_emails(db)]
+
+
+def _normalize_emails(db: sqlite3.Connection) -> list[str]:
+    """Bring the addresses of earlier versions into normal form; return a line for each that several users have."""
+    by_address: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for user_id, email in db.execute("SELECT user_id, email FROM users ORDER BY user_id").fetchall():
+        by_address[_normal_or_same(email)][email] = user_id
+    shared = []
+    for address, users in by_address.items():
+        if len(users) > 1:
+            effect = f"{users[address]} alone logs in by it" if address in users else "none of them can log in by it"
+            shared.append(
+                f"users {', '.join(users.values())} have one address, {address}, in several spellings: {effect}; "
+                "give all but one another address, or delete them"
+            )
+        elif address not in users:
+            db.execute("UPDATE users SET email = ? WHERE user_id = ?", (address, *users.values()))
+    return shared
+
+
+def _normal_or_same(email: str) -> str:
+    try:
+        return fields.normalize_email(email)
+    except InvalidFieldError:  # an address of 254 bytes can be longer in Unicode
+        return email
 
 
 def _schema_version(db: sqlite3.Connection) -> int:

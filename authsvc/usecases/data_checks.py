@@ -1,11 +1,11 @@
 """Checks over all stored users: their addresses and claims, and the cost of their password hashes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from authsvc import fields
 from authsvc.errors import CorruptItemError, InvalidFieldError
-from authsvc.models import Finding, User
+from authsvc.models import Finding
 from authsvc.passwords.hasher import SLOW_HASH_SECONDS
 from authsvc.passwords.hashes import parse_stored_hash
 from authsvc.stores.interface import Store
@@ -42,18 +42,39 @@ async def check_addresses(store: Store, page_size: int = PAGE_SIZE) -> AddressCh
     claims = await _read_claims(store, page_size)
     ids_by_address = rows.ids_by_address
     shared = {address: ids for address, ids in ids_by_address.items() if len(ids) > 1}
-    stale = [
-        address
-        for address, user_id in claims.items()
-        if user_id and user_id not in rows.corrupt_ids and user_id not in ids_by_address.get(address, ())
-    ]
-    unclaimed = [a for a, ids in ids_by_address.items() if a not in shared and claims.get(a) not in ids]
+    live, stale = _sort_claims(claims, rows)
+    unclaimed = [a for a, ids in ids_by_address.items() if a not in shared and not live.get(a)]
     findings = [
         *rows.findings,
-        *(_shared_finding(ids, claims.get(address)) for address, ids in shared.items()),
+        *(_shared_finding(ids, _owner_id(address, live.get(address, {}))) for address, ids in shared.items()),
         *(_claim_finding(address) for address, user_id in claims.items() if not user_id),
+        *(
+            _older_claim_finding(spelling, user_id, address)
+            for address, user_ids in live.items()
+            for spelling, user_id in user_ids.items()
+            if spelling != address
+        ),
     ]
     return AddressCheck(findings, len(stale), len(unclaimed))
+
+
+def _sort_claims(claims: Mapping[str, str], rows: "_Rows") -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Return the user ids of live claims by address and claimed spelling, and the spellings of stale claims."""
+    live: dict[str, dict[str, str]] = {}
+    stale = []
+    for spelling, user_id in claims.items():
+        address, _ = _normal_form(spelling)
+        if user_id in rows.ids_by_address.get(address, ()):
+            live.setdefault(address, {})[spelling] = user_id
+        elif user_id and user_id not in rows.corrupt_ids:
+            stale.append(spelling)
+    return live, stale
+
+
+def _owner_id(address: str, live: Mapping[str, str]) -> str | None:
+    """Return who owns an address by the live claims of its spellings."""
+    user_ids = {live[address]} if address in live else set(live.values())
+    return user_ids.pop() if len(user_ids) == 1 else None
 
 
 async def check_hashes(store: Store, cost: int, seconds_per_hash: float) -> Finding:
@@ -94,7 +115,7 @@ async def _read_rows(store: Store, page_size: int) -> _Rows:
         rows.corrupt_ids.update(error.key for error in page.corrupt)
         rows.findings.extend(_corrupt_finding(error) for error in page.corrupt)
         for user in page.users:
-            address, problem = _address_of(user)
+            address, problem = _normal_form(user.email)
             if problem:
                 rows.findings.append(Finding(f"user {user.user_id}: email", problem, "write it in normal form"))
             if address:
@@ -114,13 +135,13 @@ async def _read_claims(store: Store, page_size: int) -> dict[str, str]:
         last_key = page.last_key
 
 
-def _address_of(user: User) -> tuple[str, str]:
-    """Return a user's address in normal form, empty where it has none, and what is wrong with it as stored."""
+def _normal_form(text: str) -> tuple[str, str]:
+    """Return an address in normal form, empty where the text is none, and what is wrong with the text as stored."""
     try:
-        address = fields.normalize_email(user.email)
+        address = fields.normalize_email(text)
     except InvalidFieldError as error:
         return "", error.problem
-    return address, "" if address == user.email else "is not in normal form (NFC, lower case)"
+    return address, "" if address == text else "is not in normal form (NFC, lower case, domain in Unicode)"
 
 
 def _corrupt_finding(error: CorruptItemError) -> Finding:
@@ -128,8 +149,8 @@ def _corrupt_finding(error: CorruptItemError) -> Finding:
     return Finding(f"user {error.key}", problem, "correct the attribute")
 
 
-def _shared_finding(user_ids: Sequence[str], claimant_id: str | None) -> Finding:
-    effect = f"{claimant_id} owns it by claim" if claimant_id in user_ids else "none has claimed it, so none can log in"
+def _shared_finding(user_ids: Sequence[str], owner_id: str | None) -> Finding:
+    effect = "none owns it by claim, so none can log in" if owner_id is None else f"{owner_id} owns it by claim"
     return Finding(
         f"users {', '.join(sorted(user_ids))}",
         f"have the same address: {effect}",
@@ -143,3 +164,8 @@ def _claim_finding(address: str) -> Finding:
         "is unreadable: no user can log in by that address",
         "delete the claim, not the user: a login claims it again",
     )
+
+
+def _older_claim_finding(spelling: str, user_id: str, address: str) -> Finding:
+    problem = f"is in the normal form of an earlier version: not every spelling finds user {user_id}"
+    return Finding(f"claim of {spelling}", problem, f"UpdateUser of {user_id} with the email {address}")

@@ -1,7 +1,7 @@
 """Use cases on passwords: log in and change the password. The security steps of both are ordered here."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TypeVar
@@ -24,7 +24,7 @@ from authsvc.errors import (
 from authsvc.models import Clock, Email, User
 from authsvc.passwords import policy
 from authsvc.passwords.hash_queue import HashQueue
-from authsvc.passwords.hashes import StoredHash, parse_stored_hash
+from authsvc.passwords.hashes import StoredHash, hash_problem, parse_stored_hash
 from authsvc.stores.interface import EmailOwner, Store
 from authsvc.telemetry import audit, metrics
 from authsvc.telemetry.audit import Event
@@ -79,18 +79,19 @@ class Logins:
             OverloadedError: The hashing queue is full; the password was not evaluated.
         """
         address = fields.parse_email(email)
-        password = fields.password(password)
+        passwords = fields.password_spellings(password)
         client_address = fields.client_address(client_address)
         client_label = fields.client_label(client_label)
 
         async def log_in() -> tuple[Tokens, User]:
-            user, stored = await self._verify_password(address, password)
+            user, is_outdated = await self._verify_password(address, passwords)
             if user.password_change_required:
                 raise PasswordChangeRequiredError("password_change_required", user.user_id)
-            await self._rehash_if_outdated(user, stored, password)
+            if is_outdated:
+                await self._rehash(user, passwords[0])
             return await self._begin_session(user, client_address, client_label), user
 
-        return await self._attempt(address, client_address, log_in)
+        return await self._attempt(address, client_address, log_in, hashes=len(passwords))
 
     async def change_password(
         self, *, email: str, current_password: str, new_password: str, client_address: str, client_label: str
@@ -107,25 +108,23 @@ class Logins:
             OverloadedError: The hashing queue is full; the password was not evaluated.
         """
         address = fields.parse_email(email)
-        current_password = fields.password(current_password, "current_password")
+        current_passwords = fields.password_spellings(current_password, "current_password")
         new_password = fields.password(new_password, "new_password")
         client_address = fields.client_address(client_address)
         client_label = fields.client_label(client_label)
         policy.check_policy(new_password, address.normal, self._password_min_length, "new_password")
-        if new_password == current_password:
+        if new_password == current_passwords[0]:
             raise PasswordRejectedError("new_password", "is the current password")
 
         async def change() -> Tokens:
-            user, _ = await self._verify_password(address, current_password)
+            user, _ = await self._verify_password(address, current_passwords)
             changed = await self._replace_password(user, await self._hasher.hash(new_password))
             audit.record(Event.PASSWORD_CHANGED, user_id=user.user_id, source=client_address)
             return await self._begin_session(changed, client_address, client_label)
 
-        return await self._attempt(address, client_address, change, hashes=2)
+        return await self._attempt(address, client_address, change, hashes=len(current_passwords) + 1)
 
-    async def _attempt(
-        self, email: Email, client_address: str, evaluate: Callable[[], Awaitable[T]], hashes: int = 1
-    ) -> T:
+    async def _attempt(self, email: Email, client_address: str, evaluate: Callable[[], Awaitable[T]], hashes: int) -> T:
         """Run an attempt once it is at the front of the hashing queue.
 
         Args:
@@ -148,8 +147,12 @@ class Logins:
             await self._refusal_pacer.wait()
             raise
 
-    async def _verify_password(self, email: Email, password: str) -> tuple[User, StoredHash | None]:
-        """Return the user whose password it is, and the stored hash.
+    async def _verify_password(self, email: Email, passwords: Sequence[str]) -> tuple[User, bool]:
+        """Return the user whose password it is, and whether the hash is to be replaced.
+
+        Args:
+            email: The account.
+            passwords: As fields.password_spellings returns them.
 
         Raises:
             InvalidCredentialsError: For whatever reason, at the same cost.
@@ -157,17 +160,17 @@ class Logins:
         owner = await self._find_owner(email)
         user = None if owner is None else owner.user
         stored = None if user is None else parse_stored_hash(user.password_hash)
-        is_right = await self._hasher.verify(password, stored)
+        right = await self._hasher.verify(passwords, stored)
         if owner is None or user is None:
             raise InvalidCredentialsError("unknown_email")
-        reason = self._reason_to_refuse(user, stored, is_right=is_right)
+        reason = self._reason_to_refuse(user, stored, is_right=right is not None)
         if reason is not None:
             raise InvalidCredentialsError(reason, user.user_id)
         if not owner.is_claimed and not await self._store.claim_email(user):
             raise InvalidCredentialsError("email_owned_by_another", user.user_id)
         if request_context.remaining_seconds() < 0:  # nobody waits for a session
             raise OverloadedError
-        return user, stored
+        return user, right != passwords[0] or (stored is not None and stored.cost < self._hasher.cost)
 
     async def _begin_session(self, user: User, client_address: str, client_label: str) -> Tokens:
         tokens = await self._sessions.begin(user, client_address, client_label)
@@ -187,7 +190,8 @@ class Logins:
             return "no_password"
         if stored is None:
             metrics.CORRUPT_ITEMS.inc()
-            _log.error("row_broken", table="users", user_id=user.user_id, attribute="password_hash")
+            problem = hash_problem(user.password_hash)
+            _log.error("row_broken", table="users", user_id=user.user_id, attribute="password_hash", problem=problem)
             return "unreadable_hash"
         if not is_right:
             return "wrong_password"
@@ -198,13 +202,11 @@ class Logins:
             return "temporary_password_expired"
         return None
 
-    async def _rehash_if_outdated(self, user: User, stored: StoredHash | None, password: str) -> None:
-        """Replace a hash of lower cost than configured, now that its password is known.
+    async def _rehash(self, user: User, password: str) -> None:
+        """Replace a hash of lower cost than configured or of a password not in NFC, now that the password is known.
 
         A rehash that loses a race is dropped, or it would restore an old password; so is one without enough time.
         """
-        if stored is None or stored.cost >= self._hasher.cost:
-            return
         try:
             async with asyncio.timeout(request_context.remaining_seconds() / 2):
                 rehashed = replace(user, password_hash=await self._hasher.hash(password))

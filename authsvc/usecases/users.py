@@ -19,7 +19,7 @@ from authsvc.errors import (
 from authsvc.models import Clock, Email, User
 from authsvc.passwords import policy
 from authsvc.passwords.hash_queue import HashQueue
-from authsvc.passwords.hashes import parse_stored_hash
+from authsvc.passwords.hashes import UnreadableHashError, parse_hash
 from authsvc.stores.interface import Store, UserPage
 from authsvc.telemetry import audit
 from authsvc.telemetry.audit import Event
@@ -94,9 +94,11 @@ class Users:
         address = fields.parse_new_email(email)
         new = self._new_user(address, role)
         digest = _request_digest(request_id)
-        if parse_stored_hash(password_hash) is None:
-            raise InvalidFieldError("password_hash", "must be bcrypt or bcrypt-sha256 of cost 4 to 16")
-        return await self._create(replace(new, password_hash=password_hash), address, digest)
+        try:
+            stored = parse_hash(password_hash)
+        except UnreadableHashError as error:
+            raise InvalidFieldError("password_hash", str(error)) from None
+        return await self._create(replace(new, password_hash=stored.text), address, digest)
 
     async def create_user_with_temporary_password(
         self, *, email: str, role: str, request_id: str = ""

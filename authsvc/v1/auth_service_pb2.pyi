@@ -114,11 +114,13 @@ class AuthenticateRequest(_message.Message):
     CLIENT_ADDRESS_FIELD_NUMBER: _builtins.int
     CLIENT_LABEL_FIELD_NUMBER: _builtins.int
     email: _builtins.str
-    """Email address of the user, compared in normal form (NFC, lower case): exactly one `@` with text on both sides, no
-    white space, no control characters, at most 254 bytes of UTF-8 in normal form. Required.
+    """Email address of the user, compared in normal form (NFC, lower case, domain in Unicode by UTS #46): exactly one `@`
+    with text on both sides, no white space, no control characters, at most 254 bytes of UTF-8 in normal form. Required.
     """
     password: _builtins.str
-    """Password of the user, 1 to 1,024 bytes of UTF-8, compared in NFC. Required. Secret, never logged."""
+    """Password of the user, 1 to 1,024 bytes of UTF-8, compared in NFC and, for hashes of other programs, as typed.
+    Required. Secret, never logged.
+    """
     client_address: _builtins.str
     """IP address of the end user as the backend saw it, IPv4 or IPv6 without a zone; the source of the attempt for
     throttling. Empty: not known; then only the account's budget of failed logins counts, and an attacker can lock the

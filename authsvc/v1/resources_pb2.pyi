@@ -33,8 +33,8 @@ class User(_message.Message):
     user_id: _builtins.str
     """Identifier of the user, opaque, 1 to 256 bytes, never reused."""
     email: _builtins.str
-    """Email address of the user, 3 to 254 bytes of UTF-8. In normal form (NFC, lower case) for users that this service
-    created; as stored in rows of other programs.
+    """Email address of the user, 3 to 254 bytes of UTF-8. In normal form (NFC, lower case, domain in Unicode) for users
+    that this service created; as stored in rows of other programs.
     """
     role: _builtins.str
     """Role of the user; it matches `[a-z][a-z0-9_-]{0,62}` for users that this service created. Users of the role `admin`

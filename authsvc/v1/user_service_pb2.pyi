@@ -33,8 +33,9 @@ class CreateUserRequest(_message.Message):
     PASSWORD_HASH_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     email: _builtins.str
-    """Email address of the user, valid by RFC 5321 and RFC 6531, at most 254 bytes of UTF-8. Stored in normal form (NFC,
-    lower case). Required.
+    """Email address of the user, valid by RFC 5321 and RFC 6531, at most 254 bytes of UTF-8. Stored in normal form: NFC,
+    lower case, the domain in Unicode (UTS #46), so `xn--exmple-cua.de` is stored as `exämple.de`. The domain has a
+    period and may be internal (`corp.local`, `home.arpa`); quoted local parts and IP addresses are refused. Required.
     """
     role: _builtins.str
     """Role of the user; it must match `[a-z][a-z0-9_-]{0,62}`. Empty: `user`."""
@@ -44,7 +45,8 @@ class CreateUserRequest(_message.Message):
     """
     password_hash: _builtins.str
     """Hash of the password, from another program: bcrypt (`$2a$`, `$2b$` or `$2y$`) or `$bcrypt-sha256$v=2`, of cost 4
-    to 16. Secret, never logged.
+    to 16. Blanks around it, a prefix `{bcrypt}`, `{CRYPT}`, `{BLF-CRYPT}` or `bcrypt$`, and padding bits are removed.
+    The description of the error says what another hash is. Secret, never logged.
     """
     request_id: _builtins.str
     """Idempotency key, which makes retries safe for 24 hours: a second call with the same `request_id` and email returns
@@ -117,7 +119,9 @@ class GetUserRequest(_message.Message):
     user_id: _builtins.str
     """Identifier of the user, 1 to 256 bytes of UTF-8."""
     email: _builtins.str
-    """Email address of the user, compared in normal form (NFC, lower case), at most 254 bytes of UTF-8 in normal form."""
+    """Email address of the user, compared in normal form (NFC, lower case, domain in Unicode), at most 254 bytes of
+    UTF-8 in normal form.
+    """
     def __init__(
         self,
         *,

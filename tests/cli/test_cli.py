@@ -281,9 +281,9 @@ def test_an_error_without_a_text_is_told_by_what_it_is(monkeypatch: pytest.Monke
 
 def test_tables_are_made_once(sqlite: dict[str, str], database: Path) -> None:
     first, second, check = (invoke("tables", verb, **sqlite) for verb in ("create", "create", "check"))
-    assert first.stdout == "created the schema, version 2\n"
+    assert first.stdout == "created the schema, version 3\n"
     assert second.stdout == "nothing to do\n"
-    assert check.stdout.splitlines() == ["ok    schema version 2", "ok    file integrity", "ok    addresses"]
+    assert check.stdout.splitlines() == ["ok    schema version 3", "ok    file integrity", "ok    addresses"]
     assert (first.exit_code, second.exit_code, check.exit_code) == (0, 0, 0)
     assert stat.S_IMODE(database.stat().st_mode) == 0o600
 
@@ -293,7 +293,7 @@ def test_missing_tables_are_said_with_what_makes_them(sqlite: dict[str, str], da
     check = invoke("tables", "check", **sqlite)
     assert check.exit_code == 1
     assert check.stdout.splitlines() == [
-        "WRONG schema version 2: is 0. Remedy: authsvc tables create",
+        "WRONG schema version 3: is 0. Remedy: authsvc tables create",
         "ok    file integrity",
         "WRONG addresses: the store cannot answer: sqlite: no such table: users. Remedy: authsvc tables create",
     ]
@@ -339,6 +339,30 @@ def test_a_user_is_created_from_the_first_line_of_stdin(store: dict[str, str]) -
     assert (created.exit_code, created.stderr) == (0, "")
     listed = invoke("users", "list", **store)
     assert listed.stdout == f"{created.stdout.strip()}\talice@example.com\tadmin\tactive\n"
+
+
+@pytest.mark.parametrize(
+    ("email", "shown"),
+    [
+        ("josef@xn--exmple-cua.de", "josef@exämple.de (xn--exmple-cua.de)"),
+        ("eve@ex\u0430mple.com", "eve@ex\u0430mple.com (xn--exmple-4nf.com)"),  # a Cyrillic letter
+        ("jörg@example.com", "jörg@example.com"),
+    ],
+)
+def test_a_domain_that_may_look_like_another_is_listed_in_a_labels_too(
+    store: dict[str, str], email: str, shown: str
+) -> None:
+    created = invoke("users", "create", "--email", email, stdin=PASSWORD, **store)
+    assert invoke("users", "list", **store).stdout == f"{created.stdout.strip()}\t{shown}\tuser\tactive\n"
+
+
+@pytest.mark.parametrize("stored", ["nobody", "eve@\U0001f4a9.la"])
+def test_an_address_without_a_labels_is_listed_as_it_is(
+    store: dict[str, str], database: Path, alice: str, stored: str
+) -> None:
+    with closing(sqlite3.connect(database, isolation_level=None)) as db:
+        db.execute("UPDATE users SET email = ?", (stored,))
+    assert invoke("users", "list", **store).stdout == f"{alice}\t{stored}\tuser\tactive\n"
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_says_ok_of_everything_that_is(settings: dict[str, str], keys: Path) -> 
         "ok    settings",
         f"ok    keys in {keys}",
         "ok    AUTHSVC_BCRYPT_COST=10",
-        "ok    schema version 2",
+        "ok    schema version 3",
         "ok    file integrity",
         f"ok    store {settings['AUTHSVC_STORE']}",
         "ok    password hashes",
@@ -344,7 +344,7 @@ def test_a_store_of_another_version(settings: dict[str, str], tmp_path: Path) ->
         db.execute("PRAGMA user_version = 7")
     db.close()
     line = wrong(invoke("doctor", **settings))
-    assert line == "schema version 2: is 7. Remedy: use the authsvc that wrote the file"
+    assert line == "schema version 3: is 7. Remedy: use the authsvc that wrote the file"
 
 
 @pytest.mark.parametrize(

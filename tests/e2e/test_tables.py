@@ -275,10 +275,13 @@ def test_addresses_that_no_login_finds_are_listed(tables: Tables) -> None:
     assert check.exit_code == 1
     wrong = [line for line in check.stdout.splitlines() if line.startswith("WRONG")]
     assert sorted(wrong) == [
-        "WRONG user u-1: email: is not in normal form (NFC, lower case). Remedy: write it in normal form",
+        (
+            "WRONG user u-1: email: is not in normal form (NFC, lower case, domain in Unicode). "
+            "Remedy: write it in normal form"
+        ),
         "WRONG user u-3: email: must have exactly one @, with text on both sides. Remedy: write it in normal form",
         (
-            "WRONG users u-1, u-2: have the same address: none has claimed it, so none can log in. "
+            "WRONG users u-1, u-2: have the same address: none owns it by claim, so none can log in. "
             "Remedy: give all but one another address"
         ),
     ]

@@ -48,9 +48,10 @@ async def test_it_hashes_and_verifies_with_its_cost(made: Hasher) -> None:
     stored = hashes.parse_stored_hash(await made.hash("a password"))
     assert stored is not None
     assert stored.cost == TEST_COST
-    assert await made.verify("a password", stored)
-    assert not await made.verify("another", stored)
-    assert not await made.verify("a password", None)
+    assert await made.verify(["a password"], stored) == "a password"
+    assert await made.verify(["another", "a password"], stored) == "a password"
+    assert await made.verify(["another"], stored) is None
+    assert await made.verify(["a password"], None) is None
 
 
 async def test_one_thread_does_all_of_it(made: Hasher, spy: Spy) -> None:
@@ -75,7 +76,7 @@ async def test_a_fault_while_hashing_reaches_the_caller(made: Hasher, monkeypatc
 
     monkeypatch.setattr(hashes, "verify_password", fail)
     with pytest.raises(LookupError, match="broken"):
-        await made.verify("x", None)
+        await made.verify(["x"], None)
     assert await made.hash("next")
 
 

@@ -12,6 +12,7 @@ from authsvc.passwords import hashes, policy
 from authsvc.passwords.hashes import (
     BCRYPT_MAX_BYTES,
     MAX_STORED_COST,
+    UnreadableHashError,
     hash_password,
     parse_stored_hash,
     verify_password,
@@ -259,45 +260,100 @@ def test_hashes_of_other_programs_verify(password: str, stored: str) -> None:
     assert cost_of(stored) in {4, 5, 6}
 
 
-UNREADABLE = [
-    "",
-    "x",
-    "plain text",
-    "$2b$31$" + "." * 53,  # would run for days
-    "$2b$17$" + "." * 53,
-    "$2b$03$" + "." * 53,
-    "$2b$00$" + "." * 53,
-    "$2b$4$" + "." * 53,
-    "$2b$004$" + "." * 53,
-    "$2b$-4$" + "." * 53,
-    "$2x$05$" + "." * 53,
-    "$2c$05$" + "." * 53,
-    "$2$05$" + "." * 53,
-    "$2b$05$" + "." * 52,
-    "$2b$05$" + "." * 54,
-    "$2b$05$" + "." * 53 + "\n",
-    "$2b$05$" + "." * 52 + "\0",
-    "$2b$05$" + "." * 52 + "é",
-    "$2b$05$" + "." * 52 + "!",
-    " $2b$05$" + "." * 53,
-    "$2b$\u0660\u0665$" + "." * 53,
-    "{CRYPT}$2b$05$" + "." * 53,
-    "$bcrypt-sha256$2b,5$5Hg1DKFqPE8C2aflZ5vVoe$12BjNE0p7axMg55.Y/mHsYiVuFBDQyu",
-    # passlib's list of malformed hashes
-    "$bcrypt-sha256$v=2,t=2b,r=5$5Hg1DKF!PE8C2aflZ5vVoe$12BjNE0p7axMg55.Y/mHsYiVuFBDQyu",
-    "$bcrypt-sha256$v=1,t=2b,r=5$5Hg1DKFqPE8C2aflZ5vVoe$12BjNE0p7axMg55.Y/mHsYiVuFBDQyu",
-    "$bcrypt-sha256$v=3,t=2b,r=5$5Hg1DKFqPE8C2aflZ5vVoe$12BjNE0p7axMg55.Y/mHsYiVuFBDQyu",
-    "$bcrypt-sha256$v=2,t=2a,r=5$5Hg1DKFqPE8C2aflZ5vVoe$12BjNE0p7axMg55.Y/mHsYiVuFBDQyu",
-    "$bcrypt-sha256$v=2,t=2x,r=5$5Hg1DKFqPE8C2aflZ5vVoe$12BjNE0p7axMg55.Y/mHsYiVuFBDQyu",
-    "$bcrypt-sha256$v=2,t=2b,r=05$5Hg1DKFqPE8C2aflZ5vVoe$12BjNE0p7axMg55.Y/mHsYiVuFBDQyu",
-    "$bcrypt-sha256$v=2,t=2b,r=31$5Hg1DKFqPE8C2aflZ5vVoe$12BjNE0p7axMg55.Y/mHsYiVuFBDQyu",
-    "$bcrypt-sha256$v=2,t=2b,r=5$5Hg1DKFqPE8C2aflZ5vVoe$",
-    "$argon2id$v=19$m=65536,t=3,p=4$c2FsdA$aGFzaA",
-    "5f4dcc3b5aa765d61d8327deb882cf99",
+WORDS = "U*U"
+BCRYPT = "$2a$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW"
+SHA256 = "$bcrypt-sha256$v=2,t=2b,r=5$5Hg1DKFqPE8C2aflZ5vVoe$wOK1VFFtS8IGTrGa7.h5fs0u84qyPbS"
+SPELLINGS = [
+    (WORDS, BCRYPT + "    ", BCRYPT),
+    (WORDS, BCRYPT + "\r\n", BCRYPT),
+    (WORDS, " \t" + BCRYPT, BCRYPT),
+    (WORDS, "{bcrypt}" + BCRYPT, BCRYPT),
+    (WORDS, "{CRYPT}" + BCRYPT, BCRYPT),
+    (WORDS, "{crypt}" + BCRYPT + " ", BCRYPT),
+    (WORDS, "{BLF-CRYPT}" + BCRYPT, BCRYPT),
+    (WORDS, "bcrypt$" + BCRYPT, BCRYPT),
+    # The last characters of salt and checksum, with padding bits: `.` and `W` mean the same as these.
+    *((WORDS, BCRYPT.replace(".E5", f"{digit}E5"), BCRYPT) for digit in "/ABCM"),
+    *((WORDS, BCRYPT[:-1] + digit, BCRYPT) for digit in "XYZ"),
+    ("password", SHA256 + " ", SHA256),
+    ("password", SHA256.replace("Voe$", "Vof$"), SHA256),
+    ("password", SHA256.replace("Voe$", "Vot$"), SHA256),
+    ("password", SHA256[:-1] + "T", SHA256),
 ]
-NO_SALT = [
-    "$2b$04$" + "." * 21 + "z" + "." * 31,
-    "$bcrypt-sha256$v=2,t=2b,r=4$" + "." * 21 + "z$" + "." * 31,
+
+
+@pytest.mark.parametrize(("password", "stored", "canonical"), SPELLINGS, ids=range(len(SPELLINGS)))
+def test_a_hash_that_other_programs_spell_otherwise_verifies(password: str, stored: str, canonical: str) -> None:
+    assert hashes.parse_hash(stored).text == canonical
+    assert verified(password, stored, TEST_COST)
+    assert not verified(password + "x", stored, TEST_COST)
+
+
+@pytest.mark.parametrize("stored", [BCRYPT, BCRYPT.replace("$2a$", "$2y$"), BCRYPT.replace("$2a$", "$2b$"), SHA256])
+def test_a_canonical_hash_stays_as_it_is(stored: str) -> None:
+    assert hashes.parse_hash(stored).text == stored
+    assert hashes.hash_problem(stored) is None
+
+
+FORMAT = "must be bcrypt or bcrypt-sha256 of cost 4 to 16"
+CUT_OFF = "is a malformed or cut off bcrypt hash"
+CUT_OFF_SHA256 = "is a malformed or cut off bcrypt-sha256 hash"
+OTHER_VERSION = "is bcrypt-sha256 of another version than 2"
+UNKNOWN = "is in no known format"
+UNREADABLE = [
+    ("", "is empty"),
+    ("  ", "is empty"),
+    ("x", UNKNOWN),
+    ("plain text", UNKNOWN),
+    ("$2b$31$" + "." * 53, "is of cost above 16"),  # would run for days
+    ("$2b$17$" + "." * 53, "is of cost above 16"),
+    ("$2b$03$" + "." * 53, "is of cost below 4"),
+    ("$2b$00$" + "." * 53, "is of cost below 4"),
+    ("$2b$4$" + "." * 53, CUT_OFF),
+    ("$2b$004$" + "." * 53, CUT_OFF),
+    ("$2b$-4$" + "." * 53, CUT_OFF),
+    ("$2x$05$" + "." * 53, "is of bcrypt's variant 2x, which hashed some passwords wrongly"),
+    ("{bcrypt}$2x$05$" + "." * 53, "is of bcrypt's variant 2x, which hashed some passwords wrongly"),
+    ("$2c$05$" + "." * 53, UNKNOWN),
+    ("$2$05$" + "." * 53, "is of bcrypt's first variant, 2, which hashed other bytes"),
+    ("$2b$05$" + "." * 52, CUT_OFF),
+    ("$2b$05$" + "." * 54, CUT_OFF),
+    ("$2b$05$" + "." * 52 + "\0", CUT_OFF),
+    ("$2b$05$" + "." * 53 + "\0", CUT_OFF),
+    ("$2b$05$" + "." * 52 + "é", CUT_OFF),
+    ("$2b$05$" + "." * 52 + "!", CUT_OFF),
+    ("$2b$05$" + "." * 22 + "$" + "." * 31, CUT_OFF),
+    ("$2b$\u0660\u0665$" + "." * 53, CUT_OFF),
+    ("{SSHA}$2b$05$" + "." * 53, CUT_OFF),
+    ("{bcrypt} $2b$05$" + "." * 53, CUT_OFF),
+    ("{bcrypt}{bcrypt}$2b$05$" + "." * 53, CUT_OFF),
+    # passlib's list of malformed hashes
+    ("$bcrypt-sha256$2b,5$5Hg1DKFqPE8C2aflZ5vVoe$12BjNE0p7axMg55.Y/mHsYiVuFBDQyu", OTHER_VERSION),
+    ("$bcrypt-sha256$v=2,t=2b,r=5$5Hg1DKF!PE8C2aflZ5vVoe$12BjNE0p7axMg55.Y/mHsYiVuFBDQyu", CUT_OFF_SHA256),
+    ("$bcrypt-sha256$v=1,t=2b,r=5$5Hg1DKFqPE8C2aflZ5vVoe$12BjNE0p7axMg55.Y/mHsYiVuFBDQyu", OTHER_VERSION),
+    ("$bcrypt-sha256$v=3,t=2b,r=5$5Hg1DKFqPE8C2aflZ5vVoe$12BjNE0p7axMg55.Y/mHsYiVuFBDQyu", OTHER_VERSION),
+    ("$bcrypt-sha256$v=2,t=2a,r=5$5Hg1DKFqPE8C2aflZ5vVoe$12BjNE0p7axMg55.Y/mHsYiVuFBDQyu", CUT_OFF_SHA256),
+    ("$bcrypt-sha256$v=2,t=2x,r=5$5Hg1DKFqPE8C2aflZ5vVoe$12BjNE0p7axMg55.Y/mHsYiVuFBDQyu", CUT_OFF_SHA256),
+    ("$bcrypt-sha256$v=2,t=2b,r=05$5Hg1DKFqPE8C2aflZ5vVoe$12BjNE0p7axMg55.Y/mHsYiVuFBDQyu", CUT_OFF_SHA256),
+    ("$bcrypt-sha256$v=2,t=2b,r=31$5Hg1DKFqPE8C2aflZ5vVoe$12BjNE0p7axMg55.Y/mHsYiVuFBDQyu", "is of cost above 16"),
+    ("$bcrypt-sha256$v=2,t=2b,r=5$5Hg1DKFqPE8C2aflZ5vVoe$", CUT_OFF_SHA256),
+    ("$argon2id$v=19$m=65536,t=3,p=4$c2FsdA$aGFzaA", "is argon2"),
+    ("argon2$argon2i$v=19$m=512,t=2,p=2$c2FsdA$aGFzaA", "is argon2"),
+    ("{ARGON2}$argon2id$v=19$m=65536,t=3,p=4$c2FsdA$aGFzaA", "is argon2"),
+    ("$scrypt$ln=16,r=8,p=1$c2FsdA$aGFzaA", "is scrypt"),
+    ("scrypt:32768:8:1$c2FsdA$aGFzaA", "is scrypt"),
+    ("$7$C6..../....SodiumChloride$aGFzaA", "is scrypt"),
+    ("pbkdf2_sha256$1000000$c2FsdA$aGFzaA", "is PBKDF2"),
+    ("$pbkdf2-sha512$25000$c2FsdA$aGFzaA", "is PBKDF2"),
+    ("{PBKDF2-SHA256}10000$c2FsdA$aGFzaA", "is PBKDF2"),
+    ("$wp$2y$10$" + "." * 53, "is WordPress's, which hashes the password with SHA-384 before bcrypt"),
+    ("bcrypt_sha256$$2b$12$" + "." * 53, "is Django's bcrypt_sha256, which is not passlib's"),
+    ("!", "is the mark of a locked account or unusable password"),
+    ("!" + "$2b$05$" + "." * 53, "is the mark of a locked account or unusable password"),
+    ("*0", "is the mark of a locked account or unusable password"),
+    ("$6$salt$hash", "is a hash of another program"),
+    ("{noop}password", "is a hash of another program"),
+    ("5f4dcc3b5aa765d61d8327deb882cf99", UNKNOWN),
 ]
 
 
@@ -337,17 +393,18 @@ def hashed(password: str, cost: int) -> str:
     return stored
 
 
-@pytest.mark.parametrize("stored", UNREADABLE, ids=range(len(UNREADABLE)))
+@pytest.mark.parametrize(("stored", "problem"), UNREADABLE, ids=range(len(UNREADABLE)))
+def test_an_unreadable_hash_is_named(stored: str, problem: str) -> None:
+    with pytest.raises(UnreadableHashError) as refused:
+        hashes.parse_hash(stored)
+    assert str(refused.value) == hashes.hash_problem(stored) == f"{problem}: {FORMAT}"
+
+
+@pytest.mark.parametrize("stored", [stored for stored, _ in UNREADABLE], ids=range(len(UNREADABLE)))
 def test_an_unreadable_hash_lets_nobody_in_at_the_full_cost(work: Work, stored: str) -> None:
     assert cost_of(stored) is None
     assert not verified("x", stored, COST)
     assert work.costs == [COST]
-
-
-@pytest.mark.parametrize("stored", NO_SALT)
-def test_a_salt_that_no_salt_is_lets_nobody_in_at_the_full_cost(work: Work, stored: str) -> None:
-    assert not verified("x", stored, COST)
-    assert work.rounds == 2**COST
 
 
 def test_an_unknown_user_costs_a_hash(work: Work) -> None:
@@ -363,6 +420,23 @@ def test_a_wrong_password_costs_a_hash_whatever_is_stored(work: Work, right: str
     work.costs.clear()
     assert not verified(wrong, stored, COST)
     assert work.rounds == 2**COST
+
+
+@pytest.mark.parametrize("stored_at", [5, COST, None])
+def test_each_spelling_of_a_wrong_password_costs_a_hash(work: Work, stored_at: int | None) -> None:
+    stored = None if stored_at is None else hashes.parse_hash(hashed("right", stored_at))
+    work.costs.clear()
+    assert hashes.find_password(["wrong", "wrong as typed"], stored, COST) is None
+    assert work.rounds == 2 * 2**COST
+
+
+def test_the_spelling_that_is_right_is_returned_at_the_cost_of_all(work: Work) -> None:
+    """Otherwise a disabled user would be refused sooner for the right password."""
+    stored = hashes.parse_hash(hashed("right", COST))
+    for spellings in (["right", "wrong"], ["wrong", "right"]):
+        work.costs.clear()
+        assert hashes.find_password(spellings, stored, COST) == "right"
+        assert work.rounds == 2 * 2**COST
 
 
 def test_dummies_follow_a_lower_cost_and_never_exceed_the_configured_one(work: Work) -> None:

@@ -299,10 +299,9 @@ async def test_a_guess_is_on_record_though_its_client_hung_up(
     logins = stage.client.service.logins
     of_stage: Any = logins._hasher if has_begun else logins._hash_queue  # noqa: SLF001 - as above
 
-    async def stand_still(*_args: object, **_options: object) -> bool:
+    async def stand_still(*_args: object, **_options: object) -> None:
         entered.set()
         await left.wait()
-        return False
 
     monkeypatch.setattr(of_stage, "verify" if has_begun else "enter", stand_still)
     position = len(WITNESS.lines.getvalue())

@@ -11,8 +11,8 @@ from tests.rpc.test_foreign_rows import hash_of
 from tests.support import PASSWORD, TEST_COST, Client, Failure, failure
 
 SOURCE = "192.0.2.7"
-FIND_USER = Counter({"GetItem": 2, "Query": 1})
-"""Finds a user by address: claim and row, and the index."""
+FIND_USER = Counter({"BatchGetItem": 2, "Query": 1})
+"""Finds a user by address: claims and rows, and the index."""
 RESERVE = Counter({"BatchGetItem": 1, "UpdateItem": 3})
 """Reads an attempt's counters and its known-source mark, and adds it to three counters."""
 SESSION = Counter({"PutItem": 1})
@@ -138,10 +138,10 @@ REFUSED = ["unknown", "wrong password", "disabled", "without password", "unreada
 METHODS = ["Authenticate", "ChangePassword"]
 
 
-async def refused_login(client: Client, method: str) -> Failure:
+async def refused_login(client: Client, method: str, password: str = PASSWORD) -> Failure:
     if method == "Authenticate":
-        return await failure(client.log_in(client_address=SOURCE))
-    return await failure(client.change_password("another password of mine", client_address=SOURCE))
+        return await failure(client.log_in(password=password, client_address=SOURCE))
+    return await failure(client.change_password("another password of mine", password, client_address=SOURCE))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -149,18 +149,59 @@ async def refused_login(client: Client, method: str) -> Failure:
 async def test_every_refused_login_costs_the_same(proxied: Proxied, rounds: list[int], what: str, method: str) -> None:
     """ASVS-6.3.8, B9: the same store calls, counters and hashing, the same bytes."""
     await prepare(proxied, what)
-    for _ in range(3):
+    for password, hashes in ((PASSWORD, 1), (PASSWORD, 1), (f"{PASSWORD}\u0301", 2)):
         proxied.proxy.forget()
         rounds.clear()
-        refused = await refused_login(proxied.client, method)
+        refused = await refused_login(proxied.client, method, password)
         assert proxied.proxy.requests == RESERVE + FIND_USER
-        assert sum(rounds) == 2**TEST_COST
+        assert sum(rounds) == hashes * 2**TEST_COST
         assert (refused.code.name, refused.reason, refused.text) == (
             "UNAUTHENTICATED",
             "INVALID_CREDENTIALS",
             "the email or the password is wrong",
         )
     assert counters(proxied) == [3, 3, 3]
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_the_right_password_of_a_disabled_user_costs_as_much_as_a_wrong_one(
+    client: Client, rounds: list[int], method: str
+) -> None:
+    alice = await client.create_user(password=f"{PASSWORD}\u015b")
+    await client.update_user(alice.user_id, is_active=False)
+    for password in (f"{PASSWORD}s\u0301", f"{PASSWORD}c\u0301"):
+        rounds.clear()
+        assert (await refused_login(client, method, password)).reason == "INVALID_CREDENTIALS"
+        assert sum(rounds) == 2 * 2**TEST_COST
+
+
+@pytest.mark.parametrize("typed", ["josef@exämple.de", "josef@xn--exmple-cua.de", "Josef@\uff45xämple.de"])
+async def test_a_look_up_makes_the_calls_that_the_typed_address_implies(proxied: Proxied, typed: str) -> None:
+    """Whoever has it, under whatever spelling and claim; otherwise the calls would reveal it."""
+    rows = [
+        ("", ""),
+        ("josef@exämple.de", "josef@exämple.de"),
+        ("josef@xn--exmple-cua.de", ""),
+        ("josef@xn--exmple-cua.de", "josef@xn--exmple-cua.de"),
+        ("josef@\uff45xämple.de", "josef@\uff45xämple.de"),
+        ("moved@example.com", "josef@xn--exmple-cua.de"),
+    ]
+    made = []
+    for stored, claimed in rows:
+        if stored:
+            proxied.tables.put_user("josef", stored)
+        if claimed:
+            proxied.tables.put_claim(claimed, "josef")
+        proxied.proxy.forget()
+        refused = await failure(proxied.client.log_in(typed, client_address=SOURCE))
+        assert refused.reason == "INVALID_CREDENTIALS"
+        made.append(proxied.proxy.requests)
+        for claim in proxied.tables.claims().keys() & {claimed}:
+            proxied.tables.dynamodb.delete_item(
+                TableName=proxied.tables.unique, Key={"unique_key": {"S": f"email#{claim}"}}
+            )
+    queries = {"Query": 4 if typed.startswith("J") else 2}
+    assert made == [Counter({"BatchGetItem": 3, "UpdateItem": 3, **queries})] * len(rows)
 
 
 def counters(proxied: Proxied) -> list[int]:

@@ -6,11 +6,12 @@ import bcrypt
 import grpc
 import pytest
 
+from authsvc.passwords import hashes
 from authsvc.stores.dynamodb.batch_get import USER_STATE_ATTRIBUTES
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.dynamodb import Tables
 from tests.rpc.conftest import Shared
-from tests.support import PASSWORD, WITNESS, failure
+from tests.support import PASSWORD, WITNESS, FakeClock, failure
 
 EMAIL = "carol@example.com"
 ACTIVE = auth_pb2.TOKEN_STATE_ACTIVE
@@ -103,6 +104,27 @@ async def test_an_address_that_the_index_knows_as_it_is_typed_is_taken(shared: S
     assert (await shared.client.log_in("Carol@Example.com")).user.user_id == "carol"
 
 
+@pytest.mark.parametrize(
+    ("stored", "typed"),
+    [
+        ("josef@xn--exmple-cua.de", ["josef@exämple.de", "Josef@EXÄMPLE.de", "josef@xn--exmple-cua.de"]),
+        ("josef@exämple.de", ["josef@exämple.de", "josef@xn--exmple-cua.de", "josef@\uff45xämple\u3002de"]),
+        ("Josef@Exämple.de", ["Josef@Exämple.de"]),
+    ],
+)
+async def test_a_row_is_found_by_either_spelling_of_its_domain(shared: Shared, stored: str, typed: list[str]) -> None:
+    shared.tables.put_user("josef", stored, password_hash=hash_of(PASSWORD))
+    bob = await shared.client.create_user("bob@example.com")
+    for spelling in typed:
+        assert (await shared.client.get_user(email=spelling)).user_id == "josef"
+        for taken in (shared.client.create_user(spelling), shared.client.update_user(bob.user_id, email=spelling)):
+            assert (await failure(taken)).reason == "EMAIL_ALREADY_EXISTS"
+    assert (await shared.client.log_in(typed[0])).user.email == stored
+    assert shared.tables.claim("josef@exämple.de") == "josef"
+    for spelling in ("josef@exämple.de", "JOSEF@XN--EXMPLE-CUA.DE", "josef@\uff45xämple\u3002de"):
+        assert (await shared.client.log_in(spelling)).user.user_id == "josef"
+
+
 async def test_the_claim_of_a_deleted_row_is_taken_over(shared: Shared) -> None:
     first = await shared.client.create_user()
     shared.tables.delete_user(first.user_id)
@@ -141,9 +163,7 @@ CORRUPT: list[tuple[str, Any]] = [
     ("revoked_sessions", {"L": []}),
     ("password_change_required", {"S": "no"}),
     ("temporary_password_expires_at", {"S": "soon"}),
-    ("created_at", {"S": "yesterday"}),
-    ("created_at", {"N": "0"}),
-    ("updated_at", {"BOOL": True}),
+    ("temporary_password_expires_at", {"N": "1795383174123"}),  # milliseconds: a password that would never expire
 ]
 
 
@@ -172,6 +192,38 @@ async def test_a_broken_row_is_logged_and_never_active(shared: Shared) -> None:
     assert (await shared.client.validate(token)).state == ACTIVE
 
 
+async def test_a_time_that_decides_nothing_and_cannot_be_read_shuts_nobody_out(shared: Shared) -> None:
+    unreadable: list[Any] = [{"S": "Sun Nov 22 2026 21:32:54 GMT+0000"}, {"N": "0"}, {"BOOL": True}, {"NULL": True}]
+    for number, value in enumerate(unreadable):
+        email = f"carol{number}@example.com"
+        times = {"created_at": value, "updated_at": value}
+        shared.tables.put_user(f"carol{number}", email, password_hash=hash_of(PASSWORD), **times)
+        position = len(WITNESS.lines.getvalue())
+        user = (await shared.client.log_in(email)).user
+        assert not user.HasField("create_time")
+        assert not user.HasField("update_time")
+        logged = WITNESS.lines.getvalue()[position:]
+        assert '"event": "attribute_ignored"' in logged
+        assert '"attribute": "created_at"' in logged
+        assert '"row_broken"' not in logged
+        await shared.client.update_user(f"carol{number}", role="editor")
+        row = shared.tables.get_user(f"carol{number}")
+        assert (row["role"], row["created_at"]) == ({"S": "editor"}, value)
+        assert (await shared.client.get_user(user_id=f"carol{number}")).HasField("update_time")
+
+
+async def test_a_temporary_password_expires_at_a_fraction_of_a_second(shared: Shared, clock: FakeClock) -> None:
+    end = clock().timestamp() + 60
+    temporary = {
+        "password_change_required": {"BOOL": True},
+        "temporary_password_expires_at": {"N": f"{end + 0.123:.3f}"},
+    }
+    shared.tables.put_user("carol", EMAIL, password_hash=hash_of(PASSWORD), **temporary)
+    assert (await failure(shared.client.log_in(EMAIL))).reason == "PASSWORD_CHANGE_REQUIRED"
+    clock.advance(seconds=60)
+    assert (await failure(shared.client.log_in(EMAIL))).reason == "INVALID_CREDENTIALS"
+
+
 async def test_a_row_without_address_or_role_is_broken(shared: Shared) -> None:
     shared.tables.put_user("no-email")
     assert (await failure(shared.client.get_user(user_id="no-email"))).reason == "INTERNAL"
@@ -188,11 +240,21 @@ async def test_a_row_without_address_or_role_is_broken(shared: Shared) -> None:
 async def test_an_unreadable_hash_lets_nobody_in_and_breaks_nothing_else(shared: Shared) -> None:
     alice = await shared.client.create_user()
     token = await shared.client.access_token()
-    costs = (f"$2b${cost}$" + "a" * 53 for cost in ("31", "17", "04", "03", "99"))
-    for stored in ("garbage", *costs, "$argon2id$v=19$m=1$a$b"):
+    costs = (f"$2b${cost}$" + "a" * 53 for cost in ("31", "17", "03", "99"))
+    for stored in ("", "garbage", *costs, "$2x$05$" + "." * 53, "$argon2id$v=19$m=1$a$b"):
         shared.tables.set_attribute(alice.user_id, "password_hash", {"S": stored})
+        position = len(WITNESS.lines.getvalue())
         assert (await failure(shared.client.log_in())).reason == "INVALID_CREDENTIALS"
+        assert f'"problem": "{hashes.hash_problem(stored)}"' in WITNESS.lines.getvalue()[position:]
         assert (await shared.client.validate(token)).state == ACTIVE
+
+
+@pytest.mark.parametrize("form", ["{}    ", "{{bcrypt}}{}", "padding"])
+async def test_a_hash_that_another_program_spelled_otherwise_logs_in(shared: Shared, form: str) -> None:
+    stored = hash_of(PASSWORD)["S"]
+    padded = stored[:-1] + {".": "/", "e": "f", "O": "P", "u": "v"}.get(stored[-1], chr(ord(stored[-1]) + 1))
+    shared.tables.put_user("carol", EMAIL, password_hash={"S": padded if form == "padding" else form.format(stored)})
+    assert (await shared.client.log_in(EMAIL)).user.user_id == "carol"
 
 
 async def test_a_broken_row_breaks_nobody_else(shared: Shared) -> None:

@@ -16,7 +16,7 @@ from authsvc.v1 import user_service_pb2 as user_pb2
 from tests.faults import Reset
 from tests.rpc.conftest import Proxied, Shared
 from tests.rpc.test_foreign_rows import hash_of
-from tests.support import PASSWORD, TEST_COST, WITNESS, Client, FakeClock, failure
+from tests.support import PASSWORD, PATIENT_LIMITS, TEST_COST, WITNESS, Client, FakeClock, failure
 
 NEW_PASSWORD = "another password of words"
 WRITES = {"TransactWriteItems", "UpdateItem"}
@@ -306,6 +306,62 @@ async def test_an_imported_hash_logs_in_and_is_upgraded(
     assert (await shared.client.validate(token)).state == auth_pb2.TOKEN_STATE_ACTIVE
     assert await shared.client.log_in(password=password)
     assert shared.tables.get_user(alice.user_id)["password_hash"]["S"] == upgraded
+
+
+NFC = "m\u1eadt kh\u1ea9u c\u1ee7a Tr\u1ea7n"
+AS_TYPED = [
+    "ma\u0323\u0302t kha\u0302\u0309u cu\u0309a Tra\u0302\u0300n",
+    "m\u00e2\u0323t kh\u00e2\u0309u c\u1ee7a Tr\u00e2\u0300n",
+]
+"""Decomposed, and as Vietnamese keyboards make it."""
+
+
+@pytest.mark.parametrize("engine", ["dynoxide"], indirect=True)
+@pytest.mark.parametrize("typed", AS_TYPED, ids=["NFD", "keyboard"])
+@pytest.mark.parametrize("is_imported", [True, False], ids=["imported", "row"])
+async def test_a_hash_of_the_bytes_as_typed_logs_in_and_is_replaced_by_one_of_nfc(
+    shared: Shared,
+    typed: str,
+    is_imported: bool,  # noqa: FBT001
+) -> None:
+    stored = hash_of(typed)
+    if is_imported:
+        user_id = (await shared.client.import_user(stored["S"])).user_id
+    else:
+        user_id = "alice"
+        shared.tables.put_user(user_id, "alice@example.com", password_hash=stored)
+    for wrong in (NFC, f"{typed}a\u0301", typed.upper()):
+        assert await reason_of_login(shared.client, wrong) == "INVALID_CREDENTIALS"
+    assert shared.tables.get_user(user_id)["password_hash"] == stored
+    assert (await shared.client.log_in(password=typed)).user.user_id == user_id
+    replaced = shared.tables.get_user(user_id)["password_hash"]["S"]
+    assert bcrypt.checkpw(NFC.encode(), replaced.encode())
+    for spelling in (NFC, *AS_TYPED):
+        assert (await shared.client.log_in(password=spelling)).user.user_id == user_id
+    assert shared.tables.get_user(user_id)["password_hash"]["S"] == replaced
+
+
+@pytest.mark.parametrize(("password", "is_admitted"), [(NFC, True), (AS_TYPED[0], False)], ids=["NFC", "NFD"])
+async def test_a_password_of_two_spellings_has_double_weight_in_the_queue(
+    client: Client,
+    password: str,
+    is_admitted: bool,  # noqa: FBT001
+) -> None:
+    """Each RPC has time for the hashes of an NFC password and half a one."""
+    hasher = client.service.logins._hasher  # noqa: SLF001 - a host on which a hash takes long
+    reason = "INVALID_CREDENTIALS" if is_admitted else "OVERLOADED"
+    calls = (client.log_in(password=password), client.change_password(NEW_PASSWORD, password))
+    for hashes_of_nfc, call in enumerate(calls, start=1):
+        hasher.seconds_per_hash = (PATIENT_LIMITS.hashing_seconds - 1) / (hashes_of_nfc + 0.5)
+        assert (await failure(call)).reason == reason
+
+
+async def test_a_password_is_changed_where_the_hash_is_of_the_bytes_as_typed(client: Client) -> None:
+    await client.import_user(hash_of(AS_TYPED[0])["S"])
+    assert (await failure(client.change_password(NFC, AS_TYPED[0]))).problem == "is the current password"
+    assert await client.change_password(NEW_PASSWORD, AS_TYPED[0])
+    assert await client.log_in(password=NEW_PASSWORD)
+    assert await reason_of_login(client, AS_TYPED[0]) == "INVALID_CREDENTIALS"
 
 
 @pytest.mark.parametrize("cost", [3, 17, 31])

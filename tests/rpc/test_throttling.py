@@ -104,6 +104,15 @@ async def test_an_account_and_a_source_have_ten_failures_in_fifteen_minutes(anyw
     assert await log_in(anywhere) == "OK"
 
 
+async def test_the_spellings_of_an_address_share_its_counters(client: Client) -> None:
+    await client.create_user("josef@exämple.de")
+    for number in range(10):
+        typed = ("josef@exämple.de", "Josef@XN--EXMPLE-CUA.de")[number % 2]
+        assert await guess(client, typed) == "INVALID_CREDENTIALS"
+    for typed in ("josef@exämple.de", "josef@xn--exmple-cua.de", "josef@\uff45xämple.de"):
+        assert await guess(client, typed) == "TOO_MANY_ATTEMPTS"
+
+
 async def test_an_account_has_a_hundred_failures_a_day_from_strangers(anywhere: Client, clock: FakeClock) -> None:
     """NIST-3.2.2: the 101st consecutive attempt is refused, with the right password too, until a day has passed."""
     await anywhere.create_user()

@@ -62,6 +62,25 @@ async def test_a_retry_with_its_request_id_gives_the_same_user(anywhere: Client)
     assert (await failure(anywhere.create_user(request_id="another"))).reason == "EMAIL_ALREADY_EXISTS"
 
 
+async def test_one_mailbox_in_two_spellings_of_its_domain_is_one_user(anywhere: Client) -> None:
+    josef = await anywhere.create_user("josef@xn--exmple-cua.de")
+    assert josef.email == "josef@exämple.de"
+    bob = await anywhere.create_user("bob@example.com")
+    for spelling in ("josef@exämple.de", "JOSEF@XN--EXMPLE-CUA.DE", "josef@\uff45xämple\u3002de"):
+        assert (await anywhere.log_in(spelling)).user == josef
+        assert await anywhere.get_user(email=spelling) == josef
+        for taken in (anywhere.create_user(spelling), anywhere.update_user(bob.user_id, email=spelling)):
+            assert (await failure(taken)).reason == "EMAIL_ALREADY_EXISTS"
+    for spelling in ("josef@example.de", "josef@straße.de", "josef@strasse.de"):
+        assert (await anywhere.create_user(spelling)).email == spelling
+
+
+@pytest.mark.parametrize("email", ["ops@corp.local", "ci@build.test", "root@db.localhost", "nas@home.arpa"])
+async def test_a_user_may_have_an_address_of_an_internal_domain(client: Client, email: str) -> None:
+    await client.create_user(email)
+    assert (await client.log_in(email)).user.email == email
+
+
 @pytest.mark.parametrize(
     ("request_fields", "field"),
     [

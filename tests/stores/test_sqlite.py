@@ -7,17 +7,19 @@ import re
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from authsvc import request_context
-from authsvc.errors import StoreSetupError, StoreUnavailableError
+from authsvc import fields, request_context
+from authsvc.errors import EmailAlreadyExistsError, StoreSetupError, StoreUnavailableError, UserNotFoundError
+from authsvc.models import Email
 from authsvc.stores.sqlite import SQLiteStore, open_sqlite_store
 from tests.stores.contract.test_attempts import counter
-from tests.stores.contract.test_store import NOW, new_user
+from tests.stores.contract.test_store import DIGEST, NOW, new_user
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ async def test_a_file_of_another_version_is_left_alone(path: Path) -> None:
     with closing(sqlite3.connect(path)) as other:
         other.execute("PRAGMA user_version = 99")
     async with open_sqlite_store(path) as store:
-        with pytest.raises(StoreSetupError, match="schema version 99, not 2"):
+        with pytest.raises(StoreSetupError, match="schema version 99, not 3"):
             await store.create_tables()
 
 
@@ -70,11 +72,77 @@ async def test_a_file_of_an_earlier_version_is_brought_up_to_date(store: SQLiteS
         other.execute("PRAGMA user_version = 1")
     async with open_sqlite_store(path) as again:
         (finding, _) = await again.check_tables()
-        assert str(finding) == "WRONG schema version 2: is 1. Remedy: authsvc tables create"
-        assert await again.create_tables() == ["upgraded the schema from version 1 to version 2"]
+        assert str(finding) == "WRONG schema version 3: is 1. Remedy: authsvc tables create"
+        assert await again.create_tables() == ["upgraded the schema from version 1 to version 3"]
         assert await again.get_user(user.user_id) == user
         assert await again.reserve_attempt("attempt", [counter()], NOW)
         assert await again.create_tables() == []
+
+
+ADDRESSES = {
+    "alice": "alice@example.com",
+    "eve": "eve@\uff45xample.com",
+    "josef": "josef@xn--exmple-cua.de",
+    "mia": "mia@xn--exmple-cua.de",
+    "mia-2": "mia@exämple.de",
+    "nina": "nina@\uff45xample.com",
+    "nina-2": "nina@ex\u00adample.com",
+    "long": "o@" + ".".join(["xn--fiq" + "a" * 39] * 3),  # 362 bytes in Unicode
+}
+"""Addresses as an earlier version stored them, by user id."""
+
+
+@pytest.fixture
+async def earlier(store: SQLiteStore, path: Path) -> SQLiteStore:
+    """The store on a file that an earlier version wrote."""
+    for number, user_id in enumerate(ADDRESSES):
+        await store.create_user(new_user(f"user{number}@example.com", user_id=user_id), NOW)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.executemany("UPDATE users SET email = ? WHERE user_id = ?", [(e, u) for u, e in ADDRESSES.items()])
+        other.execute("PRAGMA user_version = 2")
+    return store
+
+
+async def test_an_upgrade_brings_addresses_into_normal_form_and_names_those_that_users_share(
+    earlier: SQLiteStore,
+) -> None:
+    upgraded, *shared = await earlier.create_tables()
+    assert upgraded == "upgraded the schema from version 2 to version 3"
+    assert [line.partition("; ")[0] for line in shared] == [
+        "users mia, mia-2 have one address, mia@exämple.de, in several spellings: mia-2 alone logs in by it",
+        "users nina, nina-2 have one address, nina@example.com, in several spellings: none of them can log in by it",
+    ]
+    stored = {user.user_id: user.email for user in (await earlier.list_users(100, None)).users}
+    assert stored == ADDRESSES | {"eve": "eve@example.com", "josef": "josef@exämple.de"}
+    assert (await earlier.get_user_by_email(fields.parse_email("eve@example.com"))).user.user_id == "eve"
+    assert (await earlier.get_user_by_email(fields.parse_email("mia@xn--exmple-cua.de"))).user.user_id == "mia-2"
+    assert await earlier.create_tables() == []
+
+
+async def test_a_file_that_is_not_upgraded_yet_gives_no_mailbox_two_users(earlier: SQLiteStore) -> None:
+    for typed in ("josef@exämple.de", "Josef@XN--EXMPLE-CUA.DE"):
+        assert (await earlier.get_user_by_email(fields.parse_email(typed))).user.user_id == "josef"
+    josef = fields.parse_email("josef@exämple.de")
+    with pytest.raises(EmailAlreadyExistsError):
+        await earlier.create_user(new_user(josef.normal), NOW, email=josef)
+    alice = await earlier.get_user("alice")
+    with pytest.raises(EmailAlreadyExistsError):
+        await earlier.update_user(alice, replace(alice, email=josef.normal), josef)
+    assert await earlier.get_user("alice") == alice
+
+
+async def test_of_two_spellings_of_which_none_is_normal_nobody_is_found(earlier: SQLiteStore) -> None:
+    email = Email("mia@normal.example", ascii=ADDRESSES["mia"], unmapped=ADDRESSES["mia-2"])
+    with pytest.raises(UserNotFoundError):
+        await earlier.get_user_by_email(email)
+
+
+async def test_a_request_of_an_earlier_version_is_recognized(store: SQLiteStore, path: Path) -> None:
+    email = fields.parse_email("josef@xn--exmple-cua.de")
+    first = await store.create_user(new_user(email.normal), NOW, DIGEST, email)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("UPDATE requests SET email = ?", (email.ascii,))
+    assert await store.create_user(new_user(email.normal), NOW, DIGEST, email) == first
 
 
 async def test_counters_that_have_expired_are_removed(store: SQLiteStore, path: Path) -> None:

@@ -17,6 +17,7 @@ from authsvc.usecases.users import Users, iterate_users
 from tests.support import TEST_COST
 
 HASH = "$2y$10$" + "." * 53
+FORMAT = "must be bcrypt or bcrypt-sha256 of cost 4 to 16"
 
 
 @pytest.fixture
@@ -79,9 +80,14 @@ async def test_what_is_wrong_with_a_line_is_told_and_the_others_go_on(
         (line(role=None).encode(), "role: must be a string"),
         (b'{"email": "a@example.com"}', "password_hash: must be a string"),
         (line(password_hash=None).encode(), "password_hash: must be a string"),
-        (line(password_hash="secret").encode(), "password_hash: must be bcrypt or bcrypt-sha256 of cost 4 to 16"),
+        (line(password_hash="secret").encode(), f"password_hash: is in no known format: {FORMAT}"),
+        (line("c@example.com", password_hash="").encode(), f"password_hash: is empty: {FORMAT}"),
+        (line("d@example.com", password_hash="$argon2id$v=19$m=1$a$b").encode(), f"password_hash: is argon2: {FORMAT}"),
         (line("nobody").encode(), "email: must have exactly one @, with text on both sides"),
-        (line("a@localhost").encode(), "email: must be a valid email address"),
+        (
+            line("a@localhost").encode(),
+            "email: must have a domain name with a period after the @, not a host name alone",
+        ),
         (line("\ud800@example.com").encode(), "email: must have no white space or control characters"),
         (line("b@example.com", role="Ädmin").encode(), "role: must match [a-z][a-z0-9_-]{0,62}"),
     ]
@@ -97,6 +103,29 @@ async def test_the_first_line_of_an_address_wins(accounts: Users, store: Store, 
     assert (result.created, result.wrong) == (1, 1)
     assert told == ["line 2: email: is the same as on line 1"]
     assert [user.role async for user in iterate_users(store)] == ["first"]
+
+
+async def test_one_mailbox_in_two_spellings_is_one_user(
+    accounts: Users, store: Store, file: Path, told: list[str]
+) -> None:
+    write(file, line("josef@exämple.de"), line("josef@xn--exmple-cua.de"), line("JOSEF@exämple。de"))
+    result = await import_users(accounts, file, told.append)
+    assert (result.created, result.wrong) == (1, 2)
+    assert told == [f"line {number}: email: is the same as on line 1" for number in (2, 3)]
+    write(file, line("josef@xn--exmple-cua.de"))
+    assert (await import_users(accounts, file, told.append)).already_there == 1
+    assert [user.email async for user in iterate_users(store)] == ["josef@exämple.de"]
+
+
+@pytest.mark.parametrize(
+    "text", [f"{HASH}    ", "{bcrypt}" + HASH, HASH[:-1] + "/"], ids=["blanks", "prefix", "padding"]
+)
+async def test_a_hash_is_stored_in_its_canonical_form(
+    accounts: Users, store: Store, file: Path, told: list[str], text: str
+) -> None:
+    write(file, line(password_hash=text))
+    await import_users(accounts, file, told.append)
+    assert [user.password_hash async for user in iterate_users(store)] == [HASH]
 
 
 async def test_again_does_no_harm(accounts: Users, store: Store, file: Path, told: list[str]) -> None:

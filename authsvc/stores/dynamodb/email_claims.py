@@ -6,20 +6,22 @@ is eventually consistent and enforces nothing: it only finds user ids, and the r
 
 import asyncio
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from authsvc import fields
+from authsvc.coalescer import Coalescer
 from authsvc.errors import InvalidFieldError
 from authsvc.models import Email, User
+from authsvc.stores.dynamodb.batch_get import coalesced_reads
 from authsvc.stores.dynamodb.client import DynamoDBClient
 from authsvc.stores.dynamodb.items import Item, item_of, owner_id_from_item
 from authsvc.stores.dynamodb.tables import EMAIL_INDEX, Tables
 from authsvc.stores.interface import ClaimPage
 
 CANDIDATES = 8
-"""Rows of one address that are read. With two and no claim the address is ambiguous, so more change nothing."""
+"""Rows of one spelling that are read. With two and no claim the address is ambiguous, so more change nothing."""
 _CLAIM_PREFIX = "email#"
 
 
@@ -28,24 +30,37 @@ class EmailLookup:
     """What strongly consistent reads say of an address.
 
     Args:
-        owner_id: The user id that the claim names; None where there is no claim.
-        owner: The row of that user; None where it is gone.
-        rows: The rows that have the address, the owner's included.
+        email: The address.
+        owner_ids: The user ids that the claims name, by claimed spelling; the normal form first.
+        found: The rows of these users and of those that the index knows, by user id; None where a row is gone.
     """
 
-    owner_id: str | None
-    owner: Item | None
-    rows: list[Item]
-
-    @property
-    def is_claim_live(self) -> bool:
-        """Whether the user whom the claim names still has the address."""
-        return self.owner is not None and self.owner in self.rows
+    email: Email
+    owner_ids: Mapping[str, str]
+    found: Mapping[str, Item | None]
 
     @property
     def user_ids(self) -> list[str]:
-        """The user ids of the rows."""
-        return [row["user_id"]["S"] for row in self.rows]
+        """The users whose rows have the address."""
+        return [user_id for user_id, row in self.found.items() if _address_in(row) == self.email.normal]
+
+    @property
+    def owner_id(self) -> str | None:
+        """The user who has a live claim: of the normal form, else the only one of the other spellings."""
+        live = [user_id for user_id in self.owner_ids.values() if user_id in self.user_ids]
+        has_normal = self.owner_ids.get(self.email.normal) in live
+        return live[0] if has_normal or len(set(live)) == 1 else None
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether the owner has the claim of the normal form, and no other one is left to release."""
+        owner_id = self.owner_id
+        return owner_id is not None and self.releasable(owner_id) == {self.email.normal: owner_id}
+
+    def releasable(self, user_id: str) -> dict[str, str]:
+        """Return the claims, by spelling, that are a user's own or stale."""
+        others = set(self.user_ids) - {user_id}
+        return {spelling: owner_id for spelling, owner_id in self.owner_ids.items() if owner_id not in others}
 
 
 class EmailClaims:
@@ -54,27 +69,26 @@ class EmailClaims:
     def __init__(self, client: DynamoDBClient, tables: Tables) -> None:
         self._client = client
         self._tables = tables
+        self._claim_reads = coalesced_reads(client, tables.unique, "unique_key")
+        self._user_reads = coalesced_reads(client, tables.users, "user_id")
 
     async def look_up(self, email: Email) -> EmailLookup:
-        """Look an address up, with the same calls whether or not a user has it."""
-        owner_id, found = await asyncio.gather(
-            self.owner_id(email.normal), asyncio.gather(*map(self._indexed_ids, email.spellings))
+        """Look an address up. Which calls that takes depends on how it is typed, not on who has it."""
+        owner_ids, found = await asyncio.gather(
+            self.owner_ids(email), asyncio.gather(*map(self._indexed_ids, email.spellings))
         )
-        claimed = [] if owner_id is None else [owner_id]
-        user_ids = dict.fromkeys(itertools.chain(claimed, *found)) or [_claim_key(email.normal)]
-        rows = await asyncio.gather(*(self._client.get(self._tables.users, user_id=user_id) for user_id in user_ids))
-        having = [row for row in rows if row is not None and _address_in(row) == email.normal]
-        owner = next((r for r in rows if r and r["user_id"]["S"] == owner_id), None)
-        return EmailLookup(owner_id, owner, having)
+        user_ids = dict.fromkeys(itertools.chain(owner_ids.values(), *found)) or [_claim_key(email.normal)]
+        return EmailLookup(email, owner_ids, await _read(self._user_reads, user_ids))
 
-    async def owner_id(self, email: str) -> str | None:
-        """Return whom the claim of an address names.
+    async def owner_ids(self, email: Email) -> dict[str, str]:
+        """Return whom the claims of an address name, by claimed spelling; the normal form first.
 
         Raises:
-            CorruptItemError: The claim cannot be read.
+            CorruptItemError: A claim cannot be read.
         """
-        claim = await self._client.get(self._tables.unique, unique_key=_claim_key(email))
-        return None if claim is None else owner_id_from_item(claim)
+        keys = {_claim_key(spelling): spelling for spelling in email.claimed_spellings}
+        claims = await _read(self._claim_reads, keys)
+        return {keys[key]: owner_id_from_item(claim) for key, claim in claims.items() if claim is not None}
 
     async def list_claims(self, limit: int, after_key: str | None) -> ClaimPage:
         """Return some claims, without the request ids that the table also holds."""
@@ -102,39 +116,51 @@ class EmailClaims:
         return [item["user_id"]["S"] for item in response["Items"]]
 
     def claim_actions(self, user: User, lookup: EmailLookup) -> Iterator[Mapping[str, Any]]:
-        """Claim a user's address; a stale claim is overwritten only while it stays stale."""
+        """Claim a user's address, and release the claims of its other spellings that are the user's own or stale.
+
+        A stale claim is replaced or released only while it stays stale.
+        """
+        normal = lookup.email.normal
+        releasable = lookup.releasable(user.user_id)
+        # A transaction may not check a row that it writes.
+        for owner_id in dict.fromkeys(releasable.values()):
+            if owner_id != user.user_id:
+                row = lookup.found.get(owner_id)
+                yield self.check(owner_id, row and row.get("email"))
         put = {
             "TableName": self._tables.unique,
-            "Item": item_of(unique_key=_claim_key(fields.normalize_email(user.email)), user_id=user.user_id),
+            "Item": item_of(unique_key=_claim_key(normal), user_id=user.user_id),
             "ConditionExpression": "attribute_not_exists(unique_key)",
         }
-        if lookup.owner_id is not None:
+        if normal in releasable:
             put["ConditionExpression"] = "user_id = :stale_owner"
-            put["ExpressionAttributeValues"] = item_of(**{":stale_owner": lookup.owner_id})
-            address = lookup.owner and lookup.owner.get("email")
-            # A transaction may not check a row that it writes.
-            if lookup.owner_id != user.user_id:
-                yield self.check(lookup.owner_id, address)
+            put["ExpressionAttributeValues"] = item_of(**{":stale_owner": releasable.pop(normal)})
         yield {"Put": put}
+        for spelling, owner_id in releasable.items():
+            yield self._delete(spelling, owner_id)
 
-    async def release_actions(self, user: User) -> list[Mapping[str, Any]]:
-        """Release a user's address; where it is not claimed, check that it still is not."""
-        address = _address_in(item_of(email=user.email))
-        owner_id = None if address is None else await self.owner_id(address)
-        if address is None or owner_id not in {None, user.user_id}:
+    async def release_actions(self, user: User, but: Collection[str] = ()) -> list[Mapping[str, Any]]:
+        """Release a user's address in all spellings but some; where it is not claimed, check that it still is not."""
+        email = _email_in(item_of(email=user.email))
+        if email is None:
             return []
-        key = {"TableName": self._tables.unique, "Key": item_of(unique_key=_claim_key(address))}
-        if owner_id is None:
-            return [{"ConditionCheck": {**key, "ConditionExpression": "attribute_not_exists(unique_key)"}}]
+        owner_ids = await self.owner_ids(email)
+        own = [spelling for spelling, owner_id in owner_ids.items() if owner_id == user.user_id]
+        actions = [self._delete(spelling, user.user_id) for spelling in own if spelling not in but]
+        if email.normal not in {*owner_ids, *but}:
+            key = self._claim(email.normal)
+            actions.append({"ConditionCheck": {**key, "ConditionExpression": "attribute_not_exists(unique_key)"}})
+        return actions
+
+    def _delete(self, spelling: str, owner_id: str) -> Mapping[str, Any]:
         own = {
             "ConditionExpression": "user_id = :owner",
-            "ExpressionAttributeValues": item_of(**{":owner": user.user_id}),
+            "ExpressionAttributeValues": item_of(**{":owner": owner_id}),
         }
-        return [{"Delete": {**key, **own}}]
+        return {"Delete": {**self._claim(spelling), **own}}
 
-    def is_spelling(self, text: str, email: str) -> bool:
-        """Tell whether the normal form of an address is `email`."""
-        return _address_in(item_of(email=text)) == email
+    def _claim(self, spelling: str) -> dict[str, Any]:
+        return {"TableName": self._tables.unique, "Key": item_of(unique_key=_claim_key(spelling))}
 
     def check(self, user_id: str, address: Mapping[str, Any] | None) -> Mapping[str, Any]:
         """Require that a row still has an address; None: that it still has none, or is still missing."""
@@ -149,13 +175,28 @@ class EmailClaims:
         return {"ConditionCheck": check}
 
 
-def _claim_key(email: str) -> str:
-    return f"{_CLAIM_PREFIX}{email}"
+def _claim_key(spelling: str) -> str:
+    return f"{_CLAIM_PREFIX}{spelling}"
 
 
-def _address_in(row: Item) -> str | None:
+async def _read(reads: Coalescer[Item | None], keys: Iterable[str]) -> dict[str, Item | None]:
+    """Read items by key in one call; raise the error of any of them."""
+    items: dict[str, Item | None] = {}
+    for key, item in (await reads.get(list(keys))).items():
+        if isinstance(item, Exception):
+            raise item
+        items[key] = item
+    return items
+
+
+def _address_in(row: Item | None) -> str | None:
     """Return a row's address in normal form; None where it has no valid one."""
+    email = _email_in(row)
+    return None if email is None else email.normal
+
+
+def _email_in(row: Item | None) -> Email | None:
     try:
-        return fields.normalize_email(row["email"]["S"])
+        return None if row is None else fields.parse_email(row["email"]["S"])
     except (KeyError, InvalidFieldError):
         return None

@@ -1,8 +1,11 @@
 """Conversions between DynamoDB items and models. Reading is strict: other programs write rows, too."""
 
 import base64
+import math
+import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any, TypeAlias, TypeVar
 
 import structlog
@@ -19,6 +22,8 @@ T = TypeVar("T")
 D = TypeVar("D")
 
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {"is_active": {"BOOL": True}, "token_generation": {"N": "0"}}
+_MAX_DIGITS = 38  # of DynamoDB's numbers
+_LEAP_SECOND = re.compile(r"([T ][0-9]{2}:[0-9]{2}:)60")
 
 _log = structlog.get_logger(__name__)
 
@@ -102,7 +107,8 @@ def _condition(name: str, expected: Mapping[str, Any] | None) -> str:
 def user_from_item(item: Item) -> User:
     """Return the user in a row.
 
-    Only absent attributes get defaults; an attribute of a wrong type makes the row corrupt, never active.
+    Only absent attributes get defaults; an attribute of a wrong type makes the row corrupt, never active. Times that
+    decide nothing are the exception: one that is unreadable is logged and None.
 
     Raises:
         CorruptItemError: An attribute is missing or unreadable. It is logged.
@@ -111,11 +117,11 @@ def user_from_item(item: Item) -> User:
     try:
         return User(
             **_user_state_values(read),
-            password_hash=read.optional("password_hash", _text, None),
+            password_hash=read.optional("password_hash", _any_text, None),
             password_change_required=read.optional("password_change_required", _flag, default=False),
             temporary_password_expire_time=read.optional("temporary_password_expires_at", _second, None),
-            create_time=read.optional("created_at", _time, None),
-            update_time=read.optional("updated_at", _time, None),
+            create_time=read.informative("created_at", _time),
+            update_time=read.informative("updated_at", _time),
         )
     except CorruptItemError as error:
         _log_corrupt_user(error)
@@ -242,11 +248,19 @@ class _Reader:
     def required(self, name: str, parse: Callable[[Mapping[str, Any]], T]) -> T:
         try:
             return parse(self._item[name])
-        except (KeyError, ValueError, OverflowError, TypeError, AttributeError):
+        except (KeyError, ValueError, ArithmeticError, TypeError, AttributeError):
             raise CorruptItemError(self._key, name) from None
 
     def optional(self, name: str, parse: Callable[[Mapping[str, Any]], T], default: D) -> T | D:
         return self.required(name, parse) if name in self._item else default
+
+    def informative(self, name: str, parse: Callable[[Mapping[str, Any]], T]) -> T | None:
+        """Return an attribute that decides nothing; None where it is absent or unreadable."""
+        try:
+            return self.optional(name, parse, None)
+        except CorruptItemError as error:
+            _log.warning("attribute_ignored", table="users", user_id=error.key, attribute=name)
+            return None
 
 
 def _text(attribute: Mapping[str, Any]) -> str:
@@ -271,8 +285,19 @@ def _flag(attribute: Mapping[str, Any]) -> bool:
     return flag
 
 
+def _number(attribute: Mapping[str, Any]) -> Decimal:
+    number = Decimal(attribute["N"])
+    if not number.is_finite() or number.adjusted() >= _MAX_DIGITS:  # an int of 1E+999999999 would fill the memory
+        raise ValueError("not a number of DynamoDB")
+    return number
+
+
 def _integer(attribute: Mapping[str, Any]) -> int:
-    return int(attribute["N"])
+    """Read a whole number, which other languages may write as `1.0`."""
+    number = _number(attribute)
+    if number != number.to_integral_value():
+        raise ValueError("not a whole number")
+    return int(number)
 
 
 def _texts(attribute: Mapping[str, Any]) -> frozenset[str]:
@@ -280,9 +305,12 @@ def _texts(attribute: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _second(attribute: Mapping[str, Any]) -> datetime:
-    return datetime.fromtimestamp(_integer(attribute), UTC)
+    """Read a Unix time; a fraction of a second is dropped."""
+    return datetime.fromtimestamp(math.floor(_number(attribute)), UTC)
 
 
 def _time(attribute: Mapping[str, Any]) -> datetime:
-    time = datetime.fromisoformat(attribute["S"])
+    """Read an ISO 8601 or RFC 3339 time, in UTC where it names no offset; a leap second is the second after it."""
+    text, leap_seconds = _LEAP_SECOND.subn(r"\g<1>59", attribute["S"].upper())
+    time = datetime.fromisoformat(text) + timedelta(seconds=leap_seconds)
     return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)

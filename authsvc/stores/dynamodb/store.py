@@ -86,7 +86,7 @@ class DynamoDBStore:
         earlier = await self._find_user_of_request(request_digest, user.email, now)
         if earlier is not None:
             return earlier
-        if await self._create_if_free(user, now, request_digest, email or Email(user.email)):
+        if await self._create_if_free(user, now, request_digest, email or fields.parse_email(user.email)):
             return user
         # The winner may be an earlier attempt of this very request.
         earlier = await self._find_user_of_request(request_digest, user.email, now)
@@ -97,7 +97,7 @@ class DynamoDBStore:
     async def _create_if_free(self, user: User, now: datetime, request_digest: bytes | None, email: Email) -> bool:
         """Create a user; return False where the address is taken, but True where only the response was lost."""
         lookup = await self._claims.look_up(email)
-        if lookup.rows:
+        if lookup.user_ids:
             return False
         put = {
             "TableName": self._tables.users,
@@ -122,7 +122,8 @@ class DynamoDBStore:
         request = await self._client.get(self._tables.unique, unique_key=_request_key(digest))
         if request is None or int(request["expires_at"]["N"]) <= now.timestamp():
             return None
-        if request["email"]["S"] != email:
+        # A version before this one may have recorded it in another normal form.
+        if fields.normalize_email(request["email"]["S"]) != email:
             raise InvalidFieldError("request_id", "was used with another email")
         return await self.get_user(request["user_id"]["S"])
 
@@ -157,26 +158,28 @@ class DynamoDBStore:
     async def get_user_by_email(self, email: Email) -> EmailOwner:
         """See Store."""
         lookup = await self._claims.look_up(email)
-        if lookup.owner is not None and lookup.is_claim_live:
-            return EmailOwner(user_from_item(lookup.owner), is_claimed=True)
-        if len(lookup.rows) > 1:
-            _log.warning("email_ambiguous", user_ids=lookup.user_ids)
-        if len(lookup.rows) != 1:
+        user_ids = lookup.user_ids if lookup.owner_id is None else [lookup.owner_id]
+        if len(user_ids) > 1:
+            _log.warning("email_ambiguous", user_ids=user_ids)
+        row = lookup.found[user_ids[0]] if len(user_ids) == 1 else None
+        if row is None:
             raise UserNotFoundError
-        return EmailOwner(user_from_item(lookup.rows[0]), is_claimed=False)
+        return EmailOwner(user_from_item(row), lookup.is_claimed)
 
     async def claim_email(self, user: User) -> bool:
         """See Store."""
         email = fields.parse_email(user.email)
         lookup = await self._claims.look_up(email)
-        if lookup.is_claim_live or lookup.user_ids != [user.user_id]:
-            return lookup.is_claim_live and lookup.owner_id == user.user_id
+        if lookup.is_claimed or lookup.owner_id not in {None, user.user_id}:
+            return lookup.owner_id == user.user_id
+        if lookup.owner_id is None and lookup.user_ids != [user.user_id]:
+            return False
         try:
             await self._client.transact(
                 self._claims.check(user.user_id, {"S": user.email}), *self._claims.claim_actions(user, lookup)
             )
         except ConditionFailedError:
-            return await self._claims.owner_id(email.normal) == user.user_id
+            return (await self._claims.owner_ids(email)).get(email.normal) == user.user_id
         return True
 
     async def list_users(self, limit: int, after_user_id: str | None) -> UserPage:
@@ -197,7 +200,7 @@ class DynamoDBStore:
         email_actions = (
             []
             if expected.email == new.email
-            else await self._change_email_actions(expected, new, new_email or Email(new.email))
+            else await self._change_email_actions(expected, new, new_email or fields.parse_email(new.email))
         )
         try:
             # A transaction even for one row: its idempotency token keeps an attempt that was delayed in the network
@@ -208,13 +211,12 @@ class DynamoDBStore:
                 raise UserChangedError from None
 
     async def _change_email_actions(self, expected: User, new: User, new_email: Email) -> list[Mapping[str, Any]]:
-        """Claim the new address, and release the old one where its normal form differs."""
+        """Claim the new address, and release the old one with its other spellings."""
         lookup = await self._claims.look_up(new_email)
         if set(lookup.user_ids) - {new.user_id}:
             raise EmailAlreadyExistsError
-        if self._claims.is_spelling(expected.email, new.email):
-            return list(self._claims.claim_actions(new, lookup))
-        return [*await self._claims.release_actions(expected), *self._claims.claim_actions(new, lookup)]
+        release_actions = await self._claims.release_actions(expected, but={new.email, *lookup.owner_ids})
+        return [*release_actions, *self._claims.claim_actions(new, lookup)]
 
     async def _is_own_write(self, expected: User, new: User) -> bool:
         """Tell whether the user is as this write wanted it: then only its response was lost."""

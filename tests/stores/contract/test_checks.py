@@ -63,12 +63,38 @@ async def test_two_rows_of_one_address_are_a_problem(dynamodb_store: DynamoDBSto
         tables.put_user(user_id, "bob@example.com")
     check = await check_addresses(dynamodb_store)
     assert problems(check) == [
-        "user u-2: email: is not in normal form (NFC, lower case)",
+        "user u-2: email: is not in normal form (NFC, lower case, domain in Unicode)",
         "users u-1, u-2: have the same address: u-1 owns it by claim",
-        "users u-3, u-4: have the same address: none has claimed it, so none can log in",
+        "users u-3, u-4: have the same address: none owns it by claim, so none can log in",
     ]
     assert (check.stale_claims, check.unclaimed) == (0, 0)
     assert check.lines() == check.findings
+
+
+async def test_claims_and_rows_of_an_earlier_version_are_problems(
+    dynamodb_store: DynamoDBStore, tables: Tables
+) -> None:
+    for user_id, email in (("u-1", "a@xn--exmple-cua.de"), ("u-2", "a@exämple.de"), ("u-3", "b@\uff45xample.com")):
+        tables.put_user(user_id, email)
+        tables.put_claim(email, user_id)
+    tables.put_user("u-4", "c@example.com")
+    tables.put_claim("c@\uff45xample.com", "u-4")
+    tables.put_user("u-5", "c@example.com")
+    tables.put_claim("d@\uff45xample.com", "gone")
+    check = await check_addresses(dynamodb_store)
+    spelled, not_every = "is not in normal form (NFC, lower case, domain in Unicode)", "not every spelling finds user"
+    older = f"is in the normal form of an earlier version: {not_every}"
+    assert problems(check) == [
+        f"claim of a@xn--exmple-cua.de: {older} u-1",
+        f"claim of b@\uff45xample.com: {older} u-3",
+        f"claim of c@\uff45xample.com: {older} u-4",
+        f"user u-1: email: {spelled}",
+        f"user u-3: email: {spelled}",
+        "users u-1, u-2: have the same address: u-2 owns it by claim",
+        "users u-4, u-5: have the same address: u-4 owns it by claim",
+    ]
+    assert "UpdateUser of u-3 with the email b@example.com" in {finding.remedy for finding in check.findings}
+    assert (check.stale_claims, check.unclaimed) == (1, 0)
 
 
 async def test_unreadable_rows_are_problems(dynamodb_store: DynamoDBStore, tables: Tables) -> None:
