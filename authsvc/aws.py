@@ -210,6 +210,25 @@ async def open_session(poll_seconds: float = CREDENTIALS_POLL_SECONDS) -> AsyncI
             await refresh
 
 
+def http_session(
+    endpoint_url: str, connect_seconds: float, read_seconds: float, max_connections: int
+) -> CheckingHttpSession:
+    """Return an HTTP session of its own to a client's endpoint, with the proxy and the CA that the client has.
+
+    Args:
+        endpoint_url: The client's.
+        connect_seconds: Until a connection is open.
+        read_seconds: Between two packets of a response.
+        max_connections: In its pool.
+    """
+    ca_bundle = AioSession().get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
+    # Typed too narrowly by the stubs.
+    options: dict[str, Any] = {"timeout": (connect_seconds, read_seconds), "verify": ca_bundle or True}
+    return CheckingHttpSession(
+        proxies=get_environ_proxies(endpoint_url), max_pool_connections=max_connections, **options
+    )
+
+
 def region() -> str:
     """Return the region: AWS_REGION, which botocore does not read, else as botocore finds it.
 

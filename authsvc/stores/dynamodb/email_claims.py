@@ -14,7 +14,7 @@ from authsvc import fields
 from authsvc.errors import InvalidFieldError
 from authsvc.models import Email, User
 from authsvc.stores.dynamodb.client import DynamoDBClient
-from authsvc.stores.dynamodb.items import Item, item_of, owner_id_from_item
+from authsvc.stores.dynamodb.items import Item, item_of, last_key, owner_id_from_item, page_start
 from authsvc.stores.dynamodb.tables import EMAIL_INDEX, Tables
 from authsvc.stores.interface import ClaimPage
 
@@ -78,20 +78,19 @@ class EmailClaims:
 
     async def list_claims(self, limit: int, after_key: str | None) -> ClaimPage:
         """Return some claims, without the request ids that the table also holds."""
-        start = {} if after_key is None else {"ExclusiveStartKey": item_of(unique_key=after_key)}
-        response = await self._client("Scan", TableName=self._tables.unique, Limit=limit, **start)
+        start = page_start(unique_key=after_key)
+        response = await self._client.call(self._client.api.scan, TableName=self._tables.unique, Limit=limit, **start)
         items = {item["unique_key"]["S"]: item for item in response["Items"]}
         user_ids = {
             key.removeprefix(_CLAIM_PREFIX): str(item.get("user_id", {}).get("S", ""))
             for key, item in items.items()
             if key.startswith(_CLAIM_PREFIX)
         }
-        last = response.get("LastEvaluatedKey")
-        return ClaimPage(user_ids, last and last["unique_key"]["S"])
+        return ClaimPage(user_ids, last_key(response, "unique_key"))
 
     async def _indexed_ids(self, spelling: str) -> list[str]:
-        response = await self._client(
-            "Query",
+        response = await self._client.call(
+            self._client.api.query,
             TableName=self._tables.users,
             IndexName=EMAIL_INDEX,
             KeyConditionExpression="email = :email",

@@ -11,20 +11,20 @@ from authsvc.stores.dynamodb.batch_get import USER_STATE_ATTRIBUTES, BatchGet
 ALICE = {"user_id": {"S": "alice"}, "role": {"S": "user"}}
 
 
-class FakeClient:
+class FakeRequests:
     """Returns one response, and records requests."""
 
     def __init__(self, response: Any) -> None:
         self.response = response
-        self.requests: list[tuple[str, Any]] = []
+        self.sent: list[Any] = []
 
-    async def send(self, operation: str, body: bytes) -> Any:
-        self.requests.append((operation, json.loads(body)))
+    async def send(self, body: bytes) -> Any:
+        self.sent.append(json.loads(body))
         return self.response
 
 
-def reads(client: FakeClient) -> BatchGet:
-    return BatchGet(client, "users", "user_id", USER_STATE_ATTRIBUTES)  # type: ignore[arg-type]  # it needs one method
+def reads(requests: FakeRequests) -> BatchGet:
+    return BatchGet(requests, "users", "user_id", USER_STATE_ATTRIBUTES)  # type: ignore[arg-type]  # it needs one method
 
 
 def response(rows: object, *left_out: str) -> dict[str, Any]:
@@ -33,26 +33,29 @@ def response(rows: object, *left_out: str) -> dict[str, Any]:
 
 
 async def test_rows_are_told_by_key_and_who_is_not_there() -> None:
-    assert await reads(FakeClient(response([ALICE])))(["missing", "alice"]) == {"missing": None, "alice": ALICE}
+    assert await reads(FakeRequests(response([ALICE])))(["missing", "alice"]) == {"missing": None, "alice": ALICE}
 
 
 async def test_what_was_left_out_is_missing() -> None:
-    assert await reads(FakeClient(response([ALICE], "bob")))(["alice", "bob", "carol"]) == {
+    assert await reads(FakeRequests(response([ALICE], "bob")))(["alice", "bob", "carol"]) == {
         "alice": ALICE,
         "carol": None,
     }
 
 
 async def test_an_answer_may_be_silent_about_capacity() -> None:
-    silent = {"Responses": {"users": [ALICE]}, "UnprocessedKeys": {}, "ConsumedCapacity": [{}]}
-    assert await reads(FakeClient(silent))(["alice"]) == {"alice": ALICE}
+    silent = {
+        "Responses": {"users": [ALICE]},
+        "UnprocessedKeys": {},
+        "ConsumedCapacity": [{}, {"CapacityUnits": "many"}],
+    }
+    assert await reads(FakeRequests(silent))(["alice"]) == {"alice": ALICE}
 
 
 async def test_the_read_is_strong_and_of_what_a_validation_needs() -> None:
-    client = FakeClient(response([]))
-    await reads(client)(["alice", 'b"ob'])
-    ((operation, request),) = client.requests
-    assert operation == "BatchGetItem"
+    requests = FakeRequests(response([]))
+    await reads(requests)(["alice", 'b"ob'])
+    (request,) = requests.sent
     assert request["RequestItems"].keys() == {"users"}
     read = request["RequestItems"]["users"]
     assert read["Keys"] == [{"user_id": {"S": "alice"}}, {"user_id": {"S": 'b"ob'}}]
@@ -81,5 +84,5 @@ async def test_the_read_is_strong_and_of_what_a_validation_needs() -> None:
     ids=repr,
 )
 async def test_less_than_a_whole_answer_is_none(unreadable: Any) -> None:
-    with pytest.raises(RetryableStoreError, match="unreadable"):
-        await reads(FakeClient(unreadable))(["alice"])
+    with pytest.raises(RetryableStoreError, match="BatchGetItem: UnreadableResponseError"):
+        await reads(FakeRequests(unreadable))(["alice"])
