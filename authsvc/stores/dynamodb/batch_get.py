@@ -3,7 +3,9 @@
 They alone bypass botocore's request pipeline, which takes three quarters of their CPU time.
 """
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,9 +13,16 @@ import orjson
 from aiobotocore.httpsession import AIOHTTPSession
 from botocore.awsrequest import AWSPreparedRequest
 
-from authsvc.coalescer import Coalescer
+from authsvc import request_context
+from authsvc.errors import RetryableStoreError, StoreUnavailableError
 from authsvc.stores.dynamodb.items import Item
-from authsvc.stores.dynamodb.responses import UnreadableResponseError, count_consumed, one_attempt, read_response
+from authsvc.stores.dynamodb.responses import (
+    FAILURES,
+    UnreadableResponseError,
+    count_consumed,
+    failed_attempt,
+    read_response,
+)
 from authsvc.stores.dynamodb.signing import Signer
 from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
 from authsvc.telemetry import metrics
@@ -49,42 +58,97 @@ class BatchGetRequests:
 
 
 class BatchGet:
-    """Reads rows of one table, up to 100 in one request.
+    """Reads rows of one table, up to 100 in one request; what a coalescer calls.
 
     Args:
         requests: Sends the requests.
+        timeouts: Of each attempt, and how many there are.
         table: Name of the table.
         key_name: Name of the attribute that is the whole key.
         attributes: What is read, the key included; empty: everything.
     """
 
-    def __init__(self, requests: BatchGetRequests, table: str, key_name: str, attributes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        requests: BatchGetRequests,
+        timeouts: DynamoDBTimeouts,
+        table: str,
+        key_name: str,
+        attributes: Sequence[str] = (),
+    ) -> None:
         self._requests = requests
+        self._timeouts = timeouts
         self._table = table
         self._key_name = key_name
         self._options: dict[str, Any] = {"ConsistentRead": True}
         if attributes:
             self._options["ProjectionExpression"] = ",".join(f"#{name}" for name in attributes)
             self._options["ExpressionAttributeNames"] = {f"#{name}": name for name in attributes}
+        self._failures = 0
+        """The most attempts that a batch has made since one was answered."""
+        self._pausing = asyncio.Lock()
 
-    async def __call__(self, keys: Sequence[str]) -> Mapping[str, Item | None]:
-        """Make one attempt to read rows.
+    async def __call__(self, keys: Sequence[str]) -> AsyncIterator[Mapping[str, Item | StoreUnavailableError | None]]:
+        """Read rows, with retries, the later ones in halves: a key that fails in any batch must not fail the others.
 
-        Returns:
-            The row of each key, None where there is none. Keys that DynamoDB left unprocessed are missing.
+        Yields:
+            The row of each key, None where there is none: what an attempt answered, as soon as it has; at last an error
+            for each key that no attempt answered.
 
         Raises:
-            RetryableStoreError: The attempt failed, and another one may succeed.
             StoreUnavailableError: DynamoDB cannot answer.
             StoreSetupError: DynamoDB refuses the request itself.
         """
+        deadline = request_context.store_deadline()
+        parts = [keys]
+        for attempts in itertools.count(1):
+            causes: dict[str, str] = {}
+            for part in parts:
+                rows, cause = await self._attempt_in_time(part, deadline)
+                yield rows
+                causes |= {key: cause for key in part if key not in rows}
+            self._failures = max(self._failures, attempts) if causes.keys() >= set(keys) else 0
+            if not causes:
+                return
+            if not await self._pause(attempts, deadline):
+                yield {key: StoreUnavailableError(cause) for key, cause in causes.items()}
+                return
+            keys = list(causes)
+            # Not at once: in an outage halves are twice as many requests.
+            is_late = attempts >= self._timeouts.max_attempts // 2
+            middle = (len(keys) + 1) // 2 if is_late else len(keys)
+            parts = [part for part in (keys[:middle], keys[middle:]) if part]
+
+    async def _pause(self, attempts: int, deadline: float) -> bool:
+        """Pause before the next attempt; while DynamoDB fails, one batch after another, so that it is not flooded."""
+        if not self._failures:
+            return await self._timeouts.pause(attempts, deadline)
+        async with self._pausing:
+            return await self._timeouts.pause(attempts, deadline, self._failures)
+
+    async def _attempt_in_time(self, keys: Sequence[str], deadline: float) -> tuple[Mapping[str, Item | None], str]:
+        """Make an attempt; return the rows that it answered, and why others are missing."""
+        seconds = asyncio.get_running_loop().time() + self._timeouts.batch_seconds
+        try:
+            async with asyncio.timeout_at(min(deadline, seconds)):
+                return await self._attempt(keys), "keys were left out"
+        except RetryableStoreError as error:
+            return {}, error.cause
+        except TimeoutError:
+            return {}, "no answer in time"
+
+    async def _attempt(self, keys: Sequence[str]) -> Mapping[str, Item | None]:
+        """Return the row of each key, None where there is none, without the keys that DynamoDB left unprocessed."""
         items = {self._table: {"Keys": [{self._key_name: {"S": key}} for key in keys], **self._options}}
         body = orjson.dumps({"RequestItems": items, "ReturnConsumedCapacity": "TOTAL"})
         metrics.KEY_READS_BATCH_SIZE.observe(len(keys))
-        with metrics.store_call(_OPERATION), one_attempt(_OPERATION):
-            response = await self._requests.send(body)
-            count_consumed(response, "read")
-            return self._rows(response, keys)
+        with metrics.store_call(_OPERATION):
+            try:
+                response = await self._requests.send(body)
+                count_consumed(response, "read")
+                return self._rows(response, keys)
+            except FAILURES as error:
+                raise failed_attempt(_OPERATION, error) from None
 
     def _rows(self, response: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Item | None]:
         """Account for each key: an incomplete response must never read as "no such row"."""
@@ -97,15 +161,3 @@ class BatchGet:
         if not found.keys() | left_out <= set(keys):
             raise UnreadableResponseError("rows that were not requested")
         return {key: found.get(key) for key in keys if key not in left_out}
-
-
-def coalesced_reads(
-    requests: BatchGetRequests,
-    timeouts: DynamoDBTimeouts,
-    table: str,
-    key_name: str,
-    attributes: Sequence[str] = (),
-) -> Coalescer[Item | None]:
-    """Return a coalescer of concurrent reads of a table. The other arguments are those of BatchGet."""
-    reads = BatchGet(requests, table, key_name, attributes)
-    return Coalescer(reads, timeouts.max_attempts, timeouts.pause_seconds, timeouts.batch_seconds)

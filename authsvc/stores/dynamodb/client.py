@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from aiobotocore.config import AioConfig
 from botocore.exceptions import BotoCoreError
+from botocore.model import OperationModel
 
 from authsvc import aws, request_context
-from authsvc.errors import ConfigError, RetryableStoreError, StoreUnavailableError
+from authsvc.errors import ConfigError, StoreUnavailableError
 from authsvc.stores.dynamodb.batch_get import BatchGetRequests
-from authsvc.stores.dynamodb.responses import api_name, count_consumed, one_attempt, read_response
+from authsvc.stores.dynamodb.responses import (
+    FAILURES,
+    UnreadableResponseError,
+    api_name,
+    count_consumed,
+    failed_attempt,
+    read_response,
+)
 from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
 from authsvc.telemetry import metrics
 
@@ -32,6 +40,7 @@ _METERED = {
     "update_item": "write",
 }
 """Operations that consume capacity units, and their kind."""
+_LISTING = frozenset({"Query", "Scan"})
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=Mapping[str, Any])
@@ -84,10 +93,9 @@ class DynamoDBClient:
             async with asyncio.timeout_at(deadline):
                 for attempts in itertools.count(1):
                     try:
-                        with one_attempt(name):
-                            return await attempt()
-                    except RetryableStoreError as error:
-                        cause = error.cause
+                        return await attempt()
+                    except FAILURES as error:
+                        cause = failed_attempt(name, error).cause
                     if not await self.timeouts.pause(attempts, deadline):
                         break
         raise StoreUnavailableError(cause)
@@ -104,10 +112,17 @@ class DynamoDBClient:
         await self.call(self.api.transact_write_items, TransactItems=items, ClientRequestToken=str(uuid.uuid4()))
 
 
-def _read_strictly(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:
+def _read_strictly(
+    operation_model: OperationModel,
+    response_dict: dict[str, Any],
+    customized_response_dict: dict[str, Any],
+    **_: object,
+) -> None:
     """Read a response in place of botocore's parser, to which a truncated body is an empty one."""
-    body = response_dict["body"]
-    customized_response_dict.update(read_response(response_dict["status_code"], response_dict["headers"], body))
+    content = read_response(response_dict["status_code"], response_dict["headers"], response_dict["body"])
+    if operation_model.name in _LISTING and "Items" not in content:
+        raise UnreadableResponseError("a page without items")
+    customized_response_dict.update(content)
     response_dict["body"] = b"{}"
 
 

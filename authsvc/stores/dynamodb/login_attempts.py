@@ -10,8 +10,11 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+from authsvc import request_context
+from authsvc.coalescer import Coalescer
+from authsvc.errors import StoreUnavailableError
 from authsvc.models import AttemptCount, Counter, CounterUpdate
-from authsvc.stores.dynamodb.batch_get import coalesced_reads
+from authsvc.stores.dynamodb.batch_get import BatchGet
 from authsvc.stores.dynamodb.client import DynamoDBClient
 from authsvc.stores.dynamodb.items import attempt_count_from_item, item_of
 from authsvc.stores.dynamodb.responses import ConditionFailedError
@@ -26,12 +29,14 @@ class LoginAttempts:
     def __init__(self, client: DynamoDBClient, table: str) -> None:
         self._client = client
         self._table = table
-        self._reads = coalesced_reads(client.batch_get, client.timeouts, table, "attempt_key")
+        self._reads = Coalescer(BatchGet(client.batch_get, client.timeouts, table, "attempt_key"))
 
     async def get(self, keys: Sequence[str], now: datetime) -> dict[str, AttemptCount]:
         """See Store.get_attempt_counts."""
         found: dict[str, AttemptCount] = {}
-        for key, item in (await self._reads.get(keys)).items():
+        for key, item in (await self._reads.get(keys, request_context.store_deadline())).items():
+            if isinstance(item, TimeoutError):
+                raise StoreUnavailableError("no answer in time")
             if isinstance(item, Exception):
                 raise item
             if item is not None:

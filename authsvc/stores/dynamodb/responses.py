@@ -2,8 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -57,26 +56,22 @@ class UnreadableResponseError(Exception):
     """A response is malformed: its body is truncated, altered, or not DynamoDB's."""
 
 
-@contextmanager
-def one_attempt(operation: str) -> Iterator[None]:
-    """Turn the failures of one attempt that another one may mend into RetryableStoreError, and count them.
+FAILURES = (RetryableStoreError, UnreadableResponseError, NoConnectionError, HTTPClientError)
+"""What an attempt raises where another one may succeed. Not every BotoCoreError: a malformed request is a bug."""
+
+
+def failed_attempt(operation: str, error: Exception) -> RetryableStoreError:
+    """Count a failed attempt, and return its error with operation and cause.
 
     Args:
         operation: Name of the client's method, for instance `get_item`.
+        error: One of FAILURES.
     """
-    try:
-        yield
-    except RetryableStoreError as error:
-        cause = error.cause
-    except UnreadableResponseError as error:
+    if isinstance(error, UnreadableResponseError):
         metrics.UNREADABLE_RESPONSES.inc()
-        cause = type(error).__name__
-    except (NoConnectionError, HTTPClientError) as error:  # not BotoCoreError: a malformed request is a bug
-        cause = type(error).__name__
-    else:
-        return
+    cause = error.cause if isinstance(error, RetryableStoreError) else type(error).__name__
     metrics.STORE_FAILED_ATTEMPTS.labels(operation, cause).inc()
-    raise RetryableStoreError(f"{api_name(operation)}: {cause}") from None
+    return RetryableStoreError(f"{api_name(operation)}: {cause}")
 
 
 def api_name(operation: str) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 import structlog
 
-from authsvc import fields
+from authsvc import fields, request_context
+from authsvc.coalescer import Coalescer
 from authsvc.errors import (
     CorruptItemError,
     EmailAlreadyExistsError,
@@ -30,7 +31,7 @@ from authsvc.models import (
     UserState,
     revocation_entry,
 )
-from authsvc.stores.dynamodb.batch_get import USER_STATE_ATTRIBUTES, coalesced_reads
+from authsvc.stores.dynamodb.batch_get import USER_STATE_ATTRIBUTES, BatchGet
 from authsvc.stores.dynamodb.client import DynamoDBClient, open_client
 from authsvc.stores.dynamodb.email_claims import EmailClaims
 from authsvc.stores.dynamodb.items import (
@@ -72,8 +73,8 @@ class DynamoDBStore:
         self._client = client
         self._tables = tables
         self._on_user_changed = on_user_changed
-        self._user_states = coalesced_reads(
-            client.batch_get, client.timeouts, tables.users, "user_id", USER_STATE_ATTRIBUTES
+        self._user_states = Coalescer(
+            BatchGet(client.batch_get, client.timeouts, tables.users, "user_id", USER_STATE_ATTRIBUTES)
         )
         self._claims = EmailClaims(client, tables)
         self._counters = LoginAttempts(client, tables.login_attempts)
@@ -161,7 +162,8 @@ class DynamoDBStore:
 
     async def get_user_states(self, user_ids: Collection[str]) -> Mapping[str, UserState | Exception | None]:
         """See Store."""
-        return {user_id: _user_state(row) for user_id, row in (await self._user_states.get(user_ids)).items()}
+        rows = await self._user_states.get(user_ids, request_context.store_deadline())
+        return {user_id: _user_state(row) for user_id, row in rows.items()}
 
     async def get_user_by_email(self, email: Email) -> EmailOwner:
         """See Store."""
@@ -394,6 +396,8 @@ class DynamoDBStore:
 
 
 def _user_state(row: Item | Exception | None) -> UserState | Exception | None:
+    if isinstance(row, TimeoutError):
+        return StoreUnavailableError("no answer in time")
     if row is None or isinstance(row, Exception):
         return row
     try:

@@ -25,18 +25,15 @@ class DynamoDBTimeouts:
     max_attempts: int = 6
     backoff_seconds: float = 0.025
 
-    def pause_seconds(self, attempts: int) -> float:
-        """Return the pause after a number of attempts: full jitter below a bound that doubles."""
-        return _jitter.uniform(0, self.backoff_seconds * 2 ** (attempts - 1))
-
-    async def pause(self, attempts: int, deadline: float) -> bool:
-        """Pause before the next attempt; return False at once where there is none.
+    async def pause(self, attempts: int, deadline: float, level: int | None = None) -> bool:
+        """Pause before the next attempt, with full jitter below a bound that doubles; return False where there is none.
 
         Args:
             attempts: Made so far.
             deadline: Of the call, by the running loop's clock; no pause goes beyond it.
+            level: How often the bound is doubled, plus one; None: as often as attempts were made.
         """
-        seconds = self.pause_seconds(attempts)
+        seconds = _jitter.uniform(0, self.backoff_seconds * 2 ** ((attempts if level is None else level) - 1))
         if attempts >= self.max_attempts or asyncio.get_running_loop().time() + seconds >= deadline:
             return False
         await asyncio.sleep(seconds)
