@@ -7,6 +7,7 @@ out, or declare without `async`.
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -195,6 +196,8 @@ async def open_session(poll_seconds: float = CREDENTIALS_POLL_SECONDS) -> AsyncI
     Raises:
         ConfigError: AWS's settings are malformed.
     """
+    # It logs a failed refresh with the text of the error, which may hold a token; the cause is logged here.
+    logging.getLogger("aiobotocore.credentials").setLevel(logging.CRITICAL)
     try:
         EnvProvider().load()  # fails for half a pair of keys, which no waiting repairs
         checking = CheckingSession(poll_seconds)

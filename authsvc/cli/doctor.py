@@ -30,6 +30,8 @@ def remedy_for(error: StoreUnavailableError) -> str:
         return "authsvc tables create"
     if error.cause.startswith("sqlite"):
         return "check that the disk has space and no other program locks or changes the file"
+    if "SSLError" in error.cause:
+        return "check the certificate of the endpoint, its name and its end; if its CA is your own, set AWS_CA_BUNDLE"
     return "check AWS_REGION, the credentials, AWS_ENDPOINT_URL_DYNAMODB and the network"
 
 

@@ -306,6 +306,7 @@ def test_a_store_of_another_version(settings: dict[str, str], tmp_path: Path) ->
         ("ResourceNotFoundException", "authsvc tables create"),
         ("sqlite: database is locked", "check that the disk has space and no other program locks or changes the file"),
         ("no AWS credentials are configured", "check AWS_REGION, "),
+        ("DescribeTable: SSLError", "check the certificate of the endpoint, "),
     ],
 )
 def test_what_to_do_where_the_store_does_not_answer(cause: str, remedy: str) -> None:
