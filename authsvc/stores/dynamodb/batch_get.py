@@ -48,10 +48,17 @@ class BatchGetRequests:
         self._url = endpoint_url
         self._credentials = credentials
         self._signer = Signer(endpoint_url, region)
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Send nothing more: the HTTP session is about to close, and a later request would open it again."""
+        self._is_closed = True
 
     async def send(self, body: bytes) -> dict[str, Any]:
         """Make one attempt of a request in JSON; return and raise as read_response, or raise a library's error."""
         frozen = await self._credentials.get_frozen_credentials()
+        if self._is_closed:
+            raise StoreUnavailableError("the client is closed")
         headers: Any = self._signer.headers(_TARGET, body, frozen, datetime.now(UTC))
         response = await self._http.send(AWSPreparedRequest("POST", self._url, headers, body, stream_output=False))
         return read_response(response.status_code, response.headers, await response.content)

@@ -155,4 +155,5 @@ async def open_client(timeouts: DynamoDBTimeouts) -> AsyncIterator[DynamoDBClien
         await stack.enter_async_context(http)
         credentials: Any = session.get_credentials()  # a coroutine here, whatever its type says
         batch_get = BatchGetRequests(http, api.meta.endpoint_url, region, await credentials)
+        stack.callback(batch_get.close)  # a batch outlives its callers, and may retry
         yield DynamoDBClient(api, batch_get, timeouts)

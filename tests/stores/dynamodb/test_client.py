@@ -217,6 +217,16 @@ async def test_a_ping_tells_the_time_of_its_own_response(
     assert await DynamoDBStore(client, Tables("auth-"), ignore).ping() == expected
 
 
+async def test_a_batch_that_outlives_the_client_sends_nothing_more(answer: Answer) -> None:
+    answer.body = b'{"Responses":{"users":[]},"UnprocessedKeys":{}}'
+    async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as client:
+        await read_alice(client)
+    answer.requests.clear()
+    with pytest.raises(StoreUnavailableError, match="the client is closed"):
+        await read_alice(client)
+    assert answer.requests == []
+
+
 async def test_a_page_without_items_is_no_answer(client: DynamoDBClient) -> None:
     with pytest.raises(StoreUnavailableError, match="Scan: UnreadableResponseError"):
         await DynamoDBStore(client, Tables("auth-"), ignore).list_users(10, None)
