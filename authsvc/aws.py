@@ -7,6 +7,7 @@ out, or declare without `async`.
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -231,6 +232,8 @@ async def open_session(poll_seconds: float = CREDENTIALS_POLL_SECONDS) -> AsyncI
     Raises:
         ConfigError: AWS's settings are malformed.
     """
+    # It logs a failed refresh with the text of the error, which may hold a token; the cause is logged here.
+    logging.getLogger("aiobotocore.credentials").setLevel(logging.CRITICAL)
     try:
         EnvProvider().load()  # fails for half a pair of keys, which no waiting repairs
         checking = CheckingSession(poll_seconds)
@@ -244,6 +247,25 @@ async def open_session(poll_seconds: float = CREDENTIALS_POLL_SECONDS) -> AsyncI
         refresh.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await refresh
+
+
+def http_session(
+    endpoint_url: str, connect_seconds: float, read_seconds: float, max_connections: int
+) -> CheckingHttpSession:
+    """Return an HTTP session of its own to a client's endpoint, with the proxy and the CA that the client has.
+
+    Args:
+        endpoint_url: The client's.
+        connect_seconds: Until a connection is open.
+        read_seconds: Between two packets of a response.
+        max_connections: In its pool.
+    """
+    ca_bundle = AioSession().get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
+    # Typed too narrowly by the stubs.
+    options: dict[str, Any] = {"timeout": (connect_seconds, read_seconds), "verify": ca_bundle or True}
+    return CheckingHttpSession(
+        proxies=get_environ_proxies(endpoint_url), max_pool_connections=max_connections, **options
+    )
 
 
 def region() -> str:

@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import os
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import pairwise
@@ -16,14 +17,21 @@ import pytest
 from aiobotocore.credentials import AioCredentialResolver
 from aiobotocore.httpsession import AIOHTTPSession
 from aiohttp import web
+from botocore.awsrequest import AWSPreparedRequest
+from botocore.compat import HTTPHeaders
 from cryptography import x509
 
 from authsvc import aws
 from authsvc.errors import StoreUnavailableError
 from authsvc.request_context import time_limit
+from authsvc.server.app import App, run_app
+from authsvc.stores.dynamodb.batch_get import BatchGet
 from authsvc.stores.dynamodb.client import open_client
 from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
+from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.e2e.certificates import Authority, Pair
+from tests.e2e.process import invoke
+from tests.support import PATIENT_LIMITS, WITNESS, FakeClock, connected, failure, make_settings
 from tests.virtual_clock import jumping, now
 
 TIMEOUTS = DynamoDBTimeouts(connect_seconds=5.0, read_seconds=5.0, max_attempts=1)
@@ -97,8 +105,14 @@ async def proxying() -> AsyncIterator[tuple[str, list[str]]]:
         server.close()
 
 
-async def empty_item(_: web.Request) -> web.Response:
-    return web.json_response({})
+async def dynamodb(request: web.Request) -> web.Response:
+    """A DynamoDB without tables, in which every key that is read is missing."""
+    asked = await request.json()
+    if "BatchGetItem" in request.headers["X-Amz-Target"]:
+        return web.json_response({"Responses": {name: [] for name in asked["RequestItems"]}, "UnprocessedKeys": {}})
+    if "Describe" in request.headers["X-Amz-Target"]:
+        return web.json_response({"__type": "ResourceNotFoundException"}, status=400)
+    return web.json_response({"Items": []} if "Scan" in request.headers["X-Amz-Target"] else {})
 
 
 LOCALHOST = x509.DNSName("localhost")
@@ -116,29 +130,116 @@ def pair_of(case: str, authority: Authority, other: Authority) -> Pair:
             return authority.issue("expired", days=-0.5, names=[LOCALHOST])
 
 
-@pytest.mark.parametrize("is_proxied", [False, True], ids=["straight", "through a proxy"])
-@pytest.mark.parametrize("case", ["right", "another name", "unknown CA", "expired"])
-async def test_the_certificate_of_dynamodb_is_checked(
-    case: str,
-    is_proxied: bool,  # noqa: FBT001 - a parameter of the test
-    authority: Authority,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    (tmp_path / "other").mkdir()
-    pair = pair_of(case, authority, Authority(tmp_path / "other"))
+@asynccontextmanager
+async def peer(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_proxied: bool
+) -> AsyncIterator[list[str]]:
+    """DynamoDB's endpoint with the certificate of a case; yields the targets that the proxy was asked for."""
+    for name in ("ca", "other"):
+        (tmp_path / name).mkdir()
+    authority = Authority(tmp_path / "ca")
     monkeypatch.setenv("AWS_CA_BUNDLE", str(authority.certificate))
-    async with serving(empty_item, pair) as url, proxying() as (proxy_url, targets):
+    pair = pair_of(case, authority, Authority(tmp_path / "other"))
+    async with serving(dynamodb, pair) as url, proxying() as (proxy_url, targets):
         monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", url)
         if is_proxied:
             monkeypatch.setenv("HTTPS_PROXY", proxy_url)
-        async with open_client(TIMEOUTS) as client:
-            if case == "right":
-                assert await client.get("users", user_id="alice") is None
-            else:
-                with pytest.raises(StoreUnavailableError, match=r"SSLError|[Cc]ertificate"):
-                    await client.get("users", user_id="alice")
+        yield targets
+
+
+def aws_environ() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "HTTPS_"))}
+
+
+CASES = pytest.mark.parametrize("case", ["right", "another name", "unknown CA", "expired"])
+WAYS = pytest.mark.parametrize("is_proxied", [False, True], ids=["straight", "through a proxy"])
+
+
+@WAYS
+@CASES
+async def test_the_certificate_of_dynamodb_is_checked(
+    case: str,
+    is_proxied: bool,  # noqa: FBT001 - a parameter of the test
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the typed client and by the session of the hot read."""
+    async with peer(case, tmp_path, monkeypatch, is_proxied=is_proxied) as targets, open_client(TIMEOUTS) as client:
+        hot_read = BatchGet(client.batch_get, TIMEOUTS, "users", "user_id")
+        (row,) = [values["alice"] async for values in hot_read(["alice"]) if values]
+        if case == "right":
+            assert row is None
+            assert await client.get("users", user_id="alice") is None
+        else:
+            assert isinstance(row, StoreUnavailableError)
+            assert row.cause == "BatchGetItem: SSLError"
+            with pytest.raises(StoreUnavailableError, match="GetItem: SSLError"):
+                await client.get("users", user_id="alice")
         assert bool(targets) is is_proxied
+
+
+@WAYS
+@CASES
+async def test_commands_say_what_is_wrong_with_the_certificate(
+    case: str,
+    is_proxied: bool,  # noqa: FBT001 - a parameter of the test
+    tmp_path: Path,
+    signing_keys: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with peer(case, tmp_path, monkeypatch, is_proxied=is_proxied) as targets:
+        settings = {
+            **aws_environ(),
+            "AUTHSVC_STORE": "dynamodb",
+            "AUTHSVC_ISSUER": "https://auth.example.com",
+            "AUTHSVC_AUDIENCE": "backends",
+            "AUTHSVC_SIGNING_KEYS": str(signing_keys),
+        }
+        for command in (("tables", "check"), ("doctor",)):
+            result = await asyncio.to_thread(invoke, *command, **settings)
+            assert result.exit_code == 1, command
+            assert ("auth-users" in result.output) is (case == "right"), command
+            assert ("SSLError" in result.output) is (case != "right"), command
+            assert ("the certificate of the endpoint" in result.output) is (case != "right"), command
+            assert ("AWS_CA_BUNDLE" in result.output) is (case != "right"), command
+        assert bool(targets) is is_proxied
+
+
+def token_of_alice(service: App, clock: FakeClock) -> str:
+    token = service.validations.tokens.issue(
+        user_id="alice",
+        session_id="session",
+        token_generation=0,
+        client_id="authsvc",
+        now=clock.now,
+        not_after=clock.now + timedelta(days=1),
+    )
+    WITNESS.hide(token.text)
+    return token.text
+
+
+@WAYS
+@CASES
+async def test_serve_trusts_no_other_dynamodb(
+    case: str,
+    is_proxied: bool,  # noqa: FBT001 - a parameter of the test
+    tmp_path: Path,
+    signing_keys: Path,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = make_settings(signing_keys, "dynamodb")
+    limits = replace(PATIENT_LIMITS, dynamodb=TIMEOUTS)
+    async with (
+        peer(case, tmp_path, monkeypatch, is_proxied=is_proxied),
+        run_app(settings, clock, clock.monotonic, limits) as service,
+        connected(service) as client,
+    ):
+        token = token_of_alice(service, clock)
+        if case == "right":
+            assert (await client.validate(token)).reason == auth_pb2.INACTIVE_REASON_USER_NOT_FOUND
+        else:
+            assert (await failure(client.validate(token))).reason == "STORE_UNAVAILABLE"
 
 
 # Credentials
@@ -347,6 +448,64 @@ async def test_a_wrong_clock_is_named_where_sts_refuses(monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("web_identity")
+async def test_a_refusal_of_sts_makes_the_service_unavailable_and_is_logged(
+    signing_keys: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def sts(_: web.Request) -> web.Response:
+        return web.Response(status=400, text=STS_ERROR, content_type="text/xml")
+
+    position = len(WITNESS.lines.getvalue())
+    settings = make_settings(signing_keys, "dynamodb")
+    limits = replace(PATIENT_LIMITS, dynamodb=TIMEOUTS)
+    async with serving(sts) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", url)
+        async with run_app(settings, clock, clock.monotonic, limits) as service, connected(service) as client:
+            refused = await failure(client.validate(token_of_alice(service, clock)))
+    assert (refused.code.name, refused.reason) == ("UNAVAILABLE", "STORE_UNAVAILABLE")
+    logged = WITNESS.lines.getvalue()[position:]
+    assert "AssumeRoleWithWebIdentity: InvalidIdentityToken" in logged
+    assert "eyJsecret" not in logged
+
+
+async def test_both_ways_to_dynamodb_sign_with_the_session_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens: list[tuple[str, str | None]] = []
+
+    async def noting(request: web.Request) -> web.Response:
+        operation = request.headers["X-Amz-Target"].partition(".")[2]
+        tokens.append((operation, request.headers.get("X-Amz-Security-Token")))
+        return await dynamodb(request)
+
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token-of-session")
+    async with serving(noting) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", url)
+        async with open_client(TIMEOUTS) as client:
+            await client.get("users", user_id="alice")
+            assert [rows async for rows in BatchGet(client.batch_get, TIMEOUTS, "users", "user_id")(["alice"])]
+    assert tokens == [("GetItem", "token-of-session"), ("BatchGetItem", "token-of-session")]
+
+
+async def test_both_ways_to_dynamodb_sign_with_the_refreshed_credentials(
+    from_container: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Source(seconds_left=500.0)  # due for a refresh from the first
+    signers: dict[str, str] = {}
+
+    async def noting(request: web.Request) -> web.Response:
+        operation = request.headers["X-Amz-Target"].partition(".")[2]
+        signers[operation] = request.headers["Authorization"].partition("Credential=")[2].partition("/")[0]
+        return await dynamodb(request)
+
+    async with serving(source.answer) as source_url, serving(noting) as url:
+        from_container(source_url)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", url)
+        async with open_client(TIMEOUTS) as client, asyncio.timeout(10):
+            while set(signers.values()) != {"key-1"}:
+                await client.get("users", user_id="alice")
+                _ = [rows async for rows in BatchGet(client.batch_get, TIMEOUTS, "users", "user_id")(["alice"])]
+    assert signers == {"GetItem": "key-1", "BatchGetItem": "key-1"}
+
+
+@pytest.mark.usefixtures("web_identity")
 @pytest.mark.parametrize("case", ["right", "another name"])
 async def test_the_certificate_of_sts_is_checked(
     case: str, authority: Authority, monkeypatch: pytest.MonkeyPatch
@@ -390,9 +549,11 @@ async def test_every_http_session_checks_certificates(
                     await client.get_caller_identity()
             async with session.client("ssm", region_name="eu-west-1") as client:
                 await client.get_parameter(Name="x")
+            async with aws.http_session(url, 5.0, 5.0, 10) as http:
+                await http.send(AWSPreparedRequest("GET", url, HTTPHeaders(), b"", stream_output=False))  # type: ignore[arg-type]  # the stubs name another class
             async with session.client("secretsmanager", region_name="eu-west-1") as client:
                 await client.get_secret_value(SecretId="x")
-    assert len(connecting) >= 5
+    assert len(connecting) >= 6
     assert set(connecting) == {aws.CheckingHttpSession}
 
 

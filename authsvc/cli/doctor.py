@@ -51,7 +51,10 @@ def remedy_for(error: StoreUnavailableError) -> str:
     if WRONG_CLOCK in error.cause:
         return _CLOCK_REMEDY
     if "SSLError" in error.cause:
-        return "check the certificate of AWS_ENDPOINT_URL_DYNAMODB or of the proxy, AWS_CA_BUNDLE and this host's clock"
+        return (
+            "check the certificate of AWS_ENDPOINT_URL_DYNAMODB or of the proxy, its name and end, and this host's"
+            " clock; if its CA is your own, set AWS_CA_BUNDLE"
+        )
     return "check AWS_REGION, the credentials, AWS_ENDPOINT_URL_DYNAMODB and the network"
 
 

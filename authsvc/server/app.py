@@ -41,9 +41,9 @@ from authsvc.tokens.access_tokens import AccessTokens
 from authsvc.tokens.key_file import watch_key_file
 from authsvc.usecases.login import Logins
 from authsvc.usecases.sessions import SessionLifetimes, Sessions
-from authsvc.usecases.user_state_cache import UserStateCache
+from authsvc.usecases.user_state_cache import STALE_FALLBACK_TIMEOUT_SECONDS, StalenessLimits, UserStateCache
 from authsvc.usecases.users import Users
-from authsvc.usecases.validation import STALE_FALLBACK_TIMEOUT_SECONDS, StalenessLimits, Validations
+from authsvc.usecases.validation import Validations
 from authsvc.watched_file import WatchedFile
 
 GC_THRESHOLDS = (700, 10, 1000)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from authsvc.server.app import PRODUCTION_LIMITS
-from authsvc.usecases import validation
+from authsvc.usecases import user_state_cache
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.engines import Engine
 from tests.faults import Fault, FaultyProxy, Hang, Reset, ServerError, Throttle
@@ -293,7 +293,7 @@ async def test_a_store_in_any_trouble_is_stood_in_for_by_the_deadline(proxied: P
     await client.validate(alice.token)
     both = request(alice.token, timedelta(), CAP_IF_ERROR)
     with proxied.proxy.fault(fault):
-        for timeout in (2 * validation.STALE_FALLBACK_TIMEOUT_SECONDS + 2, None):
+        for timeout in (2 * user_state_cache.STALE_FALLBACK_TIMEOUT_SECONDS + 2, None):
             assert (await client.auth.ValidateToken(both, timeout=timeout)).degraded
 
 

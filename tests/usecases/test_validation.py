@@ -16,12 +16,10 @@ from authsvc.tokens.access_tokens import AccessTokens
 from authsvc.tokens.key_file import read_keys
 from authsvc.tokens.keys import KeyRing
 from authsvc.tokens.verification import InactiveReason
-from authsvc.usecases.user_state_cache import UserStateCache
+from authsvc.usecases.user_state_cache import STALE_FALLBACK_TIMEOUT_SECONDS, StalenessLimits, UserStateCache
 from authsvc.usecases.validation import (
-    STALE_FALLBACK_TIMEOUT_SECONDS,
     ActiveToken,
     Check,
-    StalenessLimits,
     Validation,
     Validations,
 )

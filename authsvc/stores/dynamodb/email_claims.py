@@ -6,7 +6,7 @@ is eventually consistent and enforces nothing: it only finds user ids, and the r
 
 import asyncio
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,9 @@ from authsvc import fields
 from authsvc.coalescer import Coalescer
 from authsvc.errors import InvalidFieldError
 from authsvc.models import Email, User
-from authsvc.stores.dynamodb.batch_get import coalesced_reads
+from authsvc.stores.dynamodb.batch_get import BatchGet, read_rows
 from authsvc.stores.dynamodb.client import DynamoDBClient
-from authsvc.stores.dynamodb.items import Item, item_of, owner_id_from_item
+from authsvc.stores.dynamodb.items import Item, item_of, last_key, owner_id_from_item, page_start
 from authsvc.stores.dynamodb.tables import EMAIL_INDEX, Tables
 from authsvc.stores.interface import ClaimPage
 
@@ -69,8 +69,8 @@ class EmailClaims:
     def __init__(self, client: DynamoDBClient, tables: Tables) -> None:
         self._client = client
         self._tables = tables
-        self._claim_reads = coalesced_reads(client, tables.unique, "unique_key")
-        self._user_reads = coalesced_reads(client, tables.users, "user_id")
+        self._claim_reads = Coalescer(BatchGet(client.batch_get, client.timeouts, tables.unique, "unique_key"))
+        self._user_reads = Coalescer(BatchGet(client.batch_get, client.timeouts, tables.users, "user_id"))
 
     async def look_up(self, email: Email) -> EmailLookup:
         """Look an address up. Which calls that takes depends on how it is typed, not on who has it."""
@@ -78,7 +78,7 @@ class EmailClaims:
             self.owner_ids(email), asyncio.gather(*map(self._indexed_ids, email.spellings))
         )
         user_ids = dict.fromkeys(itertools.chain(owner_ids.values(), *found)) or [_claim_key(email.normal)]
-        return EmailLookup(email, owner_ids, await _read(self._user_reads, user_ids))
+        return EmailLookup(email, owner_ids, await read_rows(self._user_reads, user_ids))
 
     async def owner_ids(self, email: Email) -> dict[str, str]:
         """Return whom the claims of an address name, by claimed spelling; the normal form first.
@@ -87,25 +87,24 @@ class EmailClaims:
             CorruptItemError: A claim cannot be read.
         """
         keys = {_claim_key(spelling): spelling for spelling in email.claimed_spellings}
-        claims = await _read(self._claim_reads, keys)
+        claims = await read_rows(self._claim_reads, keys)
         return {keys[key]: owner_id_from_item(claim) for key, claim in claims.items() if claim is not None}
 
     async def list_claims(self, limit: int, after_key: str | None) -> ClaimPage:
         """Return some claims, without the request ids that the table also holds."""
-        start = {} if after_key is None else {"ExclusiveStartKey": item_of(unique_key=after_key)}
-        response = await self._client("Scan", TableName=self._tables.unique, Limit=limit, **start)
+        start = page_start(unique_key=after_key)
+        response = await self._client.call(self._client.api.scan, TableName=self._tables.unique, Limit=limit, **start)
         items = {item["unique_key"]["S"]: item for item in response["Items"]}
         user_ids = {
             key.removeprefix(_CLAIM_PREFIX): str(item.get("user_id", {}).get("S", ""))
             for key, item in items.items()
             if key.startswith(_CLAIM_PREFIX)
         }
-        last = response.get("LastEvaluatedKey")
-        return ClaimPage(user_ids, last and last["unique_key"]["S"])
+        return ClaimPage(user_ids, last_key(response, "unique_key"))
 
     async def _indexed_ids(self, spelling: str) -> list[str]:
-        response = await self._client(
-            "Query",
+        response = await self._client.call(
+            self._client.api.query,
             TableName=self._tables.users,
             IndexName=EMAIL_INDEX,
             KeyConditionExpression="email = :email",
@@ -177,16 +176,6 @@ class EmailClaims:
 
 def _claim_key(spelling: str) -> str:
     return f"{_CLAIM_PREFIX}{spelling}"
-
-
-async def _read(reads: Coalescer[Item | None], keys: Iterable[str]) -> dict[str, Item | None]:
-    """Read items by key in one call; raise the error of any of them."""
-    items: dict[str, Item | None] = {}
-    for key, item in (await reads.get(list(keys))).items():
-        if isinstance(item, Exception):
-            raise item
-        items[key] = item
-    return items
 
 
 def _address_in(row: Item | None) -> str | None:

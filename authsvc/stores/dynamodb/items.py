@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypedDict, TypeVar
 
 import structlog
 
@@ -45,10 +45,27 @@ def _attribute(value: object) -> dict[str, object]:
         case int():
             return {"N": str(value)}
         case bytes():
-            return {"B": base64.b64encode(value).decode()}
+            return {"B": value}
         case frozenset():
             return {"SS": sorted(value)}
     return {"S": value}
+
+
+class PageStart(TypedDict, total=False):
+    """The argument of a Query or Scan that continues after a page; empty for the first page."""
+
+    ExclusiveStartKey: dict[str, dict[str, object]]
+
+
+def page_start(**key: str | None) -> PageStart:
+    """Return where a page begins, by the key of the last row before it; None: at the first row."""
+    return {} if None in key.values() else {"ExclusiveStartKey": item_of(**key)}
+
+
+def last_key(response: Mapping[str, Any], name: str) -> str | None:
+    """Return a key attribute of a page's last row; None where no page follows."""
+    last = response.get("LastEvaluatedKey")
+    return None if last is None else str(last[name]["S"])
 
 
 def user_item(user: User) -> dict[str, dict[str, object]]:
@@ -277,6 +294,7 @@ def _any_text(attribute: Mapping[str, Any]) -> str:
 
 
 def _bytes(attribute: Mapping[str, Any]) -> bytes:
+    # Responses are read as they are; botocore encodes requests alone.
     return base64.b64decode(attribute["B"], validate=True)
 
 

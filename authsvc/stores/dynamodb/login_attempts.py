@@ -10,10 +10,12 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+from authsvc.coalescer import Coalescer
 from authsvc.models import AttemptCount, Counter, CounterUpdate
-from authsvc.stores.dynamodb.batch_get import coalesced_reads
-from authsvc.stores.dynamodb.client import ConditionFailedError, DynamoDBClient
+from authsvc.stores.dynamodb.batch_get import BatchGet, read_rows
+from authsvc.stores.dynamodb.client import DynamoDBClient
 from authsvc.stores.dynamodb.items import attempt_count_from_item, item_of
+from authsvc.stores.dynamodb.responses import ConditionFailedError
 
 _ROUNDS = 2
 """The second round adds to a window that another attempt started between the two writes of the first."""
@@ -25,16 +27,12 @@ class LoginAttempts:
     def __init__(self, client: DynamoDBClient, table: str) -> None:
         self._client = client
         self._table = table
-        self._reads = coalesced_reads(client, table, "attempt_key")
+        self._reads = Coalescer(BatchGet(client.batch_get, client.timeouts, table, "attempt_key"))
 
     async def get(self, keys: Sequence[str], now: datetime) -> dict[str, AttemptCount]:
         """See Store.get_attempt_counts."""
-        found: dict[str, AttemptCount] = {}
-        for key, item in (await self._reads.get(keys)).items():
-            if isinstance(item, Exception):
-                raise item
-            if item is not None:
-                found[key] = attempt_count_from_item(item)
+        rows = await read_rows(self._reads, keys)
+        found = {key: attempt_count_from_item(row) for key, row in rows.items() if row is not None}
         # TTL deletes items days late.
         return {key: stored for key, stored in found.items() if stored.expire_time > now}
 
@@ -90,7 +88,7 @@ class LoginAttempts:
             "ExpressionAttributeValues": item_of(**{f":{name}": value for name, value in values.items()}),
         }
         try:
-            await self._client("UpdateItem", **request)
+            await self._client.call(self._client.api.update_item, **request)
         except ConditionFailedError:
             return False
         return True
@@ -111,8 +109,8 @@ class LoginAttempts:
         await asyncio.gather(*changes)
 
     async def _clear(self, key: str) -> None:
-        await self._client("DeleteItem", TableName=self._table, Key=item_of(attempt_key=key))
+        await self._client.call(self._client.api.delete_item, TableName=self._table, Key=item_of(attempt_key=key))
 
     async def _mark_known(self, key: str, expire_time: datetime) -> None:
         item = item_of(attempt_key=key, expires_at=int(expire_time.timestamp()))
-        await self._client("PutItem", TableName=self._table, Item=item)
+        await self._client.call(self._client.api.put_item, TableName=self._table, Item=item)

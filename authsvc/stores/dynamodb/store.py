@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mappi
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import structlog
 
-from authsvc import fields
+from authsvc import aws, fields, request_context
+from authsvc.coalescer import Coalescer
 from authsvc.errors import (
     CorruptItemError,
     EmailAlreadyExistsError,
@@ -30,12 +30,14 @@ from authsvc.models import (
     UserState,
     revocation_entry,
 )
-from authsvc.stores.dynamodb.batch_get import USER_STATE_ATTRIBUTES, coalesced_reads
-from authsvc.stores.dynamodb.client import ConditionFailedError, DynamoDBClient, open_client
+from authsvc.stores.dynamodb.batch_get import USER_STATE_ATTRIBUTES, BatchGet
+from authsvc.stores.dynamodb.client import DynamoDBClient, open_client
 from authsvc.stores.dynamodb.email_claims import EmailClaims
 from authsvc.stores.dynamodb.items import (
     Item,
     item_of,
+    last_key,
+    page_start,
     session_from_item,
     session_item,
     user_from_item,
@@ -44,6 +46,7 @@ from authsvc.stores.dynamodb.items import (
     user_update,
 )
 from authsvc.stores.dynamodb.login_attempts import LoginAttempts
+from authsvc.stores.dynamodb.responses import ConditionFailedError
 from authsvc.stores.dynamodb.tables import Tables, check_tables, create_tables
 from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
 from authsvc.stores.interface import (
@@ -69,15 +72,17 @@ class DynamoDBStore:
         self._client = client
         self._tables = tables
         self._on_user_changed = on_user_changed
-        self._user_states = coalesced_reads(client, tables.users, "user_id", USER_STATE_ATTRIBUTES)
+        self._user_states = Coalescer(
+            BatchGet(client.batch_get, client.timeouts, tables.users, "user_id", USER_STATE_ATTRIBUTES)
+        )
         self._claims = EmailClaims(client, tables)
         self._counters = LoginAttempts(client, tables.login_attempts)
 
     async def ping(self) -> datetime | None:
         """See Store: reads a key that does not exist; the Date header of the response is the store's time."""
-        await self._client("GetItem", TableName=self._tables.users, Key=item_of(user_id="ping"))
-        date = self._client.last_date
-        return parsedate_to_datetime(date) if date else None
+        key = item_of(user_id="ping")
+        response = await self._client.call(self._client.api.get_item, TableName=self._tables.users, Key=key)
+        return aws.parse_date(response["ResponseMetadata"]["HTTPHeaders"])
 
     async def create_user(
         self, user: User, now: datetime, request_digest: bytes | None = None, email: Email | None = None
@@ -153,7 +158,8 @@ class DynamoDBStore:
 
     async def get_user_states(self, user_ids: Collection[str]) -> Mapping[str, UserState | Exception | None]:
         """See Store."""
-        return {user_id: _user_state(row) for user_id, row in (await self._user_states.get(user_ids)).items()}
+        rows = await self._user_states.get(user_ids, request_context.store_deadline())
+        return {user_id: _user_state(row) for user_id, row in rows.items()}
 
     async def get_user_by_email(self, email: Email) -> EmailOwner:
         """See Store."""
@@ -184,11 +190,10 @@ class DynamoDBStore:
 
     async def list_users(self, limit: int, after_user_id: str | None) -> UserPage:
         """See Store."""
-        start = {} if after_user_id is None else {"ExclusiveStartKey": item_of(user_id=after_user_id)}
-        response = await self._client("Scan", TableName=self._tables.users, Limit=limit, **start)
-        last = response.get("LastEvaluatedKey")
+        start = page_start(user_id=after_user_id)
+        response = await self._client.call(self._client.api.scan, TableName=self._tables.users, Limit=limit, **start)
         users, corrupt = _read_users(response["Items"])
-        return UserPage(users, last and last["user_id"]["S"], corrupt)
+        return UserPage(users, last_key(response, "user_id"), corrupt)
 
     async def list_claims(self, limit: int, after_key: str | None) -> ClaimPage:
         """See Store."""
@@ -258,14 +263,14 @@ class DynamoDBStore:
         while page := (await self.list_sessions(user_id, _DELETE_PAGE_SIZE, None)).sessions:
             for session in page:
                 key = item_of(user_id=user_id, session_id=session.session_id)
-                await self._client("DeleteItem", TableName=self._tables.sessions, Key=key)
+                await self._client.call(self._client.api.delete_item, TableName=self._tables.sessions, Key=key)
 
     async def create_session(self, session: Session) -> None:
         """See Store."""
         # The id is random: if it exists, this write made it and lost its response.
         with contextlib.suppress(ConditionFailedError):
-            await self._client(
-                "PutItem",
+            await self._client.call(
+                self._client.api.put_item,
                 TableName=self._tables.sessions,
                 Item=session_item(session),
                 ConditionExpression="attribute_not_exists(session_id)",
@@ -279,8 +284,8 @@ class DynamoDBStore:
     async def rotate_refresh_token(self, expected: Session, new: Session) -> bool:
         """See Store."""
         try:
-            await self._client(
-                "PutItem",
+            await self._client.call(
+                self._client.api.put_item,
                 TableName=self._tables.sessions,
                 Item=session_item(new),
                 ConditionExpression="rotating_part_sha256 = :expected AND attribute_not_exists(ended_at)",
@@ -292,20 +297,16 @@ class DynamoDBStore:
 
     async def list_sessions(self, user_id: str, limit: int, after_session_id: str | None) -> SessionPage:
         """See Store."""
-        start = {}
-        if after_session_id is not None:
-            start["ExclusiveStartKey"] = item_of(user_id=user_id, session_id=after_session_id)
-        response = await self._client(
-            "Query",
+        response = await self._client.call(
+            self._client.api.query,
             TableName=self._tables.sessions,
             KeyConditionExpression="user_id = :user_id",
             ExpressionAttributeValues=item_of(**{":user_id": user_id}),
             ConsistentRead=True,
             Limit=limit,
-            **start,
+            **page_start(user_id=user_id, session_id=after_session_id),
         )
-        last = response.get("LastEvaluatedKey")
-        return SessionPage([session_from_item(i) for i in response["Items"]], last and last["session_id"]["S"])
+        return SessionPage([session_from_item(i) for i in response["Items"]], last_key(response, "session_id"))
 
     async def end_session(
         self, user_id: str, session_id: str, now: datetime, revoke_until_if_missing: datetime | None
@@ -348,8 +349,8 @@ class DynamoDBStore:
         await self._transact_user(user.user_id, {"Update": adding}, *self._end_actions(session, now))
 
     async def _remove_revocations(self, user: User, entries: frozenset[str]) -> None:
-        await self._client(
-            "UpdateItem",
+        await self._client.call(
+            self._client.api.update_item,
             TableName=self._tables.users,
             Key=item_of(user_id=user.user_id),
             UpdateExpression="DELETE revoked_sessions :entries",
@@ -392,6 +393,8 @@ class DynamoDBStore:
 
 
 def _user_state(row: Item | Exception | None) -> UserState | Exception | None:
+    if isinstance(row, TimeoutError):
+        return StoreUnavailableError("no answer in time")
     if row is None or isinstance(row, Exception):
         return row
     try:

@@ -5,11 +5,21 @@ import shlex
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from authsvc.errors import StoreSetupError, StoreUnavailableError
 from authsvc.models import Finding
-from authsvc.stores.dynamodb.client import BACKUPS_NOT_READY, DynamoDBClient
+from authsvc.stores.dynamodb.client import DynamoDBClient
+from authsvc.stores.dynamodb.responses import BACKUPS_NOT_READY
+
+if TYPE_CHECKING:
+    from types_aiobotocore_dynamodb.literals import KeyTypeType
+    from types_aiobotocore_dynamodb.type_defs import (
+        AttributeDefinitionTypeDef,
+        CreateGlobalSecondaryIndexActionTypeDef,
+        CreateTableInputTypeDef,
+        KeySchemaElementTypeDef,
+    )
 
 EMAIL_INDEX = "email-index"
 TTL_ATTRIBUTE = "expires_at"
@@ -67,13 +77,12 @@ class _Table:
     has_ttl: bool = True
 
     @property
-    def key_schema(self) -> list[dict[str, str]]:
-        return [
-            {"AttributeName": name, "KeyType": kind} for name, kind in zip(self.keys, ("HASH", "RANGE"), strict=False)
-        ]
+    def key_schema(self) -> list["KeySchemaElementTypeDef"]:
+        kinds: tuple[KeyTypeType, ...] = ("HASH", "RANGE")
+        return [{"AttributeName": name, "KeyType": kind} for name, kind in zip(self.keys, kinds, strict=False)]
 
     @property
-    def index(self) -> dict[str, Any]:
+    def index(self) -> "CreateGlobalSecondaryIndexActionTypeDef":
         return {
             "IndexName": EMAIL_INDEX,
             "KeySchema": [{"AttributeName": "email", "KeyType": "HASH"}],
@@ -81,13 +90,13 @@ class _Table:
         }
 
     @property
-    def attributes(self) -> list[dict[str, str]]:
+    def attributes(self) -> list["AttributeDefinitionTypeDef"]:
         names = (*self.keys, "email") if self.has_email_index else self.keys
         return [{"AttributeName": name, "AttributeType": "S"} for name in names]
 
     @property
-    def definition(self) -> dict[str, Any]:
-        definition: dict[str, Any] = {
+    def definition(self) -> "CreateTableInputTypeDef":
+        definition: CreateTableInputTypeDef = {
             "TableName": self.name,
             "KeySchema": self.key_schema,
             "AttributeDefinitions": self.attributes,
@@ -131,7 +140,7 @@ async def _create(client: DynamoDBClient, table: _Table) -> list[str]:
     done = []
     found = await _describe(client, table)
     if found is None:
-        await _create_or_find(client("CreateTable", **table.definition), _describe(client, table))
+        await _create_or_find(client.call(client.api.create_table, **table.definition), _describe(client, table))
         await _wait_until_active(client, table)
         done.append(f"created table {table.name}")
         if await _enable_pitr(client, table):
@@ -158,8 +167,8 @@ async def _create_or_find(creation: Awaitable[object], found: Coroutine[Any, Any
 
 
 async def _create_index(client: DynamoDBClient, table: _Table) -> None:
-    creation = client(
-        "UpdateTable",
+    creation = client.call(
+        client.api.update_table,
         TableName=table.name,
         AttributeDefinitions=table.attributes,
         GlobalSecondaryIndexUpdates=[{"Create": table.index}],
@@ -202,8 +211,8 @@ def _is_active(found: Mapping[str, Any] | None) -> bool:
 
 
 async def _enable_ttl(client: DynamoDBClient, table: _Table) -> None:
-    creation = client(
-        "UpdateTimeToLive",
+    creation = client.call(
+        client.api.update_time_to_live,
         TableName=table.name,
         TimeToLiveSpecification={"Enabled": True, "AttributeName": TTL_ATTRIBUTE},
     )
@@ -215,8 +224,8 @@ async def _enable_pitr(client: DynamoDBClient, table: _Table) -> bool:
 
     async def enable() -> bool:
         try:
-            await client(
-                "UpdateContinuousBackups",
+            await client.call(
+                client.api.update_continuous_backups,
                 TableName=table.name,
                 PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": True},
             )
@@ -238,7 +247,7 @@ async def _enable_pitr(client: DynamoDBClient, table: _Table) -> bool:
 
 async def _describe(client: DynamoDBClient, table: _Table) -> Mapping[str, Any] | None:
     try:
-        response = await client("DescribeTable", TableName=table.name)
+        response = await client.call(client.api.describe_table, TableName=table.name)
     except StoreUnavailableError as error:
         if error.cause == "ResourceNotFoundException":
             return None
@@ -268,7 +277,7 @@ def _index_problem(table: _Table, found: Mapping[str, Any]) -> str:
 
 
 async def _ttl_attribute(client: DynamoDBClient, table: _Table) -> str | None:
-    response = await client("DescribeTimeToLive", TableName=table.name)
+    response = await client.call(client.api.describe_time_to_live, TableName=table.name)
     description = response["TimeToLiveDescription"]
     if description["TimeToLiveStatus"] not in ("ENABLED", "ENABLING"):
         return None
@@ -279,11 +288,11 @@ async def _ttl_attribute(client: DynamoDBClient, table: _Table) -> str | None:
 async def _has_pitr(client: DynamoDBClient, table: _Table) -> bool | None:
     """Return whether point-in-time recovery is on; None where the engine has none."""
     try:
-        response = await client("DescribeContinuousBackups", TableName=table.name)
+        response = await client.call(client.api.describe_continuous_backups, TableName=table.name)
     except StoreSetupError:
         return None
-    backups: Mapping[str, Mapping[str, str]] = response["ContinuousBackupsDescription"]
-    return backups.get("PointInTimeRecoveryDescription", {}).get("PointInTimeRecoveryStatus") == "ENABLED"
+    recovery = response["ContinuousBackupsDescription"].get("PointInTimeRecoveryDescription", {})
+    return recovery.get("PointInTimeRecoveryStatus") == "ENABLED"
 
 
 async def _check(client: DynamoDBClient, table: _Table) -> list[Finding]:

@@ -1,5 +1,6 @@
 """Deterministic interleavings: one use case runs at every step of another, or between a write and its retry."""
 
+import functools
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -12,7 +13,8 @@ import pytest
 from authsvc.errors import AuthsvcError, RetryableStoreError, UserNotFoundError
 from authsvc.models import Email, User
 from authsvc.passwords.hash_queue import HashQueue
-from authsvc.stores.dynamodb.client import ConditionFailedError, DynamoDBClient, open_client
+from authsvc.stores.dynamodb.client import DynamoDBClient, open_client
+from authsvc.stores.dynamodb.responses import ConditionFailedError, api_name
 from authsvc.stores.dynamodb.store import DynamoDBStore, open_dynamodb_store
 from authsvc.stores.dynamodb.tables import Tables as TableNames
 from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
@@ -28,12 +30,13 @@ LOOK_UP = 5
 """Store calls of a login until it has read the user; later calls rely on what it read."""
 
 
-class Interrupted(DynamoDBClient):
+class Interrupted:
     """A client that runs something else at one of its calls."""
 
     def __init__(self, client: DynamoDBClient) -> None:
-        self.timeouts = client.timeouts
         self._inner = client
+        itself: Any = self
+        self.client = DynamoDBClient(itself, itself, client.timeouts)
         self._meanwhile: Callable[[], Awaitable[object]] | None = None
         self._steps = itertools.count()
         self._is_lost = False
@@ -53,20 +56,32 @@ class Interrupted(DynamoDBClient):
         self._steps = itertools.count(-step)
         self._meanwhile, self._is_lost = meanwhile, is_lost
 
-    async def send(self, operation: str, body: bytes) -> dict[str, Any]:
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        operation: Callable[..., Awaitable[Any]] = getattr(self._inner.api, name)
+
+        @functools.wraps(operation)
+        async def attempt(**request: Any) -> Any:
+            return await self._attempt(partial(operation, **request), is_write=api_name(name) in WRITES)
+
+        return attempt
+
+    async def send(self, body: bytes) -> Any:
+        return await self._attempt(partial(self._inner.batch_get.send, body), is_write=False)
+
+    async def _attempt(self, attempt: Callable[[], Awaitable[Any]], *, is_write: bool) -> Any:
         if self._meanwhile is None:
-            return await self._inner.send(operation, body)
-        if (self._is_lost and operation not in WRITES) or next(self._steps) < 0:
+            return await attempt()
+        if (self._is_lost and not is_write) or next(self._steps) < 0:
             self.made += 1
-            return await self._inner.send(operation, body)
+            return await attempt()
         meanwhile, self._meanwhile = self._meanwhile, None
         if self._is_lost:
             with suppress(ConditionFailedError):  # this response is lost, too
-                await self._inner.send(operation, body)
+                await attempt()
             await meanwhile()
             raise RetryableStoreError("lost")
         await meanwhile()
-        return await self._inner.send(operation, body)
+        return await attempt()
 
     @property
     def is_unused(self) -> bool:
@@ -171,7 +186,7 @@ async def on_stage(
         interrupted = Interrupted(client)
         ring = key_ring(signing_keys, clock)
         second = UseCases(store, ring, clock, hash_queue, tables_of(engine, prefix))
-        first = second.on(DynamoDBStore(interrupted, TableNames(prefix), ignore))
+        first = second.on(DynamoDBStore(interrupted.client, TableNames(prefix), ignore))
         yield Scene(first, second, first.with_hash_queue(stronger), interrupted)
     hash_queue.close()
     stronger.close()

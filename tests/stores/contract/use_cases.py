@@ -16,9 +16,9 @@ from authsvc.tokens.key_file import watch_key_file
 from authsvc.tokens.keys import KeyRing
 from authsvc.usecases.login import Logins
 from authsvc.usecases.sessions import SessionLifetimes, Sessions, Tokens
-from authsvc.usecases.user_state_cache import UserStateCache
+from authsvc.usecases.user_state_cache import StalenessLimits, UserStateCache
 from authsvc.usecases.users import Users
-from authsvc.usecases.validation import ActiveToken, Check, StalenessLimits, Validations
+from authsvc.usecases.validation import ActiveToken, Check, Validations
 from tests.dynamodb import Tables
 from tests.support import PASSWORD, TEST_COST, WITNESS, FakeClock
 

@@ -4,16 +4,23 @@ import asyncio
 import json
 import socket
 import zlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
+from botocore.exceptions import ParamValidationError
 
 from authsvc.errors import ConfigError, RetryableStoreError, StoreSetupError, StoreUnavailableError
-from authsvc.stores.dynamodb.client import ConditionFailedError, DynamoDBClient, open_client
+from authsvc.stores.dynamodb.batch_get import BatchGet
+from authsvc.stores.dynamodb.client import DynamoDBClient, open_client
+from authsvc.stores.dynamodb.responses import ConditionFailedError
+from authsvc.stores.dynamodb.store import DynamoDBStore
+from authsvc.stores.dynamodb.tables import Tables
 from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
+from authsvc.stores.interface import ignore
 from tests.engines import Engine
 from tests.support import use_engine
 
@@ -39,7 +46,7 @@ async def test_without_credentials_the_store_is_unavailable(
     forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
     async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as client:
         with pytest.raises(StoreUnavailableError, match="no AWS credentials"):
-            await client("ListTables")
+            await client.call(client.api.list_tables)
 
 
 async def test_a_region_is_needed(forget: Callable[..., None]) -> None:
@@ -55,7 +62,7 @@ async def test_the_region_may_be_the_default_one(
     use_engine(dynoxide, monkeypatch)
     forget("AWS_REGION")
     async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as client:
-        await client("ListTables")
+        await client.call(client.api.list_tables)
 
 
 class Answer:
@@ -88,18 +95,28 @@ async def client(answer: Answer) -> AsyncIterator[DynamoDBClient]:
         yield client
 
 
-async def test_a_request_is_sent_as_it_is_and_signed(client: DynamoDBClient, answer: Answer) -> None:
-    answer.body = b'{"Item":{}}'
+async def read_alice(client: DynamoDBClient) -> object:
+    """Make the read that bypasses botocore's request pipeline."""
+    async for rows in BatchGet(client.batch_get, client.timeouts, "users", "user_id")(["alice"]):
+        if isinstance(rows.get("alice"), Exception):
+            raise rows["alice"]  # type: ignore[misc]  # mypy does not narrow items
+    return rows
+
+
+async def write(client: DynamoDBClient) -> None:
+    await client.transact({"Delete": {"TableName": "users", "Key": {"user_id": {"S": "alice"}}}})
+
+
+async def test_the_hot_read_is_signed(client: DynamoDBClient, answer: Answer) -> None:
+    answer.body = b'{"Responses":{"users":[]},"UnprocessedKeys":{}}'
     answer.headers["x-amz-crc32"] = str(zlib.crc32(answer.body))
-    answer.headers["Date"] = "Wed, 25 Nov 2026 00:00:00 GMT"
-    assert await client.send("GetItem", b'{"TableName":"users"}') == {"Item": {}}
+    assert await read_alice(client) == {"alice": None}
     ((headers, body),) = answer.requests
-    assert body == b'{"TableName":"users"}'
-    assert headers["X-Amz-Target"] == "DynamoDB_20120810.GetItem"
+    assert json.loads(body)["RequestItems"]["users"]["Keys"] == [{"user_id": {"S": "alice"}}]
+    assert headers["X-Amz-Target"] == "DynamoDB_20120810.BatchGetItem"
     assert headers["Content-Type"] == "application/x-amz-json-1.0"
     assert headers["Authorization"].startswith("AWS4-HMAC-SHA256 Credential=")
     assert "x-amz-target" in headers["Authorization"]
-    assert client.last_date == answer.headers["Date"]
 
 
 def refused(code: str, *reasons: str) -> bytes:
@@ -159,47 +176,92 @@ async def test_each_failure_is_tried_again_or_means_something(
 ) -> None:
     """The error does not contain the request or the response."""
     answer.status, answer.body = status, body
-    with pytest.raises(expected) as one_attempt:
-        await client.send("TransactWriteItems", b"{}")
-    assert type(one_attempt.value) is expected
-    assert len(answer.requests) == 1
-    with pytest.raises(StoreUnavailableError if expected is RetryableStoreError else expected) as many:
-        await client("TransactWriteItems")
-    assert len(answer.requests) - 1 == (DynamoDBTimeouts().max_attempts if expected is RetryableStoreError else 1)
-    for caught in (one_attempt, many):
+    attempts = DynamoDBTimeouts().max_attempts if expected is RetryableStoreError else 1
+    for call in (read_alice, write):
+        answer.requests.clear()
+        with pytest.raises(StoreUnavailableError if expected is RetryableStoreError else expected) as caught:
+            await call(client)
+        assert len(answer.requests) == attempts
         assert "secret" not in str(caught.value)
         assert caught.value.__cause__ is None
 
 
+async def test_a_malformed_request_is_a_bug_and_no_outage(client: DynamoDBClient, answer: Answer) -> None:
+    number: Any = 5
+    with pytest.raises(ParamValidationError):
+        await client.get("users", user_id=number)
+    with pytest.raises(TypeError):
+        await anext(BatchGet(client.batch_get, client.timeouts, "users", "user_id")([number, object()]))  # type: ignore[list-item]
+    assert answer.requests == []
+
+
 async def test_a_call_takes_and_gives_what_dynamodb_has(client: DynamoDBClient, answer: Answer) -> None:
     answer.body = b'{"Item":{"email":{"S":"\\ud800"}},"ConsumedCapacity":{"TableName":"users","CapacityUnits":1.0}}'
-    response = await client("GetItem", TableName="users", Key={"user_id": {"S": "\ud800"}})
-    assert response["Item"] == {"email": {"S": "\ud800"}}
+    assert await client.get("users", user_id="\ud800") == {"email": {"S": "\ud800"}}
     ((_, body),) = answer.requests
     request = {"TableName": "users", "Key": {"user_id": {"S": "\ud800"}}, "ReturnConsumedCapacity": "TOTAL"}
-    assert json.loads(body) == request
+    assert json.loads(body) == {**request, "ConsistentRead": True}
 
 
-async def test_a_body_that_does_not_match_its_checksum_is_no_answer(client: DynamoDBClient, answer: Answer) -> None:
+@pytest.mark.parametrize(
+    ("date", "expected"),
+    [
+        ("Wed, 25 Nov 2026 00:00:00 GMT", datetime(2026, 11, 25, tzinfo=UTC)),
+        ("the day after", None),
+    ],
+)
+async def test_a_ping_tells_the_time_of_its_own_response(
+    client: DynamoDBClient, answer: Answer, date: str, expected: datetime | None
+) -> None:
+    answer.headers["Date"] = date
+    assert await DynamoDBStore(client, Tables("auth-"), ignore).ping() == expected
+
+
+async def test_a_batch_that_outlives_the_client_sends_nothing_more(answer: Answer) -> None:
+    answer.body = b'{"Responses":{"users":[]},"UnprocessedKeys":{}}'
+    async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as client:
+        await read_alice(client)
+    answer.requests.clear()
+    with pytest.raises(StoreUnavailableError, match="the client is closed"):
+        await read_alice(client)
+    assert answer.requests == []
+
+
+async def test_a_page_without_items_is_no_answer(client: DynamoDBClient) -> None:
+    with pytest.raises(StoreUnavailableError, match="Scan: UnreadableResponseError"):
+        await DynamoDBStore(client, Tables("auth-"), ignore).list_users(10, None)
+
+
+@pytest.mark.parametrize("call", [read_alice, write])
+async def test_a_body_that_does_not_match_its_checksum_is_no_answer(
+    client: DynamoDBClient, answer: Answer, call: Callable[[DynamoDBClient], Awaitable[object]]
+) -> None:
     answer.headers["x-amz-crc32"] = str(zlib.crc32(b"another body"))
-    with pytest.raises(RetryableStoreError, match="UnreadableResponseError"):
-        await client.send("BatchGetItem", b"{}")
+    with pytest.raises(StoreUnavailableError, match="UnreadableResponseError"):
+        await call(client)
 
 
-async def test_a_server_that_is_not_there_is_no_answer(dynoxide: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("call", [read_alice, write])
+async def test_a_server_that_is_not_there_is_no_answer(
+    dynoxide: Engine, monkeypatch: pytest.MonkeyPatch, call: Callable[[DynamoDBClient], Awaitable[object]]
+) -> None:
     with socket.socket() as deaf:  # bound, but not listening
         deaf.bind(("127.0.0.1", 0))
         use_engine(dynoxide, monkeypatch, f"http://127.0.0.1:{deaf.getsockname()[1]}")
         async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as client:
-            with pytest.raises(RetryableStoreError, match="EndpointConnectionError"):
-                await client.send("BatchGetItem", b"{}")
+            with pytest.raises(StoreUnavailableError, match="EndpointConnectionError"):
+                await call(client)
 
 
+@pytest.mark.parametrize("call", [read_alice, write])
 async def test_without_credentials_nothing_is_sent(
-    answer: Answer, monkeypatch: pytest.MonkeyPatch, forget: Callable[..., None]
+    answer: Answer,
+    monkeypatch: pytest.MonkeyPatch,
+    forget: Callable[..., None],
+    call: Callable[[DynamoDBClient], Awaitable[object]],
 ) -> None:
     forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
     async with open_client(DynamoDBTimeouts(backoff_seconds=0.0)) as client:
         with pytest.raises(StoreUnavailableError, match="no AWS credentials"):
-            await client.send("BatchGetItem", b"{}")
+            await call(client)
     assert answer.requests == []

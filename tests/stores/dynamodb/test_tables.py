@@ -6,29 +6,39 @@ import pytest
 
 from authsvc.errors import StoreSetupError, StoreUnavailableError
 from authsvc.stores.dynamodb import tables
-from authsvc.stores.dynamodb.client import BACKUPS_NOT_READY, DynamoDBClient
+from authsvc.stores.dynamodb.client import DynamoDBClient
+from authsvc.stores.dynamodb.responses import BACKUPS_NOT_READY
 from authsvc.stores.dynamodb.tables import Tables, create_tables
+
+
+class Names:
+    """Has each operation's name in place of the operation."""
+
+    def __getattr__(self, name: str) -> str:
+        return name
 
 
 class SlowDynamoDB:
     """Creates tables that are ready only after a number of DescribeTable calls."""
 
+    api = Names()
+
     def __init__(self, describe_calls: int) -> None:
         self._describe_calls = describe_calls
         self._left: dict[str, int] = {}
 
-    async def __call__(self, operation: str, *, TableName: str, **_: Any) -> Any:  # noqa: N803 - as AWS has it
+    async def call(self, operation: str, *, TableName: str, **_: Any) -> Any:  # noqa: N803 - as AWS has it
         match operation:
-            case "CreateTable":
+            case "create_table":
                 self._left[TableName] = self._describe_calls
-            case "DescribeTable" if TableName not in self._left:
+            case "describe_table" if TableName not in self._left:
                 raise StoreUnavailableError("ResourceNotFoundException")
-            case "DescribeTable":
+            case "describe_table":
                 self._left[TableName] -= 1
                 if self._left[TableName] == self._describe_calls - 1:
                     raise StoreUnavailableError("ResourceNotFoundException")
                 return {"Table": {"TableStatus": "CREATING" if self._left[TableName] > 0 else "ACTIVE"}}
-            case "DescribeTimeToLive":
+            case "describe_time_to_live":
                 return {"TimeToLiveDescription": {"TimeToLiveStatus": "DISABLED"}}
         return {}
 
@@ -52,13 +62,13 @@ class RefusingDynamoDB(SlowDynamoDB):
         self._refused = refused
         self._error = error or StoreSetupError(f"DynamoDB refuses a request: {refused}")
 
-    async def __call__(self, operation: str, **request: Any) -> Any:
+    async def call(self, operation: str, **request: Any) -> Any:
         if operation == self._refused:
             raise self._error
-        return await super().__call__(operation, **request)
+        return await super().call(operation, **request)
 
 
-@pytest.mark.parametrize("operation", ["CreateTable", "UpdateTimeToLive"])
+@pytest.mark.parametrize("operation", ["create_table", "update_time_to_live"])
 async def test_what_cannot_be_made_is_told(operation: str) -> None:
     with pytest.raises(StoreSetupError, match=operation):
         await create_tables(cast("DynamoDBClient", RefusingDynamoDB(operation)), Tables("auth-"))
@@ -72,12 +82,12 @@ async def test_waiting_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_point_in_time_recovery_that_does_not_come_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "_ACTIVE_WAIT_SECONDS", 0.5)
-    unready = RefusingDynamoDB("UpdateContinuousBackups", StoreUnavailableError(BACKUPS_NOT_READY))
+    unready = RefusingDynamoDB("update_continuous_backups", StoreUnavailableError(BACKUPS_NOT_READY))
     with pytest.raises(StoreSetupError, match="auth-users has no point-in-time recovery yet: authsvc tables check"):
         await create_tables(cast("DynamoDBClient", unready), Tables("auth-"))
 
 
 async def test_an_outage_is_not_waited_for() -> None:
-    down = RefusingDynamoDB("UpdateContinuousBackups", StoreUnavailableError("no answer in time"))
+    down = RefusingDynamoDB("update_continuous_backups", StoreUnavailableError("no answer in time"))
     with pytest.raises(StoreUnavailableError):
         await create_tables(cast("DynamoDBClient", down), Tables("auth-"))
