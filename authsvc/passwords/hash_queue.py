@@ -4,6 +4,7 @@ Unknown sources come last and never get all slots: a flood of guesses neither lo
 """
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -126,7 +127,7 @@ class HashQueue:
     def _end(self, task: asyncio.Task[Any], slot: QueueSlot) -> None:
         self._tasks.discard(task)
         self._leave(slot)
-        if not task.cancelled():
+        with contextlib.suppress(asyncio.CancelledError):
             task.exception()  # retrieved: its caller may be gone
 
     def _leave(self, slot: QueueSlot) -> None:

@@ -242,7 +242,7 @@ async def test_a_caller_that_leaves_at_the_front_gives_its_slot_back(queue: Hash
     async def end() -> None:
         """End; once the next slot is at the front, and before its task runs, its caller leaves."""
         loop = asyncio.get_running_loop()
-        loop.call_soon(loop.call_soon, leaves.cancel)
+        loop.call_soon(lambda: loop.call_soon(leaves.cancel))
 
     await queue.run(first, end())
     with pytest.raises(asyncio.CancelledError):

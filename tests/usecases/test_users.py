@@ -1,11 +1,74 @@
-"""Walking over all users."""
+"""The use cases on users: concurrent creations of one address, ids, and walking over all users."""
 
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from authsvc import request_context
 from authsvc.config import ServeSettings
-from authsvc.models import User
+from authsvc.errors import OverloadedError, StoreUnavailableError
+from authsvc.models import Email, User
+from authsvc.passwords.hash_queue import HashQueue
+from authsvc.stores.interface import EmailOwner, Store
 from authsvc.stores.opening import open_store
 from authsvc.usecases import users
 from tests.stores.contract.test_store import NOW, new_user
-from tests.support import FakeClock
+from tests.support import TEST_COST, FakeClock
+
+EMAIL = "user@example.com"
+PASSWORD = "correct horse battery staple"
+
+
+@pytest.fixture
+async def store(settings: ServeSettings) -> AsyncIterator[Store]:
+    async with open_store(settings) as store:
+        await store.create_tables()
+        yield store
+
+
+@pytest.fixture
+def use_cases(settings: ServeSettings, store: Store, clock: FakeClock) -> Iterator[users.Users]:
+    with closing(HashQueue(TEST_COST)) as hash_queue:
+        yield users.Users(store, hash_queue, clock, settings.password_min_length)
+
+
+async def test_a_creation_that_fails_leaves_the_address_to_the_next_one(
+    use_cases: users.Users, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = store.create_user
+    failures = [StoreUnavailableError("no answer in time")]
+
+    async def fail_once(user: User, *args: Any) -> User:
+        if failures:
+            raise failures.pop()
+        return await create(user, *args)
+
+    monkeypatch.setattr(store, "create_user", fail_once)
+    calls = [use_cases.create_user(email=EMAIL, role="", password=PASSWORD) for _ in range(2)]
+    failed, created = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(failed, StoreUnavailableError)
+    assert isinstance(created, User)
+
+
+async def test_a_creation_waits_for_another_one_until_its_deadline(
+    use_cases: users.Users, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find, answers = store.get_user_by_email, asyncio.Event()
+
+    async def answer_late(email: Email) -> EmailOwner:
+        await answers.wait()
+        return await find(email)
+
+    monkeypatch.setattr(store, "get_user_by_email", answer_late)
+    first = asyncio.create_task(use_cases.create_user(email=EMAIL, role="", password=PASSWORD))
+    await asyncio.sleep(0)
+    with request_context.time_limit(0.02), pytest.raises(OverloadedError):
+        await use_cases.create_user(email=EMAIL, role="", password=PASSWORD)
+    answers.set()
+    assert (await first).email == EMAIL
 
 
 async def test_every_user_is_met_over_many_pages(settings: ServeSettings) -> None:

@@ -171,7 +171,9 @@ class BatchGet:
         return {key: found.get(key) for key in keys if key not in left_out}
 
 
-async def read_rows(reads: Coalescer[Item | None], keys: Collection[str]) -> dict[str, Item | None]:
+async def read_rows(
+    reads: Coalescer[Item | StoreUnavailableError | None], keys: Collection[str]
+) -> dict[str, Item | None]:
     """Return the row of each key, None where there is none, by the request's deadline.
 
     Args:
