@@ -29,6 +29,9 @@ hypothesis.settings.load_profile("patient")
 logging.getLogger("asyncio").addFilter(lambda record: "PollerCompletionQueue" not in record.getMessage())
 
 
+# As the command sets it; gRPC reads it once, before a test runs the command in this process.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
 TESTS = Path(__file__).parent
 MOTO_IN_EVERY_RUN = {TESTS / "rpc" / "test_main_job.py", TESTS / "stores" / "contract" / "test_store.py"}
 """The main job and the basic contract."""
@@ -59,9 +62,14 @@ def _engines_of(item: pytest.Function) -> set[str]:
 @pytest.fixture(scope="session", autouse=True)
 def _aws_files_read_once() -> Iterator[None]:
     """Share what every DynamoDB client reads for itself, in more time than most tests take; engines need no TLS."""
+    of_this_machine = {True, os.environ.get("AWS_CA_BUNDLE"), os.environ.get("REQUESTS_CA_BUNDLE")}
+
+    def only_a_tests_own(verify: bool | str) -> bool | str | None:
+        return None if verify in of_this_machine else verify
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(botocore.session, "create_loader", functools.cache(botocore.session.create_loader))
-        patch.setattr(aiobotocore.httpsession, "get_cert_path", lambda verify: None if verify is True else verify)
+        patch.setattr(aiobotocore.httpsession, "get_cert_path", only_a_tests_own)
         yield
 
 

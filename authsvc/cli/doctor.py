@@ -52,8 +52,8 @@ def remedy_for(error: StoreUnavailableError) -> str:
         return _CLOCK_REMEDY
     if "SSLError" in error.cause:
         return (
-            "check the certificate of AWS_ENDPOINT_URL_DYNAMODB or of the proxy, its name and end, and this host's"
-            " clock; if its CA is your own, set AWS_CA_BUNDLE"
+            "check the certificate of the endpoint or of the proxy, its name and its end, and this host's clock;"
+            " if its CA is your own, set AWS_CA_BUNDLE"
         )
     return "check AWS_REGION, the credentials, AWS_ENDPOINT_URL_DYNAMODB and the network"
 

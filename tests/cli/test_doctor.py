@@ -355,7 +355,7 @@ def test_a_store_of_another_version(settings: dict[str, str], tmp_path: Path) ->
         ("sqlite: database is locked", "check that the disk has space and no other program locks or changes the file"),
         ("no AWS credentials are configured", "check AWS_REGION, "),
         (f"InvalidSignatureException: {WRONG_CLOCK}, 3:00:00 slow", "run a time service, "),
-        ("DescribeTable: SSLError", "check the certificate of AWS_ENDPOINT_URL_DYNAMODB or of the proxy, "),
+        ("DescribeTable: SSLError", "check the certificate of the endpoint or of the proxy, "),
     ],
 )
 def test_what_to_do_where_the_store_does_not_answer(cause: str, remedy: str) -> None:

@@ -109,7 +109,7 @@ async def test_a_short_outage_of_the_store_fails_no_validation(proxied: Proxied)
     async with retrying(proxied.client.address) as stub:
         async with outage(proxied):
             for _ in range(CALLS_OF_300_MS):
-                calls.append(asyncio.ensure_future(stub.ValidateToken(request)))
+                calls.append(asyncio.ensure_future(stub.ValidateToken(request, timeout=5)))
                 await asyncio.sleep(1 / CALLS_A_SECOND)
         answers = await asyncio.gather(*calls)
     assert {answer.state for answer in answers} == {auth_pb2.TOKEN_STATE_ACTIVE}

@@ -61,7 +61,8 @@ async def test_no_metadata_stands_for_a_token(client: Client, metadata: tuple[st
 
 # No other module may use them, and these modules only the listed names.
 NOT_FOR_SECRETS = {
-    "random": {"client": {"SystemRandom"}, "login_throttle": {"SystemRandom"}},  # backoff, cache lifetimes
+    # Backoff, pushback, cache lifetimes.
+    "random": {"timeouts": {"SystemRandom"}, "statuses": {"SystemRandom"}, "login_throttle": {"SystemRandom"}},
     "uuid": {"client": {"uuid4"}},  # idempotency token of a transaction
 }
 

@@ -170,6 +170,12 @@ async def test_what_is_no_database_cannot_be_opened(path: Path) -> None:
             pass
 
 
+async def test_a_folder_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(StoreSetupError, match=r"cannot open the SQLite file .+: Is a directory$"):
+        async with open_sqlite_store(tmp_path):
+            pass
+
+
 async def test_only_its_owner_may_read_the_file(store: SQLiteStore, path: Path) -> None:
     await store.create_user(new_user(), NOW)
     assert {file.stat().st_mode & 0o777 for file in path.parent.glob("authsvc.db*")} == {0o600}

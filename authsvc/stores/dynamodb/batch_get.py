@@ -4,7 +4,6 @@ They alone bypass botocore's request pipeline, which takes three quarters of the
 """
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -109,7 +108,9 @@ class BatchGet:
         """
         deadline = request_context.store_deadline()
         parts = [keys]
-        for attempts in itertools.count(1):
+        attempts = 0
+        while True:
+            attempts += 1
             causes: dict[str, str] = {}
             for part in parts:
                 rows, cause = await self._attempt_in_time(part, deadline)

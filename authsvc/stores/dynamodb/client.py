@@ -1,7 +1,6 @@
 """DynamoDB calls through aioboto3's typed client: one per process, with retries within the request's deadline."""
 
 import asyncio
-import itertools
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -91,13 +90,13 @@ class DynamoDBClient:
         deadline = request_context.store_deadline()
         with suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
-                for attempts in itertools.count(1):
+                attempts = 0
+                while not attempts or await self.timeouts.pause(attempts, deadline):
+                    attempts += 1
                     try:
                         return await attempt()
                     except FAILURES as error:
                         cause = failed_attempt(name, error).cause
-                    if not await self.timeouts.pause(attempts, deadline):
-                        break
         raise StoreUnavailableError(cause)
 
     async def get(self, table: str, **key: str) -> Mapping[str, Mapping[str, Any]] | None:

@@ -20,6 +20,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
+const callTimeout = 10 * time.Second
+
 // job says what to call, with which request, how often, and how many calls to begin in a second.
 type job struct {
 	Method       string
@@ -67,8 +69,10 @@ func countEnds(connection *grpc.ClientConn, work job) map[string]int {
 	for range work.Calls {
 		<-pace.C
 		calls.Go(func() {
+			deadline, cancel := context.WithTimeout(context.Background(), callTimeout)
+			defer cancel()
 			var response []byte
-			err := connection.Invoke(context.Background(), work.Method, work.Request, &response, grpc.ForceCodec(asBytes{}))
+			err := connection.Invoke(deadline, work.Method, work.Request, &response, grpc.ForceCodec(asBytes{}))
 			ends <- status.Code(err).String()
 		})
 	}
