@@ -46,9 +46,14 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests on other engines than SQLite and dynoxide: `make test-engines` runs them, `make test` does not."""
+    """Mark tests on other engines than SQLite and dynoxide, and those that are long on dynoxide.
+
+    `make test-engines` runs them, `make test` does not.
+    """
     for item in items:
         others = OTHER_ENGINES - {"moto"} if item.path in MOTO_IN_EVERY_RUN else OTHER_ENGINES
+        if item.get_closest_marker("long_on_dynoxide"):
+            others |= {"dynoxide"}
         if isinstance(item, pytest.Function) and not others.isdisjoint(_engines_of(item)):
             item.add_marker(pytest.mark.engines)
 

@@ -158,6 +158,7 @@ DAMAGES: list[Callable[[Path], object]] = [
 ]
 
 
+@pytest.mark.engines
 def test_no_good_token_is_refused_while_keys_rotate_and_their_file_breaks(drill: Drill) -> None:
     """ASVS-11.1.1, F15, F16."""
     with drill.load() as running:

@@ -165,6 +165,7 @@ def all_go_on(callers: list[Caller]) -> None:
 # Ends of workers
 
 
+@pytest.mark.long_on_dynoxide
 def test_a_killed_worker_takes_its_calls_in_flight_along_and_no_others(start: Start, anywhere: dict[str, str]) -> None:
     """F13."""
     serve = start("serve", **anywhere)
@@ -184,6 +185,7 @@ def test_a_killed_worker_takes_its_calls_in_flight_along_and_no_others(start: St
     assert serve.end() == 0
 
 
+@pytest.mark.long_on_dynoxide
 def test_workers_that_end_in_order_one_after_the_other_lose_no_call(start: Start, anywhere: dict[str, str]) -> None:
     """F12: clients try a call again once, on a new connection."""
     serve = start("serve", **anywhere)
@@ -197,6 +199,7 @@ def test_workers_that_end_in_order_one_after_the_other_lose_no_call(start: Start
     assert [(line["worker"], line["exit_code"]) for line in events(serve, "worker_ended")] == [(1, 0), (2, 0)]
 
 
+@pytest.mark.long_on_dynoxide
 def test_a_deployment_of_two_loses_no_call_when_one_ends(start: Start, anywhere: dict[str, str]) -> None:
     """F12: clients try a call again once, with the other."""
     ending, staying = (start("serve", **anywhere) for _ in range(2))
@@ -218,6 +221,7 @@ def test_workers_end_in_order_when_their_parent_is_killed(start: Start, sqlite: 
     poll(lambda: is_refused(address), "closed the port")
 
 
+@pytest.mark.engines
 def test_a_worker_that_keeps_ending_is_started_after_growing_pauses(start: Start, sqlite: dict[str, str]) -> None:
     serve = start("serve", **sqlite)
     serving(serve)

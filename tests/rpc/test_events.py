@@ -163,6 +163,7 @@ async def check_login(there: Client, email: str, expected: str) -> None:
         assert (await failure(there.log_in(email))).reason == expected
 
 
+@pytest.mark.long_on_dynoxide
 async def test_what_each_event_ends_and_leaves_alone(pair: Pair, subtests: pytest.Subtests) -> None:
     """ASVS-7.4.1, ASVS-7.4.2, ASVS-7.4.3, ASVS-7.4.5, ASVS-8.3.2."""
     await pair.first.create_user("other@example.com")

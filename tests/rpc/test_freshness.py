@@ -101,6 +101,7 @@ class Stage:
             self.seen[seen] += 1
 
 
+@pytest.mark.long_on_dynoxide
 @pytest.mark.parametrize("pair", ["sqlite", "dynoxide"], indirect=True)
 async def test_no_validation_sees_what_was_over_when_it_began(pair: Pair) -> None:
     """Two services on one store; the writer uses the first, readers use both."""

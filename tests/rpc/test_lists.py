@@ -47,6 +47,7 @@ async def test_every_user_is_on_one_page(anywhere: Client) -> None:
         assert sorted(users, key=lambda user: user.email) == sorted(made, key=lambda user: user.email)
 
 
+@pytest.mark.engines
 async def test_ten_thousand_users_are_each_listed_once(proxied: Proxied) -> None:
     """Other users are created and deleted between the pages."""
     staying = [f"staying-{n:05}" for n in range(MANY - 1)]

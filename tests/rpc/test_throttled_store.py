@@ -87,6 +87,7 @@ async def test_three_of_ten_keys_left_out_are_made_up_for(proxied: Proxied, toke
     assert max(reads_of.values()) > 1
 
 
+@pytest.mark.engines
 async def test_a_store_that_throttles_everything_is_not_stormed(proxied: Proxied, tokens: list[str]) -> None:
     with proxied.proxy.fault(Unprocessed(1.0)):
         answers, refused = await validate_all(proxied, tokens)

@@ -113,6 +113,7 @@ async def test_the_spellings_of_an_address_share_its_counters(client: Client) ->
         assert await guess(client, typed) == "TOO_MANY_ATTEMPTS"
 
 
+@pytest.mark.long_on_dynoxide
 async def test_an_account_has_a_hundred_failures_a_day_from_strangers(anywhere: Client, clock: FakeClock) -> None:
     """NIST-3.2.2: the 101st consecutive attempt is refused, with the right password too, until a day has passed."""
     await anywhere.create_user()
@@ -124,6 +125,7 @@ async def test_an_account_has_a_hundred_failures_a_day_from_strangers(anywhere: 
     assert await log_in(anywhere) == "OK"
 
 
+@pytest.mark.engines
 async def test_a_source_has_three_hundred_failures_in_fifteen_minutes(client: Client, clock: FakeClock) -> None:
     """One source that attempts a thousand accounts is stopped; others log in meanwhile."""
     await client.create_user()
@@ -136,6 +138,7 @@ async def test_a_source_has_three_hundred_failures_in_fifteen_minutes(client: Cl
     assert await log_in(client) == "OK"
 
 
+@pytest.mark.long_on_dynoxide
 async def test_the_owner_is_never_locked_out_where_they_were_before(anywhere: Client, clock: FakeClock) -> None:
     """OWASP-ACS."""
     await anywhere.create_user()
@@ -216,6 +219,7 @@ async def test_a_password_that_must_be_changed_is_neither_a_failure_nor_a_succes
     assert await log_in_with_it("192.0.2.8") == "TOO_MANY_ATTEMPTS"
 
 
+@pytest.mark.long_on_dynoxide
 async def test_a_thousand_guesses_at_once_from_one_source(concurrently: Client, hashed: list[bytes]) -> None:
     await concurrently.create_user()
     assert await log_in(concurrently, HOME) == "OK"
@@ -228,6 +232,7 @@ async def test_a_thousand_guesses_at_once_from_one_source(concurrently: Client, 
     assert await log_in(concurrently, HOME) == "OK"
 
 
+@pytest.mark.long_on_dynoxide
 async def test_a_thousand_guesses_at_once_from_a_thousand_sources(concurrently: Client, hashed: list[bytes]) -> None:
     await concurrently.create_user()
     assert await log_in(concurrently, HOME) == "OK"

@@ -104,6 +104,7 @@ async def test_a_login_clears_and_marks(store: Store) -> None:
     assert "known" not in await store.get_attempt_counts(["known"], SECOND + timedelta(days=30))
 
 
+@pytest.mark.long_on_dynoxide
 async def test_of_a_thousand_tries_at_once_a_counter_takes_its_limit(concurrent_store: Store) -> None:
     calls = (concurrent_store.reserve_attempt(f"attempt-{number}", [counter(limit=25)], NOW) for number in range(1000))
     with request_context.time_limit(LONG_SECONDS):

@@ -292,6 +292,7 @@ async def test_two_users_swap_addresses(use_cases: UseCases, rounds: Iterator[in
         await use_cases.check_rows()
 
 
+@pytest.mark.long_on_dynoxide
 async def test_refreshes_of_one_token(use_cases: UseCases, rounds: Iterator[int]) -> None:
     await use_cases.create()
     tokens = await use_cases.log_in()
