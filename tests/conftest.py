@@ -21,8 +21,10 @@ from authsvc.tokens.key_file import generate_key_file
 from tests.engines import CONCURRENT_ENGINES, ENGINES, QUICK_ENGINE, Engine, require_or_skip
 from tests.support import PASSWORD, PATIENT_LIMITS, WITNESS, Client, FakeClock, make_settings, served
 
-# A busy machine is slow, which is no failure.
-hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+# A busy machine is slow, which is no failure. Each run tries other examples, so few of them do.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, max_examples=40, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("patient")
 
 # The loops of one process share grpc.aio's poller: one may be woken for what another has taken, and asyncio says so.
@@ -40,8 +42,8 @@ OTHER_ENGINES = {*ENGINES, "failing"} - {QUICK_ENGINE}
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than processors, for a test that runs processes waits most of the time."""
-    return (os.cpu_count() or 1) + 1
+    """Two more than processors, for a test that runs processes waits most of the time."""
+    return (os.cpu_count() or 1) + 2
 
 
 @pytest.hookimpl(tryfirst=True)
