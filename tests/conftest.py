@@ -71,12 +71,11 @@ def _aws_files_read_once() -> Iterator[None]:
     """Share what every DynamoDB client reads for itself, in more time than most tests take; engines need no TLS."""
     of_this_machine = {True, os.environ.get("AWS_CA_BUNDLE"), os.environ.get("REQUESTS_CA_BUNDLE")}
 
-    def only_a_tests_own(verify: bool | str) -> bool | str | None:
-        return None if verify in of_this_machine else verify
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(botocore.session, "create_loader", functools.cache(botocore.session.create_loader))
-        patch.setattr(aiobotocore.httpsession, "get_cert_path", only_a_tests_own)
+        patch.setattr(
+            aiobotocore.httpsession, "get_cert_path", lambda verify: None if verify in of_this_machine else verify
+        )
         yield
 
 

@@ -3,6 +3,8 @@
 import asyncio
 from datetime import timedelta
 
+import pytest
+
 from authsvc import request_context
 from authsvc.models import AttemptCount, Counter, CounterUpdate
 from authsvc.stores.interface import Store
