@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         others = OTHER_ENGINES - {"moto"} if item.path in MOTO_IN_EVERY_RUN else OTHER_ENGINES
         if item.get_closest_marker("long_on_dynoxide"):
-            others |= {"dynoxide"}
+            others = others | {"dynoxide"}
         if isinstance(item, pytest.Function) and not others.isdisjoint(_engines_of(item)):
             item.add_marker(pytest.mark.engines)
 
