@@ -27,6 +27,7 @@ class Event(StrEnum):
     PASSWORD_RESET = "password_reset"  # noqa: S105 - an event's name
     REFRESH = "refresh"
     REFRESH_REFUSED = "refresh_refused"
+    REFRESH_REPLAYED_ELSEWHERE = "refresh_replayed_elsewhere"
     REFRESH_TOKEN_REUSE = "refresh_token_reuse"  # noqa: S105 - an event's name
     SESSION_REVOKED = "session_revoked"
     SESSIONS_REVOKED = "sessions_revoked"
@@ -55,6 +56,7 @@ _OUTCOMES: Mapping[Event, tuple[Outcome, int, Any]] = {
     Event.LOGIN_REFUSED: (Outcome.REFUSED, logging.INFO, _refusals),
     Event.LOGIN_THROTTLED: (Outcome.REFUSED, logging.INFO, _refusals),
     Event.REFRESH_REFUSED: (Outcome.REFUSED, logging.INFO, _refusals),
+    Event.REFRESH_REPLAYED_ELSEWHERE: (Outcome.DONE, logging.WARNING, _log),
     # Only who had a token of the session can cause it, so it is not among the refusals that a flood consists of.
     Event.REFRESH_TOKEN_REUSE: (Outcome.REFUSED, logging.WARNING, _log),
     Event.CALLER_REFUSED: (Outcome.REFUSED, logging.WARNING, _refusals),

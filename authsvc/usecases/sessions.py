@@ -17,6 +17,7 @@ from authsvc.models import ACCESS_TOKEN_MAX_LIFETIME, Clock, Session, User
 from authsvc.stores.interface import Store
 from authsvc.telemetry import audit
 from authsvc.telemetry.audit import Event
+from authsvc.throttling.budgets import source_of
 from authsvc.tokens import refresh_tokens
 from authsvc.tokens.access_tokens import AccessTokens, IssuedToken
 from authsvc.tokens.refresh_tokens import RefreshToken, digest
@@ -124,7 +125,7 @@ class Sessions:
         token = refresh_tokens.parse(fields.token(text, "refresh_token"))
         user_id, session_id = (None, None) if token is None else (token.user_id, token.session_id)
         try:
-            tokens = await self._refresh(token)
+            tokens = await self._refresh(token, source)
         except InvalidRefreshTokenError as error:
             is_reuse = isinstance(error, RefreshTokenReusedError)
             event = Event.REFRESH_TOKEN_REUSE if is_reuse else Event.REFRESH_REFUSED
@@ -133,12 +134,12 @@ class Sessions:
         audit.record(Event.REFRESH, user_id=user_id, session_id=session_id, source=source)
         return tokens
 
-    async def _refresh(self, token: RefreshToken | None) -> Tokens:
+    async def _refresh(self, token: RefreshToken | None, source: str) -> Tokens:
         if token is None:
             raise InvalidRefreshTokenError("malformed")
         for _ in range(MAX_ROTATION_ATTEMPTS):
             session = await self._get_live_session(token)
-            tokens = await self._rotate_or_replay(session, token)
+            tokens = await self._rotate_or_replay(session, token, source)
             if tokens is not None:
                 return tokens
         raise StoreUnavailableError("the session keeps changing")
@@ -158,12 +159,13 @@ class Sessions:
             raise InvalidRefreshTokenError("ended")
         return session
 
-    async def _rotate_or_replay(self, session: Session, token: RefreshToken) -> Tokens | None:
+    async def _rotate_or_replay(self, session: Session, token: RefreshToken, source: str) -> Tokens | None:
         """Return new tokens; None where a concurrent refresh won."""
         presented = digest(token.rotating_part)
         if presented == session.rotating_part_sha256:
             return await self._rotate(session, token)
         if presented == session.previous_part_sha256 and self._is_within_grace(session):
+            _record_replay_elsewhere(session, source)
             return self._replay(session, token)
         await self._store.end_session(token.user_id, token.session_id, self._clock(), None)
         raise RefreshTokenReusedError
@@ -259,6 +261,14 @@ class Sessions:
             return await self._store.get_user(user_id)
         except UserNotFoundError:
             return None
+
+
+def _record_replay_elsewhere(session: Session, source: str) -> None:
+    """Record a replay from another source than that of the login: perhaps somebody else has the token."""
+    login_source = session.client_address
+    if source and login_source and source_of(source) != source_of(login_source):
+        ids = {"user_id": session.user_id, "session_id": session.session_id}
+        audit.record(Event.REFRESH_REPLAYED_ELSEWHERE, **ids, source=source, login_source=login_source)
 
 
 def _has_session_part(session: Session, token: RefreshToken) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -59,6 +60,32 @@ async def test_a_refresh_gives_new_tokens_of_the_same_session(anywhere: Client, 
     answers = [await anywhere.validate(tokens.access_token) for tokens in (first, second)]
     assert [answer.state for answer in answers] == [ACTIVE, ACTIVE]
     assert answers[0].token_id != answers[1].token_id
+
+
+@pytest.mark.parametrize(
+    ("address", "repeated_from", "is_elsewhere"),
+    [
+        ("192.0.2.1", "192.0.2.1", False),
+        ("192.0.2.1", "198.51.100.7", True),
+        ("192.0.2.1", "2001:db8::1", True),
+        ("2001:db8::1", "2001:db8::2", False),
+        ("2001:db8::1", "2001:db8:0:1::1", True),
+        ("192.0.2.1", "", False),
+        ("", "192.0.2.1", False),
+    ],
+)
+async def test_a_repeat_from_another_source_than_the_login_is_audited(
+    anywhere: Client, address: str, repeated_from: str, *, is_elsewhere: bool
+) -> None:
+    await anywhere.create_user()
+    first = (await anywhere.log_in(client_address=address)).tokens
+    begin = position()
+    second = await anywhere.refresh(first.refresh_token, address)
+    assert (await anywhere.refresh(first.refresh_token, repeated_from)).refresh_token == second.refresh_token
+    lines = logged_since(begin, "refresh_replayed_elsewhere")
+    assert [(json.loads(line)["source"], json.loads(line)["login_source"]) for line in lines] == (
+        [(repeated_from, address)] if is_elsewhere else []
+    )
 
 
 async def test_twenty_concurrent_refreshes_give_one_successor(anywhere: Client) -> None:
