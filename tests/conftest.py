@@ -42,8 +42,8 @@ OTHER_ENGINES = {*ENGINES, "failing"} - {QUICK_ENGINE}
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Two more than processors, for a test that runs processes waits most of the time."""
-    return (os.cpu_count() or 1) + 2
+    """One more than processors, for a test that runs processes waits most of the time."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.hookimpl(tryfirst=True)

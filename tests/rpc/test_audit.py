@@ -124,6 +124,12 @@ async def refresh_refused(stage: Stage) -> Awaitable[object]:
     return failure(stage.client.refresh(token, SOURCE))
 
 
+async def refresh_replayed_elsewhere(stage: Stage) -> Awaitable[object]:
+    token = (await stage.client.log_in(client_address="198.51.100.7")).tokens.refresh_token
+    await stage.client.refresh(token)
+    return stage.client.refresh(token, SOURCE)
+
+
 async def refresh_token_reuse(stage: Stage) -> Awaitable[object]:
     token = (await stage.client.log_in()).tokens.refresh_token
     await stage.client.refresh(token)
@@ -213,6 +219,7 @@ SCENES: list[Scene] = [
     password_reset,
     refresh,
     refresh_refused,
+    refresh_replayed_elsewhere,
     refresh_token_reuse,
     session_revoked,
     sessions_revoked,
@@ -228,6 +235,7 @@ SCENES: list[Scene] = [
     certificates_not_reloaded,
 ]
 NAMES = [scene.__name__ for scene in SCENES]
+FOLLOWED_BY: dict[Scene, list[str]] = {password_changed: ["login"], refresh_replayed_elsewhere: ["refresh"]}
 
 
 def test_every_event_has_a_row_in_the_document_and_a_scene_here() -> None:
@@ -243,7 +251,7 @@ async def test_each_event_is_one_line_with_exactly_its_members(stage: Stage, sce
     while not audited(position):  # noqa: ASYNC110 - the service polls its files
         await asyncio.sleep(0.01)
     line, *more = audited(position)
-    assert [other["event"] for other in more] == (["login"] if scene is password_changed else [])
+    assert [other["event"] for other in more] == FOLLOWED_BY.get(scene, [])
     outcome, members = documented()[line["event"]]
     is_of_file = "reloaded" in line["event"]
     of_request = set() if is_of_file else {"trace_id"} if line["event"] == "caller_refused" else {"trace_id", "caller"}
