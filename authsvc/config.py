@@ -21,6 +21,8 @@ MAX_ACCOUNT_FAILURES = 100
 """The maximum of NIST SP 800-63B §3.2.2."""
 MAX_FAILURES = 1000
 """Bounds the DynamoDB item of a counter, which holds the id of every attempt."""
+MAX_REFRESH_GRACE = timedelta(minutes=10)
+"""A stolen refresh token is answered that long after its owner's refresh."""
 DEFAULT_HTTP_LISTEN = "127.0.0.1:8080"
 DYNAMODB = "dynamodb"
 SQLITE_SCHEME = "sqlite:"
@@ -117,6 +119,13 @@ def _access_token_ttl(text: str) -> timedelta:
     return lifetime
 
 
+def _refresh_grace(text: str) -> timedelta:
+    grace = _duration(text)
+    if grace > MAX_REFRESH_GRACE:
+        raise ValueError("must be from 0s to 10m")
+    return grace
+
+
 def _flag(text: str) -> bool:
     if text in ("true", "false"):
         return text == "true"
@@ -201,6 +210,9 @@ class ServeSettings(StoreSettings):
     session_idle_ttl: timedelta = _setting(_duration, "lifetime of an unused refresh token", "7d")
     session_max_ttl: timedelta = _setting(
         _duration, "maximum lifetime of a session, however often it is refreshed", "30d"
+    )
+    refresh_grace: timedelta = _setting(
+        _refresh_grace, "how long a replaced refresh token still returns the current one, 0s to 10m", "60s"
     )
     max_staleness: timedelta = _setting(_duration, "upper limit of ValidateToken's max_staleness", "60s")
     max_stale_if_error: timedelta = _setting(_duration, "upper limit of ValidateToken's stale_if_error", "15m")

@@ -311,6 +311,7 @@ def make_settings(signing_keys: Path, store: str, **changes: Any) -> ServeSettin
         access_token_ttl=timedelta(minutes=15),
         session_idle_ttl=timedelta(days=7),
         session_max_ttl=timedelta(days=30),
+        refresh_grace=timedelta(seconds=60),
         max_staleness=timedelta(seconds=60),
         max_stale_if_error=timedelta(minutes=15),
         bcrypt_cost=TEST_COST,

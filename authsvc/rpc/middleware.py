@@ -1,8 +1,8 @@
 """RPC middleware: trace id, deadline, authorization, decoding, metrics and errors around every handler.
 
 grpc.aio sends the text of a handler's exception to the client, and its own decoding error before any handler runs. So
-methods are registered with plain bytes, and no exception leaves the wrapper. gRPC's AbortError is not used: it keeps
-its frames in a reference cycle, and a flood of refusals would keep the garbage collector busy.
+methods are registered with plain bytes, and no exception leaves the wrapper. Errors are sent as Trailers-Only, for
+gRPC's clients and proxies retry nothing else.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError, Message
 from authsvc import request_context
 from authsvc.errors import CallerRefusedError, CorruptItemError, MalformedRequestError, StoreUnavailableError
 from authsvc.rpc.authorization import Authorization, Context, is_loopback, peer_host
-from authsvc.rpc.statuses import INTERNAL, Status, error_metadata, status_for
+from authsvc.rpc.statuses import INTERNAL, Metadata, Status, error_metadata, status_for
 from authsvc.telemetry import audit, metrics
 from authsvc.telemetry.audit import Event
 
@@ -92,10 +92,10 @@ class Middleware:
                     request.ClearField(CLIENT_ADDRESS)
                 response = await handler(request, context)
                 answer = response.SerializeToString()
-            except asyncio.CancelledError:
-                calls.failed(begin, "CANCELLED")
-                raise
-            except Exception as error:  # noqa: BLE001 - the last resort: the client gets a status, whatever failed
+            except (asyncio.CancelledError, Exception) as error:  # the last resort: the client gets a status
+                if _is_cancelled(error):
+                    calls.failed(begin, "CANCELLED")
+                    raise
                 status = status_for(error)
                 calls.failed(begin, status.code.name, status.reason)
                 _log_error(method.full_name, context.peer(), status, error)
@@ -103,10 +103,8 @@ class Middleware:
             else:
                 calls.succeeded(begin)
                 return answer
-            context.set_code(status.code)
-            context.set_details(status.text)
-            context.set_trailing_metadata(metadata)
-            return b""  # gRPC ignores it where the code is not OK
+            await _abort(context, status, metadata)
+            return b""  # ignored
 
         return wrapped
 
@@ -118,7 +116,25 @@ def _decode(request_class: type[Message], data: bytes) -> Message:
         raise MalformedRequestError from None
 
 
-def _log_error(method: str, peer: str, status: Status, error: Exception) -> None:
+def _is_cancelled(error: BaseException) -> bool:
+    """Tell whether the client or the server cancelled the call, rather than something that the handler awaited."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+async def _abort(context: Context, status: Status, metadata: Metadata) -> None:
+    """Send an error as Trailers-Only.
+
+    gRPC keeps the AbortError that it raises. With its traceback it would hold this request's frames in a reference
+    cycle, and a flood of refusals would keep the garbage collector busy.
+    """
+    try:
+        await context.abort(status.code, status.text, metadata)
+    except grpc.aio.AbortError as aborted:
+        aborted.__traceback__ = None
+
+
+def _log_error(method: str, peer: str, status: Status, error: BaseException) -> None:
     """Log what the client must not see: the cause of an outage, the place of a bug. Never the error's text."""
     if isinstance(error, StoreUnavailableError):
         _log.warning("store_unavailable", method=method, cause=error.cause)

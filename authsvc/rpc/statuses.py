@@ -1,5 +1,6 @@
 """The status that a client gets for each error: code, reason, text and google.rpc details."""
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +16,15 @@ from authsvc.v1.errors_pb2 import ErrorReason
 
 DOMAIN = "authsvc"
 """Domain of every google.rpc.ErrorInfo of this service."""
+RETRY_PUSHBACK = "grpc-retry-pushback-ms"
+"""Trailer that tells a gRPC client's retry policy when to retry (gRFC A6)."""
+PUSHBACK_JITTER = 0.5
+"""Largest deviation of a pushback from its delay, as a share: clients that failed together do not return together."""
+DO_NOT_RETRY = "-1"
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+_jitter = random.SystemRandom()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,21 +93,21 @@ STATUS_BY_ERROR: Mapping[type[BaseException], Status] = {
     ),
     errors.CorruptItemError: INTERNAL,
     # A bug: its text may hold anything, and a client cannot act on it.
-    Exception: INTERNAL,
+    BaseException: INTERNAL,
 }
 
 
-def status_for(error: Exception) -> Status:
+def status_for(error: BaseException) -> Status:
     """Return the status of an error, by its class or the nearest base class in STATUS_BY_ERROR."""
     return next(STATUS_BY_ERROR[c] for c in type(error).__mro__ if c in STATUS_BY_ERROR)
 
 
-def error_metadata(status: Status, error: Exception, trace_id: str) -> tuple[tuple[str, str | bytes], ...]:
-    """Return the trailing metadata that carries a google.rpc.Status.
+def error_metadata(status: Status, error: BaseException, trace_id: str) -> Metadata:
+    """Return the trailing metadata that carries a google.rpc.Status, and the pushback of clients' retries.
 
     Args:
         status: Result of status_for for the error.
-        error: Its field becomes BadRequest, its retry delay RetryInfo, where it has one.
+        error: Its field becomes BadRequest, its retry delay RetryInfo and the pushback, where it has one.
         trace_id: Trace id of the request, 32 hexadecimal digits.
     """
     rich = status_pb2.Status(
@@ -105,10 +115,26 @@ def error_metadata(status: Status, error: Exception, trace_id: str) -> tuple[tup
         message=status.text,
         details=[_pack(detail) for detail in _details(status, error, trace_id)],
     )
-    return rpc_status.to_status(rich).trailing_metadata or ()
+    return (*(rpc_status.to_status(rich).trailing_metadata or ()), *_retry_pushback(error))
 
 
-def _details(status: Status, error: Exception, trace_id: str) -> list[Message]:
+def _retry_pushback(error: BaseException) -> Metadata:
+    """Return the pushback of an error that a client could retry by its code.
+
+    Only TOO_MANY_ATTEMPTS, which shares its code with OVERLOADED, forbids retries: grpc-go counts each prohibition
+    against the retry budget of the whole channel.
+    """
+    match error:
+        case errors.TooManyAttemptsError():
+            return ((RETRY_PUSHBACK, DO_NOT_RETRY),)
+        case errors.OverloadedError() | errors.StoreUnavailableError():
+            share = _jitter.uniform(1 - PUSHBACK_JITTER, 1 + PUSHBACK_JITTER)
+            return ((RETRY_PUSHBACK, str(round(error.retry_delay / timedelta(milliseconds=1) * share))),)
+        case _:
+            return ()
+
+
+def _details(status: Status, error: BaseException, trace_id: str) -> list[Message]:
     details: list[Message] = [
         error_details_pb2.ErrorInfo(reason=status.reason, domain=DOMAIN, metadata={"trace_id": trace_id})
     ]

@@ -124,7 +124,8 @@ async def run_app(
     async with AsyncExitStack() as stack:
         cache = UserStateCache(monotonic)
         store = await stack.enter_async_context(open_store(settings, cache.invalidate, limits.dynamodb))
-        sessions = Sessions(store, tokens, SessionLifetimes(settings.session_idle_ttl, settings.session_max_ttl), clock)
+        lifetimes = SessionLifetimes(settings.session_idle_ttl, settings.session_max_ttl, settings.refresh_grace)
+        sessions = Sessions(store, tokens, lifetimes, clock)
         staleness = StalenessLimits(
             settings.max_staleness,
             settings.max_stale_if_error,

@@ -23,8 +23,6 @@ from authsvc.tokens.refresh_tokens import RefreshToken, digest
 
 DEFAULT_CLIENT_ID = "authsvc"
 """Claim `client_id` where callers are not configured."""
-REPLAY_GRACE = timedelta(seconds=10)
-"""How long the previous refresh token is answered with the current one: for lost answers and parallel tabs."""
 HOST_SKEW = timedelta(seconds=5)
 """Tolerated difference between the clocks of hosts that refresh one session."""
 MAX_ROTATION_ATTEMPTS = 3
@@ -38,10 +36,13 @@ class SessionLifetimes:
     Args:
         idle: Lifetime of an unused refresh token.
         maximum: Lifetime of a session, however often it is refreshed.
+        refresh_grace: How long after a refresh the previous refresh token returns the current one: for lost answers and
+            parallel tabs. Zero: never.
     """
 
     idle: timedelta
     maximum: timedelta
+    refresh_grace: timedelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +109,8 @@ class Sessions:
     async def refresh(self, text: str, client_address: str) -> Tokens:
         """Return new tokens for a refresh token, and replace it.
 
-        Within REPLAY_GRACE the previous refresh token returns the current one again, so a lost answer or two parallel
-        tabs do no harm. Any other replaced token is a stolen copy, and ends the session.
+        Within the grace the previous refresh token returns the current one again, so a lost answer or two parallel tabs
+        do no harm. Any other replaced token is a stolen copy, and ends the session.
 
         Args:
             text: The refresh token.
@@ -174,7 +175,7 @@ class Sessions:
         access_token = self._issue(session, now, session.max_expire_time)
         idle_expire_time = now.replace(microsecond=0) + self._lifetimes.idle
         # A replay at the end of the grace issues the last token of this rotation.
-        last_replay_expire_time = min(access_token.expire_time + REPLAY_GRACE, session.max_expire_time)
+        last_replay_expire_time = min(access_token.expire_time + self._lifetimes.refresh_grace, session.max_expire_time)
         rotated = replace(
             session,
             rotating_part_sha256=digest(next_token.rotating_part),
@@ -190,9 +191,10 @@ class Sessions:
 
     def _is_within_grace(self, session: Session) -> bool:
         """Tell whether the last rotation is within the grace; another host's clock may have written its time."""
-        if session.last_refresh_time is None:
+        grace = self._lifetimes.refresh_grace
+        if session.last_refresh_time is None or not grace:
             return False
-        return -HOST_SKEW <= self._clock() - session.last_refresh_time <= REPLAY_GRACE
+        return -HOST_SKEW <= self._clock() - session.last_refresh_time <= grace
 
     def _replay(self, session: Session, token: RefreshToken) -> Tokens:
         """Return the refresh token of the last rotation again, with an access token that the session accounts for."""

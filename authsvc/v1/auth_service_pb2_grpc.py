@@ -145,9 +145,9 @@ class AuthServiceServicer:
     def RefreshTokens(self, request, context):
         """Rotates a refresh token: returns an access token and the next refresh token of the session.
 
-        For 10 seconds after a rotation, the previous refresh token returns the current one again (a replay), so that a
-        lost response or two parallel tabs do no harm. Any other previous refresh token counts as stolen (reuse) and ends
-        the session.
+        For 60 seconds after a rotation (the setting AUTHSVC_REFRESH_GRACE), the previous refresh token returns the current
+        one again (a replay), so that a lost response or two parallel tabs do no harm. Any other previous refresh token
+        counts as stolen (reuse) and ends the session.
 
         Errors:
         - INVALID_ARGUMENT, INVALID_FIELD: a field is empty or malformed.

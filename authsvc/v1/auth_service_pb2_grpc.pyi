@@ -80,9 +80,9 @@ class AuthServiceStub:
     RefreshTokens: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.RefreshTokensRequest, _auth_service_pb2.RefreshTokensResponse]
     """Rotates a refresh token: returns an access token and the next refresh token of the session.
 
-    For 10 seconds after a rotation, the previous refresh token returns the current one again (a replay), so that a
-    lost response or two parallel tabs do no harm. Any other previous refresh token counts as stolen (reuse) and ends
-    the session.
+    For 60 seconds after a rotation (the setting AUTHSVC_REFRESH_GRACE), the previous refresh token returns the current
+    one again (a replay), so that a lost response or two parallel tabs do no harm. Any other previous refresh token
+    counts as stolen (reuse) and ends the session.
 
     Errors:
     - INVALID_ARGUMENT, INVALID_FIELD: a field is empty or malformed.
@@ -169,9 +169,9 @@ class AuthServiceAsyncStub(AuthServiceStub):
     RefreshTokens: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RefreshTokensRequest, _auth_service_pb2.RefreshTokensResponse]  # type: ignore[assignment]
     """Rotates a refresh token: returns an access token and the next refresh token of the session.
 
-    For 10 seconds after a rotation, the previous refresh token returns the current one again (a replay), so that a
-    lost response or two parallel tabs do no harm. Any other previous refresh token counts as stolen (reuse) and ends
-    the session.
+    For 60 seconds after a rotation (the setting AUTHSVC_REFRESH_GRACE), the previous refresh token returns the current
+    one again (a replay), so that a lost response or two parallel tabs do no harm. Any other previous refresh token
+    counts as stolen (reuse) and ends the session.
 
     Errors:
     - INVALID_ARGUMENT, INVALID_FIELD: a field is empty or malformed.
@@ -279,9 +279,9 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_auth_service_pb2.RefreshTokensResponse, _abc.Awaitable[_auth_service_pb2.RefreshTokensResponse]]:
         """Rotates a refresh token: returns an access token and the next refresh token of the session.
 
-        For 10 seconds after a rotation, the previous refresh token returns the current one again (a replay), so that a
-        lost response or two parallel tabs do no harm. Any other previous refresh token counts as stolen (reuse) and ends
-        the session.
+        For 60 seconds after a rotation (the setting AUTHSVC_REFRESH_GRACE), the previous refresh token returns the current
+        one again (a replay), so that a lost response or two parallel tabs do no harm. Any other previous refresh token
+        counts as stolen (reuse) and ends the session.
 
         Errors:
         - INVALID_ARGUMENT, INVALID_FIELD: a field is empty or malformed.

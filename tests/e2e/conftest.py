@@ -1,6 +1,5 @@
 """Fixtures of the tests that run `authsvc` as a process."""
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 from tests import tools
 from tests.e2e.certificates import Authority
 from tests.e2e.process import Process, environment, started
-from tests.engines import EngineUnavailableError
 
 
 class Start(Protocol):
@@ -35,12 +33,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 @pytest.fixture(scope="session")
 def grpcurl() -> Path:
     """grpcurl's path."""
-    try:
-        return tools.grpcurl()
-    except EngineUnavailableError as unavailable:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"CI requires grpcurl: {unavailable}", pytrace=False)
-        pytest.skip(str(unavailable))
+    return tools.required_or_skip(tools.grpcurl)
 
 
 @pytest.fixture(scope="session")

@@ -124,7 +124,7 @@ async def refresh_refused(stage: Stage) -> Awaitable[object]:
 async def refresh_token_reuse(stage: Stage) -> Awaitable[object]:
     token = (await stage.client.log_in()).tokens.refresh_token
     await stage.client.refresh(token)
-    stage.clock.advance(minutes=1)
+    stage.clock.advance(minutes=2)
     return failure(stage.client.refresh(token, SOURCE))
 
 

@@ -49,7 +49,7 @@ ON_THE_WIRE: list[tuple[AuthsvcError, grpc.StatusCode, str]] = [
     (errors.StoreUnavailableError(INTERNAL_TEXT), Code.UNAVAILABLE, "STORE_UNAVAILABLE"),
     (errors.CorruptItemError(INTERNAL_TEXT, "role"), Code.INTERNAL, "INTERNAL"),
 ]
-ON_PURPOSE_INTERNAL = {errors.CorruptItemError, Exception}
+ON_PURPOSE_INTERNAL = {errors.CorruptItemError, BaseException}
 NEVER_SENT = {
     AuthsvcError,
     errors.CallerRefusedError,
@@ -69,7 +69,7 @@ def family(root: type[AuthsvcError]) -> set[type[AuthsvcError]]:
 
 def test_every_error_of_a_request_has_a_row_of_its_own() -> None:
     own_rows = family(AuthsvcError) - family(OperatorError) - NEVER_SENT - {errors.RefreshTokenReusedError}
-    assert own_rows == STATUS_BY_ERROR.keys() - {Exception}
+    assert own_rows == STATUS_BY_ERROR.keys() - {BaseException}
 
 
 def test_a_client_cannot_tell_reuse_from_any_other_refusal() -> None:
@@ -83,7 +83,7 @@ def test_only_these_are_internal() -> None:
 
 
 def test_every_error_of_a_request_is_tried_on_the_wire() -> None:
-    assert {type(error) for error, _, _ in ON_THE_WIRE} == STATUS_BY_ERROR.keys() - {Exception}
+    assert {type(error) for error, _, _ in ON_THE_WIRE} == STATUS_BY_ERROR.keys() - {BaseException}
 
 
 def test_every_reason_is_declared_and_every_declared_one_has_a_row() -> None:
@@ -131,6 +131,7 @@ class FakeValidations:
 
 @dataclass
 class Served:
+    address: str
     channel: grpc.aio.Channel
     servicer: Servicer
     validations: FakeValidations
@@ -165,11 +166,11 @@ async def served(
         user_pb2.DESCRIPTOR.services_by_name["UserService"],
     )
     server.add_generic_rpc_handlers(tuple(middleware.wrap_service(descriptor, servicer) for descriptor in services))
-    port = server.add_insecure_port("127.0.0.1:0")
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Served(channel, servicer, validations, log)
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield Served(address, channel, servicer, validations, log)
     finally:
         await server.stop(None)
 
@@ -215,6 +216,7 @@ class SurpriseError(Exception):
         MemoryError(INTERNAL_TEXT),
         TimeoutError(INTERNAL_TEXT),
         StopAsyncIteration(INTERNAL_TEXT),
+        asyncio.CancelledError(INTERNAL_TEXT),
         ExceptionGroup(INTERNAL_TEXT, [ValueError(INTERNAL_TEXT)]),
         errors.OperatorError(INTERNAL_TEXT),
         errors.ConfigError([INTERNAL_TEXT]),
@@ -224,7 +226,7 @@ class SurpriseError(Exception):
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_whatever_else_happens_is_internal_and_its_text_goes_nowhere(error: Exception) -> None:
+async def test_whatever_else_happens_is_internal_and_its_text_goes_nowhere(error: BaseException) -> None:
     async with served(raising(error)) as service:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await service.validate()

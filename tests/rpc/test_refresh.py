@@ -2,13 +2,14 @@
 
 import asyncio
 import base64
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from authsvc.config import ServeSettings
-from authsvc.usecases.sessions import HOST_SKEW, REPLAY_GRACE
+from authsvc.usecases.sessions import HOST_SKEW
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.faults import Reset, Throttle
 from tests.rpc.conftest import Proxied, Shared
@@ -16,7 +17,7 @@ from tests.support import WITNESS, Client, Failure, FakeClock, failure, make_set
 
 ACTIVE = auth_pb2.TOKEN_STATE_ACTIVE
 REVOKED = auth_pb2.INACTIVE_REASON_SESSION_REVOKED
-GRACE_SECONDS = REPLAY_GRACE.total_seconds()
+GRACE_SECONDS = 60.0
 
 
 async def logged_in(client: Client) -> auth_pb2.AuthenticateResponse:
@@ -68,7 +69,7 @@ async def test_twenty_concurrent_refreshes_give_one_successor(anywhere: Client) 
     assert (await anywhere.refresh(next_token)).refresh_token not in {next_token, first.refresh_token}
 
 
-@pytest.mark.parametrize("seconds", [0.0, 1.5, GRACE_SECONDS, -HOST_SKEW.total_seconds()])
+@pytest.mark.parametrize("seconds", [0.0, 1.5, 12.0, GRACE_SECONDS, -HOST_SKEW.total_seconds()])
 async def test_a_token_repeated_in_the_grace_gives_the_same_successor(
     client: Client, clock: FakeClock, seconds: float
 ) -> None:
@@ -82,6 +83,14 @@ async def test_a_token_repeated_in_the_grace_gives_the_same_successor(
     assert repeated.refresh_token_expire_time == second.refresh_token_expire_time
     assert await is_alive(client, repeated.access_token)
     assert (await client.refresh(second.refresh_token)).refresh_token != second.refresh_token
+
+
+async def test_without_a_grace_every_replaced_token_is_reuse(settings: ServeSettings, clock: FakeClock) -> None:
+    async with served(replace(settings, refresh_grace=timedelta()), clock) as client:
+        first = (await logged_in(client)).tokens
+        second = await client.refresh(first.refresh_token)
+        assert await refused(client, first.refresh_token) == "INVALID_REFRESH_TOKEN"
+        assert await refused(client, second.refresh_token) == "INVALID_REFRESH_TOKEN"
 
 
 @pytest.mark.parametrize("seconds", [GRACE_SECONDS + 1, GRACE_SECONDS + 0.001, -HOST_SKEW.total_seconds() - 1])
@@ -334,7 +343,7 @@ async def test_reuse_in_an_outage_is_told_as_the_outage_and_ends_the_session_lat
 ) -> None:
     first = (await logged_in(proxied.client)).tokens
     second = await proxied.client.refresh(first.refresh_token)
-    clock.advance(minutes=1)
+    clock.advance(minutes=2)
     with proxied.proxy.fault(Throttle(), operations={"TransactWriteItems"}):
         assert await refused(proxied.client, first.refresh_token) == "STORE_UNAVAILABLE"
     assert await is_alive(proxied.client, second.access_token)

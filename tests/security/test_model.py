@@ -27,17 +27,17 @@ from authsvc.passwords.hash_queue import HashQueue
 from authsvc.stores.dynamodb.store import open_dynamodb_store
 from authsvc.stores.interface import Store
 from authsvc.stores.sqlite import open_sqlite_store
-from authsvc.usecases.sessions import REPLAY_GRACE, Tokens
+from authsvc.usecases.sessions import Tokens
 from authsvc.usecases.users import iterate_users
 from authsvc.usecases.validation import ActiveToken, Check
 from tests.faults import WRITES, Conflict, FaultyProxy, Reset
-from tests.stores.contract.use_cases import ACCESS_TTL, IDLE_TTL, MAX_TTL, UseCases, key_ring
+from tests.stores.contract.use_cases import ACCESS_TTL, IDLE_TTL, MAX_TTL, REFRESH_GRACE, UseCases, key_ring
 from tests.support import PASSWORD, PATIENT_LIMITS, TEST_COST, WITNESS, FakeClock, use_engine
 
 PASSWORDS = (PASSWORD, "another password of words", "a third password of words")
 SPANS = tuple(
     timedelta(**span)
-    for span in ({"seconds": 4}, {"seconds": 11}, {"minutes": 14}, {"minutes": 16}, {"days": 6}, {"days": 25})
+    for span in ({"seconds": 4}, {"seconds": 61}, {"minutes": 14}, {"minutes": 16}, {"days": 6}, {"days": 25})
 )
 T = TypeVar("T")
 Run = Callable[[Coroutine[Any, Any, T]], T]
@@ -181,7 +181,7 @@ class Model(RuleBasedStateMachine):
         age = min(age, len(login.chain) - 1)
         call = self.use_cases.sessions.refresh(login.chain[-1 - age], "")
         is_good = login.lives() and self.now < login.expire_time
-        is_reuse = age > 1 or (age == 1 and self.now - login.rotate_time > REPLAY_GRACE)
+        is_reuse = age > 1 or (age == 1 and self.now - login.rotate_time > REFRESH_GRACE)
         tokens = self.do(call, InvalidRefreshTokenError if is_reuse or not is_good else None)
         if tokens is None:
             login.has_ended_session |= is_good  # and then the token was a stolen one

@@ -27,6 +27,7 @@ NEW_PASSWORD = "another password of words"
 ACCESS_TTL = timedelta(minutes=15)
 IDLE_TTL = timedelta(days=7)
 MAX_TTL = timedelta(days=30)
+REFRESH_GRACE = timedelta(seconds=60)
 UNBOUNDED = Budget(1_000_000, timedelta(minutes=15))
 NO_BUDGETS = Budgets(pair=UNBOUNDED, account=UNBOUNDED, source=UNBOUNDED)
 """Races fail many logins on purpose, on a stopped clock."""
@@ -59,7 +60,7 @@ class UseCases:
         self.store = store
         self.clock = clock
         self.tables = tables
-        self.sessions = Sessions(store, tokens, SessionLifetimes(IDLE_TTL, MAX_TTL), clock)
+        self.sessions = Sessions(store, tokens, SessionLifetimes(IDLE_TTL, MAX_TTL, REFRESH_GRACE), clock)
         self.validations = Validations(
             store,
             tokens,
