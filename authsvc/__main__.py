@@ -13,8 +13,8 @@ def main() -> None:
     """
     if missing := _missing_packages("server"):
         sys.exit(
-            'error: the authsvc command needs the extra "server", which is not installed: '
-            f"pip install 'authsvc[server]'\nmissing: {', '.join(missing)}"
+            "error: this command needs the extra \"server\": pip install 'authsvc[server]'\n"
+            f"error: not installed: {', '.join(missing)}"
         )
     from authsvc.cli.main import main as run
 
@@ -23,7 +23,7 @@ def main() -> None:
 
 def _missing_packages(extra: str) -> list[str]:
     """Return the packages of an extra that are not installed."""
-    # "bcrypt<6,>=5; extra == 'server'"
+    # A line of metadata, for instance: bcrypt<6,>=5; extra == 'server'
     names = [re.split(r"[^\w.-]", line)[0] for line in requires("authsvc") or [] if f"extra == '{extra}'" in line]
     return [name for name in names if not _is_installed(name)]
 

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import pytest
 
@@ -14,6 +15,8 @@ from tests.engines.installs import installed, run_installer
 GRPCURL_VERSION = "1.9.3"
 _GRPCURL = f"github.com/fullstorydev/grpcurl/cmd/grpcurl@v{GRPCURL_VERSION}"
 GO_CLIENT_SOURCES = Path(__file__).parent / "clients" / "go"
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def grpcurl() -> Path:
@@ -35,10 +38,10 @@ def go_client() -> Path:
     return installed(f"go-client-{hashlib.sha256(sources).hexdigest()[:12]}", _build_go_client) / "client"
 
 
-def required_or_skip(build: Callable[[], Path]) -> Path:
-    """Return a program's path for a fixture: skip with the reason, or fail in CI, where it cannot be had."""
+def required_or_skip(build: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return what a fixture needs: skip with the reason, or fail in CI, where it cannot be had."""
     try:
-        return build()
+        return build(*args, **kwargs)
     except EngineUnavailableError as unavailable:
         if os.environ.get("CI") == "true":
             pytest.fail(f"CI requires {build.__name__}: {unavailable}", pytrace=False)
