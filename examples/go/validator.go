@@ -53,9 +53,9 @@ type result struct {
 	err    error
 }
 
-// serves tells whether the answer may be used by a caller who tolerates this age.
+// serves tells whether the answer is younger than an age, and its token has not expired.
 func (r result) serves(age time.Duration) bool {
-	return r.answer != nil && time.Since(r.began) <= age && time.Now().Before(r.answer.ExpireTime.AsTime())
+	return r.answer != nil && time.Since(r.began) < age && time.Now().Before(r.answer.ExpireTime.AsTime())
 }
 
 // validator validates access tokens. It answers from the cache what is at most maxStaleness old, and in an outage what
@@ -90,7 +90,7 @@ func (v *validator) validate(ctx context.Context, token string) (*authsvc.Valida
 	}
 	key := sha256.Sum256([]byte(token))
 	known, _ := v.cache.Get(key)
-	if v.maxStaleness > 0 && known.serves(v.maxStaleness) {
+	if known.serves(v.maxStaleness) {
 		return known.answer, nil
 	}
 	patience := deadline

@@ -205,6 +205,14 @@ async def test_serves_no_expired_token_from_the_cache(start: Start) -> None:
         assert len(service.servicer.requests) == 2
 
 
+async def test_uses_nothing_older_than_the_budgets(start: Start) -> None:
+    async with (
+        served(answering(LATER, LATER, store_unavailable())) as service,
+        start(service.address, "-max-staleness=1ns", "-stale-if-error=1ns") as backend,
+    ):
+        assert [(await backend.get_me(f"Bearer {TOKEN}")).status for _ in range(3)] == [200, 200, 503]
+
+
 def store_unavailable() -> errors.StoreUnavailableError:
     error = errors.StoreUnavailableError("down")
     error.retry_delay = timedelta(milliseconds=10)
@@ -227,6 +235,21 @@ async def test_an_outage_is_bridged_within_its_budget(start: Start) -> None:
         assert (degraded.status, '"degraded":true' in degraded.body) == (200, True)
         assert (await backend.get_me("Bearer another-token")).status == 503
         assert service.servicer.requests[0].stale_if_error.ToSeconds() == 3600
+
+
+async def test_a_service_that_hangs_is_an_outage(start: Start) -> None:
+    hanging = asyncio.Event()
+
+    async def handler(_request: Any, _context: Any) -> Any:
+        await hanging.wait()
+
+    async def first(_request: Any, _context: Any) -> Any:
+        service.servicer.handler = handler
+        return LATER
+
+    async with served(first) as service, start(service.address, "-stale-if-error=1h") as backend:
+        await backend.get_me(f"Bearer {TOKEN}")
+        assert '"degraded":true' in (await backend.get_me(f"Bearer {TOKEN}")).body
 
 
 async def test_keeps_no_degraded_answer(start: Start) -> None:
