@@ -212,7 +212,8 @@ class AsyncClient:
         if entry is None:
             return None
         self._counts.hits += 1
-        if self._cache.claim_renewal(entry, budget):
+        if entry.is_due:
+            entry.is_due, entry.is_renewing = False, True
             self._renew(Question(token, digest, stale, ""), budget)
         return entry.identity
 

@@ -13,7 +13,7 @@
 import asyncio
 import functools
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import Context
 from typing import TypeAlias
 
@@ -120,17 +120,19 @@ class Batcher:
         finally:
             timer.cancel()
 
-    def renew(self, question: Question, timeout: float) -> None:
-        """Send a question that no caller waits for; its answer goes to the cache.
+    def renew(self, questions: Iterable[Question], timeout: float) -> None:
+        """Send questions that no caller waits for; the answers go to the cache.
 
         Args:
-            question: Joins one that waits already.
+            questions: Those that wait already are not asked twice.
             timeout: Seconds that the request may take.
         """
-        question.is_renewal = True
-        question.deadline = self._monotonic() + timeout
-        if question.key not in self._waiting:
-            self._renewals.setdefault(question.key, question)
+        deadline = self._monotonic() + timeout
+        for question in questions:
+            question.is_renewal = True
+            question.deadline = deadline
+            if question.key not in self._waiting:
+                self._renewals.setdefault(question.key, question)
         self._flush()
 
     async def close(self) -> None:

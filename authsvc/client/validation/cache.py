@@ -4,6 +4,7 @@
 - An identity is returned while its age is within the caller's budget, and never at or beyond its expire_time. The age
   counts from the start of the request that brought it.
 - A refusal that no later write can undo is returned for REFUSAL_SECONDS, whatever the budget, zero included.
+- Any other refusal is never returned; it only keeps answers of earlier requests away.
 - An answer replaces another only if its request began later. A degraded answer is not stored, nor is one whose request
   began before a drop.
 """
@@ -38,12 +39,14 @@ class Entry:
         began: When its request began, in seconds of the monotonic clock.
     """
 
-    __slots__ = ("began", "expires", "identity", "is_renewing")
+    __slots__ = ("began", "expires", "identity", "is_due", "is_renewing")
 
     def __init__(self, identity: Identity, began: float) -> None:
         self.identity = identity
         self.began = began
         self.expires = identity.expire_time.timestamp()
+        self.is_due = False
+        """Whether it was used in the second half of a budget and nobody has begun to renew it."""
         self.is_renewing = False
 
 
@@ -89,8 +92,14 @@ class Cache:
             InvalidTokenError: A stored refusal answers.
         """
         if budget > 0 and (entry := self._entries.get(digest)) is not None:
-            if self._monotonic() - entry.began <= budget and self._wall() < entry.expires:
-                _touch(self._entries, digest)
+            age = self._monotonic() - entry.began
+            if age <= budget and self._wall() < entry.expires:
+                try:  # noqa: SIM105 - contextlib.suppress takes a fifth of the time of a hit
+                    self._entries.move_to_end(digest)
+                except KeyError:  # another thread has just dropped it
+                    pass
+                if 2 * age > budget and not entry.is_renewing:
+                    entry.is_due = True
                 return entry
         elif self._refusals and (refusal := self._refusals.get(digest)) is not None:
             self._raise_if_kept(digest, refusal, budget)
@@ -102,13 +111,6 @@ class Cache:
             return None
         is_young = self._monotonic() - entry.began <= stale_if_error
         return entry if is_young and self._wall() < entry.expires else None
-
-    def claim_renewal(self, entry: Entry, budget: float) -> bool:
-        """Tell whether an entry is in the second half of its budget and nobody renews it yet; then the caller does."""
-        if entry.is_renewing or 2 * (self._monotonic() - entry.began) <= budget:
-            return False
-        entry.is_renewing = True
-        return True
 
     def release_renewal(self, digest: bytes) -> None:
         """Let the next call renew an entry again, for a renewal brought nothing to store."""
@@ -133,7 +135,7 @@ class Cache:
             self._remove(digest)
             if isinstance(answer, Identity):
                 _put(self._entries, digest, Entry(answer, began), self._size)
-            elif answer.reason in FINAL_REASONS or answer.reason in USER_REASONS:
+            else:
                 _put(self._refusals, digest, Refusal(answer.reason, began), REFUSALS_SIZE)
 
     def drop_token(self, digest: bytes) -> None:
@@ -166,19 +168,18 @@ class Cache:
                 del self._refusals[digest]
 
     def _raise_if_kept(self, digest: bytes, refusal: Refusal, budget: float) -> None:
-        limit = REFUSAL_SECONDS if refusal.reason in FINAL_REASONS else budget
-        if 0 < limit >= self._monotonic() - refusal.began:
-            _touch(self._refusals, digest)
+        if refusal.reason in FINAL_REASONS:
+            budget = REFUSAL_SECONDS
+        elif refusal.reason not in USER_REASONS:
+            return
+        if 0 < budget >= self._monotonic() - refusal.began:
+            with contextlib.suppress(KeyError):  # another thread has just dropped it
+                self._refusals.move_to_end(digest)
             raise InvalidTokenError(refusal.reason)
 
     def _remove(self, digest: bytes) -> None:
         self._entries.pop(digest, None)
         self._refusals.pop(digest, None)
-
-
-def _touch(answers: OrderedDict[bytes, T], digest: bytes) -> None:
-    with contextlib.suppress(KeyError):  # another thread has just dropped it
-        answers.move_to_end(digest)
 
 
 def _put(answers: OrderedDict[bytes, T], digest: bytes, answer: T, size: int) -> None:

@@ -98,8 +98,7 @@ class Validator:
     def _renew_due(self) -> None:
         self._due_timer = None
         due, self._due = self._due, []
-        for question in due:
-            self._batcher.renew(question, RENEWAL_TIMEOUT_SECONDS)
+        self._batcher.renew(due, RENEWAL_TIMEOUT_SECONDS)
 
     def _cancel_renewals(self) -> None:
         if self._due_timer is not None:
