@@ -21,7 +21,7 @@ const (
 	batchSize       = 100
 	batchesInFlight = 4
 	cacheSize       = 10_000
-	maxTokenBytes   = 16_384 // a batch of longer ones would exceed the largest message, and fail for all
+	maxTokenBytes   = 8192 // a batch of longer ones would exceed the largest message, and fail for all
 	deadline        = 2500 * time.Millisecond
 	fallbackWait    = 250 * time.Millisecond // for the service, where an earlier answer may stand in
 )

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import subprocess
 import sys
 import zipfile
 from importlib import metadata
@@ -25,13 +26,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", params=["client-oldest", "client-newest"])
-def backend(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> BareEnvironment:
-    """The environment of a backend."""
+def installation(
+    request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory
+) -> BareEnvironment:
+    """The environment of a installation."""
     return tools.required_or_skip(bare.bare_environment, tmp_path_factory.mktemp("env"), request.param, wheel)
 
 
-def test_brings_few_packages(backend: BareEnvironment) -> None:
-    installed = {package.name for package in metadata.distributions(path=[str(backend.packages)])}
+def test_brings_few_packages(installation: BareEnvironment) -> None:
+    installed = {package.name for package in metadata.distributions(path=[str(installation.packages)])}
     needed = {"authsvc", "googleapis-common-protos", "grpcio", "protobuf"}
     assert needed <= installed <= needed | {"typing_extensions"}  # which newer grpcio needs
 
@@ -49,7 +52,7 @@ def locked(lock: str, package: str) -> list[int]:
     return [int(part) for part in version.split(".")]
 
 
-@pytest.mark.parametrize("module", ["authsvc.v1.auth_service_pb2_grpc", "authsvc.v1.user_service_pb2_grpc"])
+@pytest.mark.parametrize("module", ["authsvc.client", "authsvc.v1.user_service_pb2_grpc"])
 def test_loads_nothing_of_the_service(module: str) -> None:
     """Where the service is installed too."""
     code = f"import sys; before = {{*sys.modules}}; import {module}; print(*{{*sys.modules}} - before)"
@@ -77,17 +80,33 @@ def test_types_come_along(wheel: Path) -> None:
     assert {"authsvc/py.typed", *(f"{name}i" for name in stubs)} <= names
 
 
-async def test_plain_stubs_call_the_service(backend: BareEnvironment, client: Client) -> None:
+async def test_the_client_calls_the_service(installation: BareEnvironment, client: Client) -> None:
     user = await client.create_user()
     token = await client.access_token()
-    done = await asyncio.to_thread(backend.run, str(PROGRAMS / "plain_stubs.py"), client.address, token)
+    done = await asyncio.to_thread(installation.run, str(PROGRAMS / "with_client.py"), client.address, token)
+    assert re.fullmatch(r"the service refuses this backend: .*\n", done.stderr)  # its log, without a warning
+    assert done.stdout.split() == [user.user_id, "MALFORMED", "CALLER_UNAUTHENTICATED", user.user_id]
+
+
+@pytest.mark.engines
+def test_types_are_strict_for_those_who_use_the_client(installation: BareEnvironment, tmp_path: Path) -> None:
+    options = ["--strict", "--config-file=", f"--cache-dir={tmp_path}", f"--python-executable={installation.python}"]
+    command = [sys.executable, "-m", "mypy", *options, str(PROGRAMS / "with_client.py")]
+    done = subprocess.run(command, cwd=installation.home, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("Success"), done.stdout
+
+
+async def test_plain_stubs_call_the_service(installation: BareEnvironment, client: Client) -> None:
+    user = await client.create_user()
+    token = await client.access_token()
+    done = await asyncio.to_thread(installation.run, str(PROGRAMS / "plain_stubs.py"), client.address, token)
     assert done.stderr == ""
     assert done.stdout.split() == ["TOKEN_STATE_ACTIVE", user.user_id, "CALLER_UNAUTHENTICATED"]
 
 
 @pytest.mark.parametrize("arguments", [["serve"], ["--help"], ["users", "list"]], ids=" ".join)
-def test_every_command_says_that_it_needs_the_extra(backend: BareEnvironment, arguments: list[str]) -> None:
-    done = backend.run(str(backend.python.with_name("authsvc")), *arguments)
+def test_every_command_says_that_it_needs_the_extra(installation: BareEnvironment, arguments: list[str]) -> None:
+    done = installation.run(str(installation.python.with_name("authsvc")), *arguments)
     assert (done.returncode, done.stdout) == (1, "")
     error, packages = done.stderr.splitlines()
     assert error == "error: this command needs the extra \"server\": pip install 'authsvc[server]'"
@@ -95,10 +114,10 @@ def test_every_command_says_that_it_needs_the_extra(backend: BareEnvironment, ar
 
 
 def test_a_package_of_a_backend_does_not_stand_for_the_extra(
-    backend: BareEnvironment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    installation: BareEnvironment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Flask, for instance, brings click."""
     (tmp_path / "click-8.3.0.dist-info").mkdir()
-    monkeypatch.setattr(sys, "path", [str(backend.packages), str(tmp_path)])
+    monkeypatch.setattr(sys, "path", [str(installation.packages), str(tmp_path)])
     with pytest.raises(SystemExit, match=r"error: not installed: aioboto3, .*, cachetools, cryptography"):
         command.main()
