@@ -80,6 +80,22 @@ def test_types_come_along(wheel: Path) -> None:
     assert {"authsvc/py.typed", *(f"{name}i" for name in stubs)} <= names
 
 
+IMPORT_ALL = """
+import importlib, pkgutil, authsvc.client
+for module in pkgutil.walk_packages(authsvc.client.__path__, "authsvc.client."):
+    try:
+        importlib.import_module(module.name)
+    except ModuleNotFoundError as error:
+        print(error.name)
+"""
+
+
+def test_needs_no_other_library_but_the_framework_that_a_module_is_for(installation: BareEnvironment) -> None:
+    done = installation.run("-c", IMPORT_ALL)
+    assert done.stderr == ""
+    assert set(done.stdout.split()) <= {"fastapi", "pytest"}
+
+
 async def test_the_client_calls_the_service(installation: BareEnvironment, client: Client) -> None:
     user = await client.create_user()
     token = await client.access_token()
