@@ -1,5 +1,6 @@
 """The client library of the service: validates a token for each request of a backend, and calls every RPC."""
 
+from authsvc.client.async_client import AsyncClient
 from authsvc.client.errors import (
     AuthsvcError,
     CallerRefusedError,
@@ -19,10 +20,14 @@ from authsvc.client.errors import (
     UserNotFoundError,
 )
 from authsvc.client.identity import Identity, current_identity
+from authsvc.client.stats import Stats
+from authsvc.client.sync_client import Client
 
 __all__ = [
+    "AsyncClient",
     "AuthsvcError",
     "CallerRefusedError",
+    "Client",
     "EmailAlreadyExistsError",
     "Identity",
     "InternalError",
@@ -35,6 +40,7 @@ __all__ = [
     "PasswordChangeRequiredError",
     "PasswordRejectedError",
     "RetryLaterError",
+    "Stats",
     "TooManyAttemptsError",
     "UnavailableError",
     "UserNotFoundError",

@@ -43,7 +43,12 @@ class InvalidTokenError(AuthsvcError):
 
     Args:
         reason: Name of an InactiveReason without its prefix, for instance EXPIRED.
+
+    Attributes:
+        degraded: Whether the service decided by an older read because its store could not answer.
     """
+
+    degraded: bool = False
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
