@@ -105,8 +105,7 @@ class SyncAuthInterceptor(grpc.ServerInterceptor):
                 return require_admitted(self._client.validate(read_token(headers)), self._role)
             except AuthsvcError as error:
                 refusal = refusal_of(error)
-            context.set_trailing_metadata(_pushback(refusal))
-            context.abort(_CODES[refusal.status], refusal.detail)
+            return _abort(context, refusal)
 
         return _in_context(continuation(handler_call_details) or _UNKNOWN, identify)
 
@@ -122,6 +121,11 @@ def _pushback(refusal: Refusal) -> tuple[tuple[str, str], ...]:
     return (("grpc-retry-pushback-ms", str(refusal.retry_delay // timedelta(milliseconds=1))),)
 
 
+def _abort(context: grpc.ServicerContext, refusal: Refusal) -> NoReturn:
+    context.set_trailing_metadata(_pushback(refusal))
+    context.abort(_CODES[refusal.status], refusal.detail)
+
+
 def _refusing_handler(refusal: Refusal) -> Handler:
     """Return a handler that serves RPCs of all kinds: the client cannot see the difference."""
 
@@ -129,7 +133,7 @@ def _refusing_handler(refusal: Refusal) -> Handler:
         context.set_trailing_metadata(_pushback(refusal))
         await context.abort(_CODES[refusal.status], refusal.detail)
 
-    return grpc.stream_stream_rpc_method_handler(refuse)  # type: ignore[arg-type] # an asynchronous one
+    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _unimplemented(_: object, context: grpc.ServicerContext) -> NoReturn:

@@ -189,7 +189,7 @@ async def test_no_method_passes_without_a_token(app: App, fake: FakeClient, meth
     ],
 )
 async def test_public_paths_are_below_the_root_path(
-    app: App, fake: FakeClient, root_path: str, path: str, is_public: bool
+    app: App, fake: FakeClient, root_path: str, path: str, *, is_public: bool
 ) -> None:
     sent = await call(AuthMiddleware(app, fake, public=["/healthz", "/docs/*"]), path=path, root_path=root_path)
     assert bool(app.scopes) is is_public
@@ -197,7 +197,7 @@ async def test_public_paths_are_below_the_root_path(
 
 
 @pytest.mark.parametrize(("raw_path", "is_public"), [(b"/docs/a", True), (None, True), (b"/docs%2fa", False)])
-async def test_the_raw_path_has_a_say(app: App, fake: FakeClient, raw_path: bytes | None, is_public: bool) -> None:
+async def test_the_raw_path_has_a_say(app: App, fake: FakeClient, raw_path: bytes | None, *, is_public: bool) -> None:
     await call(AuthMiddleware(app, fake, public=["/docs/*"]), path="/docs/a", raw_path=raw_path, root_path=None)
     assert bool(app.scopes) is is_public
 

@@ -230,7 +230,7 @@ def test_a_response_that_cannot_be_closed(fake: SyncFakeClient) -> None:
 
 
 @pytest.mark.parametrize(("name", "is_public"), [("REQUEST_URI", False), ("RAW_URI", False), ("HTTP_RAW_URI", True)])
-def test_the_raw_path_has_a_say(fake: SyncFakeClient, name: str, is_public: bool) -> None:
+def test_the_raw_path_has_a_say(fake: SyncFakeClient, name: str, *, is_public: bool) -> None:
     middleware = AuthMiddleware(lambda *_: [b"public"], fake, public=["/docs/*"])
     assert (list(request(middleware, PATH_INFO="/docs/a", **{name: "/docs%2fa"})) == [b"public"]) is is_public
 

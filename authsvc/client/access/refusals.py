@@ -1,7 +1,6 @@
 """What a request that may not pass is answered, as RFC 6750 section 3 has it."""
 
 import json
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +13,6 @@ from authsvc.client.errors import (
     InvalidTokenError,
     RetryLaterError,
 )
-
-LOG = logging.getLogger("authsvc.client")
 
 
 class MissingTokenError(AuthsvcError):
@@ -83,7 +80,7 @@ def refusal_of(error: AuthsvcError) -> Refusal:
         case MissingRoleError():
             return _NO_ROLE
         case CallerRefusedError():
-            LOG.error("cannot validate any token: %s", error)
+            # The client has logged it.
             return _BACKEND_REFUSED
         case _:
             delay = error.retry_delay if isinstance(error, RetryLaterError) else DEFAULT_RETRY_DELAY

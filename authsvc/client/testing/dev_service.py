@@ -100,7 +100,7 @@ def run_dev_service() -> Iterator[DevService]:
         folder = Path(name)
         log = folder / "log"
         with log.open("wb") as stderr:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603 - this package's own command
                 [sys.executable, "-m", "authsvc", "dev", "--data-dir", str(folder / "data")],
                 cwd=folder,  # a .env of the backend is not the service's
                 env=_environment(),

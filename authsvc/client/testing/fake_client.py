@@ -4,52 +4,50 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Self
 
+from authsvc.client.async_client import AsyncClient
+from authsvc.client.clock import to_seconds
 from authsvc.client.errors import DEFAULT_RETRY_DELAY, InvalidTokenError, UnavailableError
 from authsvc.client.identity import Identity
+from authsvc.client.sync_client import Client
 
 _ISSUE_TIME = datetime(2030, 1, 1, tzinfo=UTC)
-_NEVER = timedelta(0)
+_NOWHERE = "127.0.0.1:1"
+"""Where no service is: RPCs of a fake fail."""
 
 
-def make_identity(
-    user_id: str = "alice", *, email: str = "", role: str = "user", session_id: str = "session", token_id: str = "token"
-) -> Identity:
-    """Return an identity, for tests that do not care about all of it.
+def make_identity(user_id: str = "alice", *, role: str = "user", email: str = "") -> Identity:
+    """Return an identity, for tests that do not care about all of it; `dataclasses.replace` changes the rest.
 
     Args:
         user_id: Identifier of the user.
-        email: Email address of the user; empty for one made of the identifier.
         role: Role of the user.
-        session_id: Identifier of the session.
-        token_id: Identifier of the access token.
+        email: Email address of the user; empty for one made of the identifier.
     """
     return Identity(
         user_id=user_id,
         email=email or f"{user_id}@example.com",
         role=role,
-        session_id=session_id,
-        token_id=token_id,
+        session_id=f"{user_id}-session",
+        token_id=f"{user_id}-token",
         issue_time=_ISSUE_TIME,
         expire_time=_ISSUE_TIME + timedelta(hours=1),
         checked_time=_ISSUE_TIME,
     )
 
 
-class _Answers:
-    """What both fakes answer.
+class _Fake:
+    """What both fakes have in common.
 
     Args:
-        identities: The valid tokens, and who each is from. Every other token is invalid.
-        stale_if_error: As for the real client: during an outage, zero raises UnavailableError, and more answers with
-            `degraded` set.
+        identities: The valid tokens, and who each is from.
+        stale_if_error: In seconds.
     """
 
-    def __init__(self, identities: Mapping[str, Identity], *, stale_if_error: timedelta = _NEVER) -> None:
+    def __init__(self, identities: Mapping[str, Identity], stale_if_error: float) -> None:
         self.identities = dict(identities)
-        """Change it to let users log in and out."""
-        self._stale_if_error = stale_if_error
+        """The valid tokens, and who each is from. Change it to let users log in and out."""
+        self._default_stale_if_error = stale_if_error
         self._retry_delay: timedelta | None = None
 
     @contextmanager
@@ -65,37 +63,39 @@ class _Answers:
         finally:
             self._retry_delay = before
 
-    def forget(self, token: str) -> None:
-        """Do nothing: every answer is new."""
-
-    def _answer(self, token: str, stale_if_error: timedelta | None) -> Identity:
-        budget = self._stale_if_error if stale_if_error is None else stale_if_error
+    def _answer(self, token: str, stale_if_error: timedelta | float | None) -> Identity:
         identity = self.identities.get(token)
         if self._retry_delay is None:
             if identity is None:
                 raise InvalidTokenError("MALFORMED")
             return identity
-        if identity is None or budget <= _NEVER:
+        budget = self._default_stale_if_error
+        if stale_if_error is not None:
+            budget = to_seconds("stale_if_error", stale_if_error)
+        if identity is None or not budget:
             raise UnavailableError(self._retry_delay)
         return replace(identity, degraded=True)
 
 
-class FakeClient(_Answers):
+class FakeClient(_Fake, AsyncClient):
     """Stands in for AsyncClient: `FakeClient({"token": make_identity(role="admin")})`.
 
     Args:
         identities: The valid tokens, and who each is from. Every other token is invalid.
-        stale_if_error: As for the real client: during an outage, zero raises UnavailableError, and more answers with
-            `degraded` set.
+        stale_if_error: As for AsyncClient: in an outage, zero raises UnavailableError, and more answers with `degraded`.
     """
+
+    def __init__(self, identities: Mapping[str, Identity], *, stale_if_error: timedelta | float = 0.0) -> None:
+        AsyncClient.__init__(self, _NOWHERE)
+        _Fake.__init__(self, identities, to_seconds("stale_if_error", stale_if_error))
 
     async def validate(
         self,
         token: str,
         *,
-        max_staleness: timedelta | None = None,  # noqa: ARG002 - every answer is new
-        stale_if_error: timedelta | None = None,
-        timeout: float | timedelta | None = None,  # noqa: ARG002, ASYNC109 - as the real client
+        max_staleness: timedelta | float | None = None,  # noqa: ARG002 - every answer is new
+        stale_if_error: timedelta | float | None = None,
+        timeout: timedelta | float | None = None,  # noqa: ARG002 - and comes at once
     ) -> Identity:
         """Return who a token is from.
 
@@ -105,32 +105,26 @@ class FakeClient(_Answers):
         """
         return self._answer(token, stale_if_error)
 
-    async def close(self) -> None:
-        """Do nothing."""
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
-
-
-class SyncFakeClient(_Answers):
+class SyncFakeClient(_Fake, Client):
     """Stands in for Client, as FakeClient does for AsyncClient.
 
     Args:
         identities: The valid tokens, and who each is from. Every other token is invalid.
-        stale_if_error: As for the real client: during an outage, zero raises UnavailableError, and more answers with
-            `degraded` set.
+        stale_if_error: As for Client: in an outage, zero raises UnavailableError, and more answers with `degraded`.
     """
+
+    def __init__(self, identities: Mapping[str, Identity], *, stale_if_error: timedelta | float = 0.0) -> None:
+        Client.__init__(self, _NOWHERE)
+        _Fake.__init__(self, identities, to_seconds("stale_if_error", stale_if_error))
 
     def validate(
         self,
         token: str,
         *,
-        max_staleness: timedelta | None = None,  # noqa: ARG002 - every answer is new
-        stale_if_error: timedelta | None = None,
-        timeout: float | timedelta | None = None,  # noqa: ARG002 - as the real client
+        max_staleness: timedelta | float | None = None,  # noqa: ARG002 - every answer is new
+        stale_if_error: timedelta | float | None = None,
+        timeout: timedelta | float | None = None,  # noqa: ARG002 - and comes at once
     ) -> Identity:
         """Return who a token is from.
 
@@ -139,12 +133,3 @@ class SyncFakeClient(_Answers):
             UnavailableError: There is an outage.
         """
         return self._answer(token, stale_if_error)
-
-    def close(self) -> None:
-        """Do nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass

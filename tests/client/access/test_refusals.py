@@ -1,6 +1,5 @@
 """What a request that may not pass is answered."""
 
-import logging
 from datetime import timedelta
 
 import pytest
@@ -42,13 +41,6 @@ def test_each_error_has_its_answer(error: AuthsvcError, status: int, headers: li
 @pytest.mark.parametrize("reason", ERROR_BY_REASON)
 def test_no_error_of_the_service_says_that_the_token_is_bad(reason: str) -> None:
     assert refusal_of(Failure(reason=reason).to_error()).status in {500, 503}
-
-
-def test_a_refused_backend_is_loud_in_its_log(caplog: pytest.LogCaptureFixture) -> None:
-    refusal_of(CallerRefusedError("CALLER_UNAUTHENTICATED"))
-    [record] = caplog.records
-    assert (record.name, record.levelno) == ("authsvc.client", logging.ERROR)
-    assert "CALLER_UNAUTHENTICATED" in record.getMessage()
 
 
 def test_the_body_says_what_and_not_why() -> None:
