@@ -82,7 +82,7 @@ class FakeClient(_Fake, AsyncClient):
 
     Args:
         identities: The valid tokens, and who each is from. Every other token is invalid.
-        stale_if_error: As for AsyncClient: in an outage, zero raises UnavailableError, and more answers with `degraded`.
+        stale_if_error: As for AsyncClient: in an outage, zero raises UnavailableError; else answers are `degraded`.
     """
 
     def __init__(self, identities: Mapping[str, Identity], *, stale_if_error: timedelta | float = 0.0) -> None:
@@ -111,7 +111,7 @@ class SyncFakeClient(_Fake, Client):
 
     Args:
         identities: The valid tokens, and who each is from. Every other token is invalid.
-        stale_if_error: As for Client: in an outage, zero raises UnavailableError, and more answers with `degraded`.
+        stale_if_error: As for Client: in an outage, zero raises UnavailableError; else answers are `degraded`.
     """
 
     def __init__(self, identities: Mapping[str, Identity], *, stale_if_error: timedelta | float = 0.0) -> None:
