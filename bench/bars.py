@@ -75,6 +75,10 @@ def _growth(results: Results) -> Spread | None:
     return Spread.of([results.memory[-1][1] / results.memory[len(results.memory) // 2][1] - 1])
 
 
+def _middleware(results: Results) -> Spread | None:
+    return Spread.of(results.middleware)
+
+
 def _has_memory(results: Results) -> bool:
     return bool(results.memory) and results.memory[-1][0] >= MEMORY_VALIDATIONS
 
@@ -97,6 +101,7 @@ def _bars() -> Iterator[Bar]:
         yield Bar(f"steady 1,000/s, engine at {ms} ms: p99 above two reads, ms", 10, 3, _above_two_reads(ms), "{:.1f}")
     behind = _ratio("delay-20 512", "delay-0 512", "rate")
     yield Bar("512 in flight: throughput, engine at 20 ms / at once", 0.9, 1, behind, is_floor=True)
+    yield Bar("ASGI middleware, cache hit: client's CPU above the bare app, µs", 25, 12, _middleware, "{:.1f}")
     yield Bar("memory after 1,000,000 validations of 100,000 users, MiB", 150, None, _memory, "{:.0f}")
     yield Bar("its growth in the second half", 0.02, None, _growth, "{:+.1%}")
 
