@@ -78,7 +78,8 @@ class AuthMiddleware:
         if scope["type"] not in {"http", "websocket"}:
             raise NotImplementedError(f"AuthMiddleware cannot check a scope of type {scope['type']!r}")
         identity = None
-        if not self._public.includes(_route_path(scope), scope.get("raw_path") or b""):
+        root_path = (scope.get("root_path") or "").rstrip("/")
+        if not self._public.includes(_route_path(scope["path"], root_path), scope.get("raw_path") or b"", root_path):
             try:
                 identity = await identify(scope, self._client, self._role)
             except AuthsvcError as error:
@@ -118,10 +119,8 @@ def _authorization(scope: Scope) -> list[str]:
     return [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"authorization"]
 
 
-def _route_path(scope: Scope) -> str:
+def _route_path(path: str, root_path: str) -> str:
     """Return the path below `root_path`, as routers have it; empty, which is never public, where they may disagree."""
-    path: str = scope["path"]
-    root_path: str = (scope.get("root_path") or "").rstrip("/")
     if path.startswith(f"{root_path}/"):
         return path[len(root_path) :]
     # The server, or what is in front of it, has removed it already.

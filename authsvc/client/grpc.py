@@ -68,7 +68,9 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         # The RPC has a task of its own, whose context ends with it.
         current_identity.set(identity)
         handler = await continuation(handler_call_details)
-        return handler if handler is None or _is_async(handler) else _in_context(handler, lambda _: identity)
+        if handler is None or identity is None or _is_async(handler):
+            return handler
+        return _in_context(handler, lambda _: identity)
 
 
 class SyncAuthInterceptor(grpc.ServerInterceptor):
@@ -95,19 +97,19 @@ class SyncAuthInterceptor(grpc.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "Handler | None":
         """Return a handler that checks the RPC in its own thread: this one serves all RPCs."""
-        is_public = self._public.includes(handler_call_details.method)
+        handler = continuation(handler_call_details)
+        if self._public.includes(handler_call_details.method):
+            return handler
         headers = _authorization(handler_call_details)
 
-        def identify(context: grpc.ServicerContext) -> Identity | None:
-            if is_public:
-                return None
+        def identify(context: grpc.ServicerContext) -> Identity:
             try:
                 return require_admitted(self._client.validate(read_token(headers)), self._role)
             except AuthsvcError as error:
                 refusal = refusal_of(error)
             return _abort(context, refusal)
 
-        return _in_context(continuation(handler_call_details) or _UNKNOWN, identify)
+        return _in_context(handler or _UNKNOWN, identify)
 
 
 def _authorization(details: grpc.HandlerCallDetails) -> list[str]:
@@ -153,7 +155,7 @@ def _is_async(handler: Handler) -> bool:
     return inspect.iscoroutinefunction(behaviour) or inspect.isasyncgenfunction(behaviour)
 
 
-def _in_context(handler: Handler, identify: "Callable[[grpc.ServicerContext], Identity | None]") -> Handler:
+def _in_context(handler: Handler, identify: "Callable[[grpc.ServicerContext], Identity]") -> Handler:
     """Return a synchronous handler that runs with `current_identity` set.
 
     Args:

@@ -54,11 +54,11 @@ class AuthMiddleware:
     def _is_public(self, environ: "WSGIEnvironment") -> bool:
         try:
             # PEP 3333 carries bytes as Latin-1; applications decode them as UTF-8.
-            path = environ.get("PATH_INFO", "").encode("latin-1").decode()
+            path, mount = (environ.get(name, "").encode("latin-1").decode() for name in ("PATH_INFO", "SCRIPT_NAME"))
+            raw_path = (environ.get("REQUEST_URI") or environ.get("RAW_URI") or "").encode("latin-1")
         except UnicodeError:
             return False
-        raw_path = environ.get("REQUEST_URI") or environ.get("RAW_URI") or ""
-        return self._public.includes(path, raw_path.encode("latin-1", "replace"))
+        return self._public.includes(path, raw_path, mount)
 
     def _identify(self, environ: "WSGIEnvironment") -> Identity:
         header = environ.get("HTTP_AUTHORIZATION")

@@ -163,10 +163,13 @@ async def test_a_public_method_has_nobody_whatever_the_token(server: Server) -> 
         assert await server.call("unary_unary", *metadata, method="Public") == [b"nobody"]
 
 
-async def test_a_request_after_another_has_no_identity_of_it(server: Server) -> None:
-    assert await server.call("unary_unary", ALICE) == [b"alice"]
-    assert await server.call("unary_unary", method="Public") == [b"nobody"]
-    assert current_identity.get() is None
+@pytest.mark.parametrize("name", SERVERS)
+async def test_a_request_after_another_has_no_identity_of_it(name: str) -> None:
+    async with serving(name) as server:  # with one thread
+        assert await server.call("unary_unary", ALICE) == [b"alice"]
+        assert await server.call("unary_stream", ALICE) == [b"alice"] * 2
+        assert await server.call("unary_unary", method="Public") == [b"nobody"]
+        assert current_identity.get() is None
 
 
 async def test_an_outage_is_unavailable_with_a_pause(server: Server) -> None:

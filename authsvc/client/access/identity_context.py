@@ -14,7 +14,7 @@ class IdentityContext:
     """A copy of the context, with `current_identity` set.
 
     Args:
-        identity: Who the request is from; None for a request that needs no token.
+        identity: Who the request is from; None on a public path.
     """
 
     def __init__(self, identity: Identity | None) -> None:
