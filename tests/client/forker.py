@@ -1,6 +1,6 @@
 """A program that uses a client, forks, and uses it again on both sides: run by test_forks.
 
-    python -m tests.client.forker sync|async ADDRESS TOKEN
+python -m tests.client.forker sync|async ADDRESS TOKEN
 """
 
 import asyncio
