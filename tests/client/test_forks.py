@@ -3,8 +3,6 @@
 import asyncio
 import sys
 
-import pytest
-
 from tests.support import Client
 
 SECONDS = 60

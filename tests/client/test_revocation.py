@@ -1,22 +1,21 @@
-"""Rounds of revocation over two services: no acceptance beyond the budget, none at all without one.
-
-`AUTHSVC_TEST_REVOCATION_ROUNDS=10000` is the long form, which `make soak` runs.
-"""
+"""Rounds of revocation over two services: no acceptance beyond the budget, none at all without one."""
 
 import asyncio
-import os
 import random
 import time
+from typing import Any
+
+import pytest
 
 from authsvc.client import AsyncClient, InvalidTokenError
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.client.conftest import Two
 from tests.support import WITNESS
 
-ROUNDS = int(os.environ.get("AUTHSVC_TEST_REVOCATION_ROUNDS", "500"))
+ROUNDS = [100, pytest.param(500, marks=pytest.mark.engines), pytest.param(10_000, marks=pytest.mark.soak)]
 AT_ONCE = 20
 BUDGET_SECONDS = 0.03
-CALLS = 12
+MAX_CALLS = 10_000
 
 
 async def new_session(two: Two, user_id: str) -> str:
@@ -29,14 +28,14 @@ async def new_session(two: Two, user_id: str) -> str:
 
 async def is_accepted(client: AsyncClient, token: str, **options: float) -> bool:
     try:
-        await client.validate(token, **options)  # type: ignore[arg-type]
-    except InvalidTokenError as error:
-        assert error.reason == "SESSION_REVOKED"
+        await client.validate(token, **options)
+    except InvalidTokenError:
         return False
     return True
 
 
-async def test_revocations(two: Two) -> None:
+@pytest.mark.parametrize("rounds", ROUNDS)
+async def test_revocations(two: Two, rounds: int) -> None:
     """Another program revokes on either service while this client validates all the time."""
     users = [(await two.first.create_user(f"u{number}@example.com")).user_id for number in range(AT_ONCE)]
     chance = random.Random(16)  # noqa: S311 - a test
@@ -60,39 +59,38 @@ async def test_revocations(two: Two) -> None:
             accepted_within += accepted
             refused += not accepted
 
-        for _ in range(ROUNDS // AT_ONCE):
+        for _ in range(rounds // AT_ONCE):
             await asyncio.gather(*(one_round() for _ in range(AT_ONCE)))
-    assert refused == ROUNDS // AT_ONCE * AT_ONCE
+    assert refused == rounds // AT_ONCE * AT_ONCE
 
 
-async def test_revocations_that_the_cache_alone_answers(two: Two) -> None:
+@pytest.mark.parametrize("rounds", ROUNDS)
+async def test_revocations_that_the_cache_alone_answers(two: Two, rounds: int) -> None:
     """No fresh call helps the cache: what it says beyond the budget must come from a read begun within it."""
     users = [(await two.first.create_user(f"u{number}@example.com")).user_id for number in range(AT_ONCE)]
-    late = early = 0
+    late = 0
     async with AsyncClient(two.target, max_staleness=BUDGET_SECONDS) as client:
 
         async def one_round() -> None:
-            nonlocal late, early
+            nonlocal late
             token = await new_session(two, random.choice(users))  # noqa: S311 - a test
             assert await is_accepted(client, token)
             revoked_at = await _revoke(two.second.auth, token)
-            for _ in range(CALLS):
+            for _ in range(MAX_CALLS):
                 begin = time.monotonic()
                 accepted = await is_accepted(client, token)
                 if begin > revoked_at + BUDGET_SECONDS:
                     assert not accepted
                     late += 1
-                else:
-                    early += accepted
+                    break
                 await asyncio.sleep(BUDGET_SECONDS / 8)
 
-        for _ in range(max(1, ROUNDS // AT_ONCE // 5)):
+        for _ in range(rounds // AT_ONCE // 5):
             await asyncio.gather(*(one_round() for _ in range(AT_ONCE)))
-    assert late
-    assert early
+    assert late == rounds // AT_ONCE // 5 * AT_ONCE
 
 
-async def _revoke(service: "object", token: str) -> float:
+async def _revoke(service: Any, token: str) -> float:
     """Return when the revocation was acknowledged."""
-    await service.RevokeToken(auth_pb2.RevokeTokenRequest(token=token))  # type: ignore[attr-defined]
+    await service.RevokeToken(auth_pb2.RevokeTokenRequest(token=token))
     return time.monotonic()

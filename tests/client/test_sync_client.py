@@ -112,10 +112,10 @@ async def test_rpcs(sync: Client) -> None:
     assert found.user == created.user
     with pytest.raises(UserNotFoundError):
         await in_thread(lambda: sync.users.GetUser(user_pb2.GetUserRequest(user_id="nobody")))
-    assert await in_thread(lambda: sync.auth.GetJwks(auth_pb2.GetJwksRequest()))
+    assert (await in_thread(lambda: sync.auth.GetJwks(auth_pb2.GetJwksRequest()))).jwks
 
 
-async def test_close_and_drop_end_the_thread(two: Two) -> None:
+async def test_close_ends_the_thread(two: Two) -> None:
     client = Client(two.target, max_staleness=60)
     client.close()
     assert not threads()
@@ -128,16 +128,24 @@ async def test_close_and_drop_end_the_thread(two: Two) -> None:
     assert not threads()
     with pytest.raises(RuntimeError, match="the client is closed"):
         client.validate(token)
-    client = Client(two.target)
-    await in_thread(lambda: client.validate(token))
-    await asyncio.to_thread(_drop, [client])
-    del client
+
+
+async def test_a_client_that_is_dropped_ends_its_thread(two: Two) -> None:
+    await two.first.create_user()
+    token = await two.first.access_token()
+    await in_thread(lambda: Client(two.target).validate(token))
     gc.collect()
     assert not threads()
 
 
-def _drop(clients: list[Client]) -> None:
-    clients.clear()
+def test_a_fork_before_the_first_call() -> None:
+    async def nothing() -> None:
+        return
+
+    thread = LoopThread(nothing)
+    thread.before_fork()
+    thread.after_fork()
+    assert not threads()
 
 
 def test_an_interrupted_call_is_cancelled() -> None:

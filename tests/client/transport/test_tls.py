@@ -12,6 +12,7 @@ import pytest
 
 from authsvc.client import AsyncClient, InvalidTokenError, UnavailableError
 from authsvc.client.clock import Clock
+from authsvc.client.transport.tls_files import TlsFiles
 from authsvc.config import ServeSettings
 from authsvc.server import app
 from tests.e2e.certificates import Authority
@@ -160,6 +161,14 @@ async def test_files_that_cannot_be_used_at_the_first_call(secured: Secured) -> 
         async with AsyncClient(secured.address, ca=ca, cert=client_cert, key=key) as client:
             with pytest.raises(ValueError, match=f"{problem}.*missing.pem.*: No such file"):
                 await client.validate("garbage")
+
+
+def test_an_authority_alone_and_a_certificate_alone(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue("backend")
+    for files in (TlsFiles(authority.certificate, None, None), TlsFiles(None, pair.certificate, pair.key)):
+        assert files.load() is not None
+    assert TlsFiles(tmp_path / "missing", None, None).version() == ((),)
 
 
 def _channels(client: AsyncClient) -> list[int]:
