@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -31,8 +32,8 @@ async def impostor(answer: bytes | None) -> AsyncIterator[str]:
     async def handle(request: bytes, context: object) -> bytes:
         return answer or b""
 
-    class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
-        def service(self, details: object) -> object:
+    class Handler(grpc.GenericRpcHandler):
+        def service(self, details: object) -> Any:
             return None if answer is None else grpc.unary_unary_rpc_method_handler(handle)
 
     server = grpc.aio.server()
@@ -193,9 +194,12 @@ async def guarded(tmp_path: Path, settings: ServeSettings, clock: FakeClock) -> 
     """A service with a callers file of one caller, who may only validate."""
     path = tmp_path / "callers.toml"
     path.write_text(f'[callers.shop]\napi_key_sha256 = ["{api_key_digest(KEY)}"]\npermissions = ["validate"]\n')
-    async with served(settings, clock), app.run_app(replace(settings, callers=path), clock) as service:
-        async with connected(service, api_key=KEY) as client:
-            yield client
+    async with (
+        served(settings, clock),
+        app.run_app(replace(settings, callers=path), clock) as service,
+        connected(service, api_key=KEY) as client,
+    ):
+        yield client
 
 
 @pytest.fixture
@@ -237,5 +241,5 @@ async def test_a_missing_permission(guarded: Client) -> None:
 async def test_without_any_service() -> None:
     switch = Switch("")
     async with AsyncClient(switch.address) as client:
-        with pytest.raises(UnavailableError, match="the call failed with UNAVAILABLE: .*[Cc]onnection refused"):
+        with pytest.raises(UnavailableError, match=r"the call failed with UNAVAILABLE: .*[Cc]onnection refused"):
             await client.validate("garbage")
