@@ -1,6 +1,8 @@
 """The ASGI middleware, called as a server calls it."""
 
+import logging
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -261,6 +263,21 @@ async def test_two_layers_validate_once(app: App) -> None:
     await call(AuthMiddleware(AuthMiddleware(app, inner), outer), BEARER)
     assert inner.count == 1
     assert app.identities == [ALICE, BOB]
+
+
+@pytest.mark.parametrize("token", ["a-secret-that-is-unknown", "a-secret-that-is-bobs", "a secret that is no token"])
+async def test_no_answer_and_no_log_has_the_token(app: App, token: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    fake = FakeClient({"a-secret-that-is-bobs": BOB})
+    header = (b"authorization", f"Bearer {token}".encode())
+    answers = [await call(AuthMiddleware(app, fake, role="admin"), header)]
+    with fake.outage():
+        answers.append(await call(AuthMiddleware(app, fake), header))
+        answers.append(await call(AuthMiddleware(app, fake), header, header, type="websocket"))
+    texts = f"{answers} {caplog.text}"
+    assert "status" in texts
+    assert token not in texts
+    assert sha256(token.encode()).hexdigest() not in texts
 
 
 def test_a_client_of_the_wrong_kind_is_refused_at_once(app: App) -> None:

@@ -30,7 +30,7 @@ async def test_a_second_event_loop(two: Two) -> None:
     await validate(client, token, results)
     for _ in range(3):
         await asyncio.to_thread(asyncio.run, validate(client, token, results))
-        assert len(client._sessions) == 2  # noqa: SLF001 - those of closed loops do not pile up
+        assert len(client._sessions._by_loop) == 2  # noqa: SLF001 - those of closed loops do not pile up
     await validate(client, token, results)
     assert results == ["alice@example.com"] * 5
     await client.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from authsvc.client import AsyncClient
+from authsvc.client import AsyncClient, Identity
 from authsvc.config import ServeSettings
 from authsvc.models import utc_now
 from tests.e2e.process import Process, environment, started
@@ -95,7 +95,7 @@ async def test_no_call_fails(rate: int, token: str, settings: ServeSettings, tmp
 async def keep_calling(client: AsyncClient, token: str, rate: int) -> tuple[list[BaseException], int]:
     """Validate so many times a second until cancelled; return what failed, and how many calls there were."""
     loop = asyncio.get_running_loop()
-    begin, calls = loop.time(), []
+    begin, calls = loop.time(), list[asyncio.Task[Identity]]()
     with contextlib.suppress(asyncio.CancelledError):
         while True:
             while len(calls) < (loop.time() - begin) * rate:

@@ -53,7 +53,8 @@ def test_beyond(target: str) -> None:
 
 
 def tls_of(target: str, **options: object) -> object:
-    return AsyncClient(target, **options)._endpoint.tls  # type: ignore[arg-type]  # noqa: SLF001 - nothing is sent
+    client = AsyncClient(target, **options)  # type: ignore[arg-type]
+    return client._sessions._arguments[0].tls  # noqa: SLF001 - nothing is sent
 
 
 def test_who_gets_plain_text() -> None:
