@@ -1,6 +1,5 @@
 """The client for asyncio."""
 
-import asyncio
 import logging
 import uuid
 from datetime import timedelta
@@ -11,12 +10,11 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import grpc
 from google.protobuf.message import Message
 
-from authsvc.client import forks
 from authsvc.client.clock import Clock, to_seconds
 from authsvc.client.errors import AuthsvcError, CallerRefusedError, InvalidFieldError, InvalidTokenError
 from authsvc.client.identity import Identity
 from authsvc.client.invalidation import DROP_AFTER
-from authsvc.client.loop_session import LoopSession
+from authsvc.client.loop_session import LoopSessions
 from authsvc.client.stats import Counts, Stats
 from authsvc.client.transport.channels import Endpoint, Metadata
 from authsvc.client.transport.methods import AUTH_METHODS, DEFAULT_TIMEOUT_SECONDS, USER_METHODS, Method
@@ -79,16 +77,14 @@ class AsyncClient:
     ) -> None:
         if cache_size < 1 or connections < 1:
             raise ValueError("cache_size and connections must be 1 or more")
-        self._endpoint = Endpoint(target, _tls_files(target, ca, cert, key, insecure=insecure), connections)
         self._credentials = _credentials(api_key)
         self._max_staleness = to_seconds("max_staleness", max_staleness)
         self._stale_if_error = to_seconds("stale_if_error", stale_if_error)
         self._clock = clock or Clock()
-        self._cache_size = cache_size
         self._cache = Cache(cache_size, self._clock)
         self._counts = Counts()
-        self._sessions: dict[asyncio.AbstractEventLoop, LoopSession] = {}
-        self._unusable = ""
+        endpoint = Endpoint(target, _tls_files(target, ca, cert, key, insecure=insecure), connections)
+        self._sessions = LoopSessions(endpoint, self._credentials, self._cache, self._clock, self._counts)
         self._next_refusal_log = 0.0
         self.auth: AuthServiceAsyncStub = cast("AuthServiceAsyncStub", Stub(AUTH_METHODS, self._call))
         self.users: UserServiceAsyncStub = cast("UserServiceAsyncStub", Stub(USER_METHODS, self._call))
@@ -183,20 +179,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Finish what is in flight, and close the channels of every event loop; then the client cannot be used."""
-        self._unusable = "the client is closed"
-        self._cache.clear()
-        await self._disconnect()
-
-    def abandon(self, reason: str) -> None:
-        """Refuse every call with a RuntimeError from now on, and leave the channels alone: they are another process's.
-
-        Args:
-            reason: Text of the error.
-        """
-        self._unusable = reason
-        self._cache = Cache(1, self._clock)  # the lock of the other one may be held for ever
-        forks.keep_for_ever(self._sessions)
-        self._sessions = {}
+        await self._sessions.close()
 
     def _from_cache(self, token: str, digest: bytes, budget: float, stale: float) -> Identity | None:
         """Return the identity that the cache has within a budget; callable in every thread.
@@ -218,7 +201,7 @@ class AsyncClient:
         return entry.identity
 
     def _renew(self, question: Question, budget: float) -> None:
-        self._session().validator.renew(question, budget)
+        self._sessions.current().validator.renew(question, budget)
 
     async def _ask(
         self, token: str, digest: bytes, budget: float, stale: float, span: timedelta | float | None
@@ -226,7 +209,7 @@ class AsyncClient:
         self._counts.misses += 1
         seconds = DEFAULT_TIMEOUT_SECONDS if span is None else to_seconds("timeout", span)
         question = Question(token, digest, stale, current_traceparent())
-        return await self._session().validator.validate(question, budget, seconds)
+        return await self._sessions.current().validator.validate(question, budget, seconds)
 
     def _call(
         self,
@@ -244,7 +227,7 @@ class AsyncClient:
             copied.request_id = uuid.uuid4().hex
             request = copied
         seconds = method.timeout_seconds if timeout is None else timeout
-        call = self._session().channels.call(method, request, seconds, self._metadata(metadata), **options)
+        call = self._sessions.current().channels.call(method, request, seconds, self._metadata(metadata), **options)
         drop = DROP_AFTER.get(method.name)
         if drop is not None:
             call.add_done_callback(lambda _: drop(self._cache, request))
@@ -259,32 +242,6 @@ class AsyncClient:
         if "traceparent" not in names and (traceparent := current_traceparent()):
             metadata += (("traceparent", traceparent),)
         return metadata
-
-    def _session(self) -> LoopSession:
-        """Return the session of the running loop."""
-        loop = asyncio.get_running_loop()
-        return self._sessions.get(loop) or self._open_session(loop)
-
-    def _open_session(self, loop: asyncio.AbstractEventLoop) -> LoopSession:
-        if self._unusable:
-            raise RuntimeError(self._unusable)
-        for closed in [other for other in self._sessions if other.is_closed()]:
-            del self._sessions[closed]
-        session = LoopSession(self._endpoint, self._credentials, self._cache, self._clock, self._counts)
-        self._sessions[loop] = session
-        forks.watch(self)
-        return session
-
-    async def _disconnect(self) -> None:
-        """Finish what is in flight, and close every channel; the next call opens new ones."""
-        sessions, self._sessions = self._sessions, {}
-        own = sessions.pop(asyncio.get_running_loop(), None)
-        for loop, session in sessions.items():
-            if loop.is_running():
-                asyncio.run_coroutine_threadsafe(session.close(), loop)
-        if own is not None:
-            await own.close()
-        forks.unwatch(self)
 
     def _note(self, error: AuthsvcError) -> None:
         """Count an error; log it where the operator of this backend must act, without filling the log."""

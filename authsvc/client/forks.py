@@ -67,5 +67,5 @@ def _after_in_child() -> None:
     _in_use.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_after_in_child)
+# Windows has no fork.
+getattr(os, "register_at_fork", dict)(before=_before, after_in_parent=_after, after_in_child=_after_in_child)

@@ -1,9 +1,11 @@
-"""What a client has in one event loop: channels and a validator. gRPC's objects belong to the loop that made them."""
+"""What a client has in each event loop: channels and a validator. gRPC's objects belong to the loop that made them."""
 
+import asyncio
 from collections.abc import Sequence
 
 import grpc
 
+from authsvc.client import forks
 from authsvc.client.clock import Clock
 from authsvc.client.stats import Counts
 from authsvc.client.transport.channels import Channels, Endpoint, Metadata
@@ -40,8 +42,8 @@ class LoopSession:
 
     async def close(self) -> None:
         """Finish what is in flight, and close the channels."""
-        await self.channels.close()
         await self.validator.close()
+        await self.channels.close()
 
     async def _send(self, questions: Sequence[Question], timeout: float) -> Sequence[Answer]:
         """Ask the service: one question by ValidateToken, several by BatchValidateTokens."""
@@ -58,3 +60,67 @@ class LoopSession:
         trace = (("traceparent", question.traceparent),) if question.traceparent else ()
         request = to_request(question)
         return to_answer(await self.channels.call(_VALIDATE_TOKEN, request, timeout, self._credentials + trace))
+
+
+class LoopSessions:
+    """The sessions of a client, opened at first use.
+
+    Args:
+        endpoint: As for LoopSession.
+        credentials: Likewise.
+        cache: Likewise.
+        clock: Likewise.
+        counts: Likewise.
+    """
+
+    def __init__(self, endpoint: Endpoint, credentials: Metadata, cache: Cache, clock: Clock, counts: Counts) -> None:
+        self._arguments = (endpoint, credentials, cache, clock, counts)
+        self._cache = cache
+        self._by_loop: dict[asyncio.AbstractEventLoop, LoopSession] = {}
+        self._unusable = ""
+
+    def current(self) -> LoopSession:
+        """Return the session of the running loop.
+
+        Raises:
+            RuntimeError: The client is closed, or was in use at a fork.
+        """
+        loop = asyncio.get_running_loop()
+        return self._by_loop.get(loop) or self._open(loop)
+
+    async def close(self) -> None:
+        """Finish what is in flight, and close every channel for good."""
+        self._unusable = self._unusable or "the client is closed"
+        self._cache.clear()
+        await self.disconnect()
+
+    async def disconnect(self) -> None:
+        """Finish what is in flight, and close every channel; the next call opens new ones."""
+        sessions, self._by_loop = self._by_loop, {}
+        own = sessions.pop(asyncio.get_running_loop(), None)
+        for loop, session in sessions.items():
+            if loop.is_running():
+                asyncio.run_coroutine_threadsafe(session.close(), loop)
+        if own is not None:
+            await own.close()
+        forks.unwatch(self)
+
+    def abandon(self, reason: str) -> None:
+        """Leave the channels alone, which are another process's, and refuse every call from now on.
+
+        Args:
+            reason: Text of the RuntimeError.
+        """
+        self._unusable = reason
+        self._cache.abandon()
+        forks.keep_for_ever(self._by_loop)
+        self._by_loop = {}
+
+    def _open(self, loop: asyncio.AbstractEventLoop) -> LoopSession:
+        if self._unusable:
+            raise RuntimeError(self._unusable)
+        for closed in [other for other in self._by_loop if other.is_closed()]:
+            del self._by_loop[closed]
+        session = self._by_loop[loop] = LoopSession(*self._arguments)
+        forks.watch(self)
+        return session

@@ -20,7 +20,8 @@ class LoopThread:
 
     def __init__(self, closer: Closer) -> None:
         self._closer = closer
-        self._lock = threading.Lock()
+        # A client that the garbage collector finds during before_fork closes itself in the same thread.
+        self._lock = threading.RLock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._is_closed = False

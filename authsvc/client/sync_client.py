@@ -44,7 +44,7 @@ class _ThreadedClient(AsyncClient):
 
     def __init__(self, target: str, **options: Unpack[ClientOptions]) -> None:
         super().__init__(target, **options)
-        self.thread = LoopThread(self._disconnect)
+        self.thread = LoopThread(self._sessions.disconnect)
 
     def validate_from_thread(
         self,

@@ -1,7 +1,7 @@
 """Running services for the client library."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -38,7 +38,7 @@ async def two(settings: ServeSettings, clock: FakeClock, limits: Limits) -> Asyn
         app.run_app(settings, clock, clock.monotonic, limits) as service,
         connected(service) as second,
     ):
-        yield Two(first, second)
+        yield Two(first, replace(second, admin=first.admin))
 
 
 @pytest.fixture

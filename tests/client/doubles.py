@@ -15,14 +15,14 @@ from authsvc.client.validation.validator import Validator
 NOON = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)
 
 
-def identity(token: str = "t", *, lifetime_seconds: float = 900.0, degraded: bool = False, user: str = "") -> Identity:
-    """The identity that the double of the service sees in a token."""
+def identity(name: str = "t", *, lifetime_seconds: float = 900.0, degraded: bool = False, user: str = "") -> Identity:
+    """The identity that the double of the service sees in a token of that name."""
     return Identity(
-        user_id=user or f"user of {token}",
+        user_id=user or f"user of {name}",
         email="alice@example.com",
         role="user",
-        session_id=f"session of {token}",
-        token_id=token,
+        session_id=f"session of {name}",
+        token_id=name,
         issue_time=NOON,
         expire_time=NOON + timedelta(seconds=lifetime_seconds),
         checked_time=NOON,

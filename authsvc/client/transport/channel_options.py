@@ -13,8 +13,8 @@ RETRY_POLICY = {
     # A server that is killed or stops resets its calls with either.
     "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
-RETRY_THROTTLING = {"maxTokens": 100, "tokenRatio": 1}
-"""Fifty failures more than successes stop all retries: a service that is down gets no fivefold load."""
+RETRY_THROTTLING = {"maxTokens": 1000, "tokenRatio": 0.1}
+"""Ends retries in a long outage: below half of its tokens nothing is retried. The largest number that gRPC allows."""
 SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [

@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from urllib.parse import unquote
 
 _DNS = re.compile(r"dns:(?://[^/]*/)?(.+)", re.IGNORECASE)
 _SCHEME = re.compile(r"(ipv4|ipv6|passthrough):(?:///)?(.+)", re.IGNORECASE)
@@ -26,6 +27,7 @@ def is_loopback(target: str) -> bool:
 
 def _host(address: str) -> str:
     """Return the host of HOST:PORT, [HOST]:PORT or HOST."""
+    address = unquote(address)
     if address.startswith("["):
         return address[1:].partition("]")[0]
     return address.partition(":")[0] if address.count(":") == 1 else address

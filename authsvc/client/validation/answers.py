@@ -35,8 +35,8 @@ def to_answer(response: auth_pb2.ValidateTokenResponse | None) -> Answer:
             error = InvalidTokenError(_REASONS.get(response.reason, str(response.reason)))
             error.degraded = response.degraded
             return error
-    except (OverflowError, ValueError):  # a time out of range
-        pass
+    except (OSError, OverflowError, ValueError):  # a time out of range
+        return not_the_service()
     return not_the_service()
 
 

@@ -114,7 +114,7 @@ class Batcher:
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._find(question, budget, self._monotonic() + timeout).callers.append(future)
         self._flush()
-        timer = self._loop.call_later(timeout, _give_up, future, timeout)
+        timer = self._loop.call_later(timeout, give_up, future, timeout)
         try:
             return await future
         finally:
@@ -171,9 +171,8 @@ class Batcher:
 
     def _flush_late(self) -> None:
         self._timer = None
-        if self._has_slot:
-            self._send()
-            self._flush()
+        self._send()
+        self._flush()
 
     @property
     def _has_slot(self) -> bool:
@@ -233,6 +232,7 @@ class Batcher:
         return [questions.pop(key) for key in list(itertools.islice(questions, count))]
 
 
-def _give_up(caller: "asyncio.Future[Answer]", timeout: float) -> None:
+def give_up(caller: "asyncio.Future[Answer]", timeout: float) -> None:
+    """Answer a caller whose time is up."""
     if not caller.done():
         caller.set_result(UnavailableError(cause=f"no answer within {timeout:g} s"))

@@ -159,6 +159,11 @@ class Cache:
             self._entries.clear()
             self._refusals.clear()
 
+    def abandon(self) -> None:
+        """Forget every answer in the child of a fork, where another thread may hold the lock for ever."""
+        self._lock = threading.Lock()
+        self.clear()
+
     def _drop(self, is_concerned: Callable[[Identity], bool]) -> None:
         with self._lock:
             self.epoch += 1

@@ -12,8 +12,15 @@ from hypothesis import strategies as st
 
 from authsvc.client import Identity, InvalidTokenError, UnavailableError
 from authsvc.client.stats import Counts
-from authsvc.client.validation.batches import MAX_IN_FLIGHT, MAX_TOKENS, MAX_WAIT_SECONDS, SLOT_SECONDS, Batcher
-from authsvc.client.validation.batches import Question
+from authsvc.client.validation.batches import (
+    MAX_IN_FLIGHT,
+    MAX_TOKENS,
+    MAX_WAIT_SECONDS,
+    SLOT_SECONDS,
+    Batcher,
+    Question,
+    give_up,
+)
 from authsvc.client.validation.cache import Answer, Cache
 from tests.client.doubles import Service, identity, loop_clock, question
 from tests.virtual_clock import jumping, now
@@ -267,6 +274,17 @@ async def test_a_storm_of_cancellations_leaves_nothing_behind() -> None:
     await rig.batcher.close()
     leftovers = (rig.batcher._waiting, rig.batcher._sent, rig.batcher._tasks, rig.batcher._slots)  # noqa: SLF001
     assert not any(leftovers)
+
+
+def test_time_that_is_up_changes_no_answer() -> None:
+    @jumping
+    async def run() -> None:
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        answered.set_result(identity())
+        give_up(answered, 1.0)
+        assert answered.result() == identity()
+
+    run()
 
 
 @given(

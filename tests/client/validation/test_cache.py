@@ -1,6 +1,8 @@
 """The cache: budgets, expiry, order of answers, drops, and both LRUs; also against a model."""
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -9,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from authsvc.client import Identity, InvalidTokenError, UnavailableError
 from authsvc.client.clock import Clock
-from authsvc.client.validation.cache import FINAL_REASONS, REFUSALS_SIZE, USER_REASONS, Answer, Cache
+from authsvc.client.validation.cache import FINAL_REASONS, REFUSALS_SIZE, USER_REASONS, Answer, Cache, Entry
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.client.doubles import NOON, identity
 
@@ -166,24 +168,42 @@ def test_garbage_evicts_no_identity_and_is_bounded(time: Time) -> None:
     assert time.get(0, b"10") == "MALFORMED"  # used just before
 
 
+def test_an_entry_that_another_thread_drops_meanwhile(time: Time) -> None:
+    class Losing(OrderedDict[bytes, Any]):
+        """What another thread does between a look-up and the move to the end."""
+
+        def move_to_end(self, key: bytes, last: bool = True) -> None:  # noqa: FBT002 - as in OrderedDict
+            raise KeyError
+
+    time.cache._entries, time.cache._refusals = Losing(), Losing()  # noqa: SLF001 - no thread can be made to do it
+    time.store(identity("a"), b"a")
+    time.store(InvalidTokenError("MALFORMED"), b"b")
+    assert time.get(5, b"a") == identity("a")
+    assert time.get(5, b"b") == "MALFORMED"
+
+
+def is_due(entry: Entry) -> bool:
+    return entry.is_due
+
+
 def test_an_entry_is_due_in_the_second_half_of_a_budget(time: Time) -> None:
     time.store(identity())
     time.seconds += 2.5
     entry = time.cache.get(KEY, 5)
     assert entry is not None
-    assert not entry.is_due
+    assert not is_due(entry)
     time.seconds += 0.01
     assert time.cache.get(KEY, 10) is entry
-    assert not entry.is_due
+    assert not is_due(entry)
     assert time.cache.get(KEY, 5) is entry
-    assert entry.is_due
+    assert is_due(entry)
     entry.is_due, entry.is_renewing = False, True
     time.cache.get(KEY, 5)
-    assert not entry.is_due
+    assert not is_due(entry)
     time.cache.release_renewal(KEY)
     time.cache.release_renewal(b"another")
     time.cache.get(KEY, 5)
-    assert entry.is_due
+    assert is_due(entry)
 
 
 REASONS = st.sampled_from(sorted(FINAL_REASONS | USER_REASONS | NEVER_KEPT))

@@ -1,6 +1,7 @@
-"""Outages: an older answer stands in within stale_if_error, and one probe at a time asks whether the service is back."""
+"""Outages: an older answer stands in within stale_if_error, and one probe at a time asks whether there still is one."""
 
 import asyncio
+import itertools
 import logging
 
 import pytest
@@ -140,7 +141,7 @@ async def test_one_probe_at_a_time_with_a_backoff() -> None:
         await asyncio.gather(*(timed(rig, stale_if_error=600) for _ in range(3)))
         await asyncio.sleep(0.01)
     times = rig.service.times[1:]  # of the failures, then of the probes
-    gaps = [round(after - before, 2) for before, after in zip(times[2:], times[3:], strict=False)]
+    gaps = [round(after - before, 2) for before, after in itertools.pairwise(times[2:])]
     assert gaps[:6] == pytest.approx([0.2, 0.4, 0.8, 1.0, 1.0, 1.0], abs=0.02)
     assert times[2] - times[1] == pytest.approx(0.1, abs=0.02)
     assert {len(batch) for batch in rig.service.batches[3:]} == {1}
