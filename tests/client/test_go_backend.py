@@ -168,7 +168,7 @@ async def test_coalesces_what_is_asked_meanwhile(start: Start) -> None:
 
     async with served(handler) as service, start(service.address) as backend:
         calls = [asyncio.ensure_future(backend.get_me(f"Bearer user-{number}")) for number in range(users)]
-        while len(service.servicer.requests) < 4:  # noqa: ASYNC110 - no event tells
+        while len(service.servicer.requests) < 4:
             await asyncio.sleep(0.001)
         waiting.set()
         answers = await asyncio.gather(*calls)
