@@ -2,6 +2,7 @@
 
 import logging
 import uuid
+from contextvars import Context, copy_context
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -197,7 +198,7 @@ class AsyncClient:
         self._counts.hits += 1
         if entry.is_due:
             entry.is_due, entry.is_renewing = False, True
-            self._renew(Question(token, digest, stale, ""), budget)
+            self._renew(Question(token, digest, stale, Context()), budget)
         return entry.identity
 
     def _renew(self, question: Question, budget: float) -> None:
@@ -208,7 +209,7 @@ class AsyncClient:
     ) -> Identity:
         self._counts.misses += 1
         seconds = DEFAULT_TIMEOUT_SECONDS if span is None else to_seconds("timeout", span)
-        question = Question(token, digest, stale, current_traceparent())
+        question = Question(token, digest, stale, copy_context())
         return await self._sessions.current().validator.validate(question, budget, seconds)
 
     def _call(

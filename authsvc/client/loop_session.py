@@ -11,6 +11,7 @@ from authsvc.client.stats import Counts
 from authsvc.client.transport.channels import Channels, Endpoint, Metadata
 from authsvc.client.transport.methods import AUTH_METHODS
 from authsvc.client.transport.statuses import to_error
+from authsvc.client.transport.traces import current_traceparent
 from authsvc.client.validation.answers import to_answer, to_answers, to_request
 from authsvc.client.validation.batches import Question
 from authsvc.client.validation.cache import Answer, Cache
@@ -57,7 +58,8 @@ class LoopSession:
         return to_answers(response, len(questions))
 
     async def _send_one(self, question: Question, timeout: float) -> Answer:
-        trace = (("traceparent", question.traceparent),) if question.traceparent else ()
+        traceparent = question.context.run(current_traceparent)
+        trace = (("traceparent", traceparent),) if traceparent else ()
         request = to_request(question)
         return to_answer(await self.channels.call(_VALIDATE_TOKEN, request, timeout, self._credentials + trace))
 

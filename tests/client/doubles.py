@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -59,7 +60,7 @@ class Service:
 
 
 def question(token: str, stale_if_error: float = 0.0) -> Question:
-    return Question(token, token.encode(), stale_if_error, "")
+    return Question(token, token.encode(), stale_if_error, Context())
 
 
 @dataclass

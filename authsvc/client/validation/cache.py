@@ -132,7 +132,8 @@ class Cache:
             previous = self._entries.get(digest) or self._refusals.get(digest)
             if epoch != self.epoch or (previous is not None and previous.began >= began):
                 return
-            self._remove(digest)
+            if previous is not None:
+                self._remove(digest)
             if isinstance(answer, Identity):
                 _put(self._entries, digest, Entry(answer, began), self._size)
             else:
