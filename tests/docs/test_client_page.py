@@ -26,6 +26,7 @@ from tests.support import WITNESS, Client
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "client.md").read_text()
+README = (ROOT / "README.md").read_text()
 
 
 def examples() -> Iterator[tuple[str, str]]:
@@ -74,6 +75,14 @@ def page(client: Client, monkeypatch: pytest.MonkeyPatch) -> Page:
     WITNESS.hide(key)
     monkeypatch.setenv("AUTHSVC_API_KEY", key)
     return Page(client)
+
+
+async def test_the_readmes_example(page: Page, client: Client) -> None:
+    [code] = re.findall(r"^## A backend\n.*?^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    user = await client.create_user()
+    names = page.run(code.replace("127.0.0.1:50051", client.address))
+    async with names["client"]:
+        assert (await names["who"](await client.access_token())).user_id == user.user_id
 
 
 def test_each_example_has_a_test_here() -> None:
