@@ -13,11 +13,12 @@ from tests.client.doubles import Rig, Service, identity
 from tests.virtual_clock import jumping, now
 
 LATENCIES = st.sampled_from([0.0, 0.001, 0.2, 0.4])
+BUDGETS = [0.0, 0.1, 1.0, 3.0]
 CALLS = st.lists(
     st.tuples(
         st.sampled_from("ab"),
         st.floats(0, 6),  # when
-        st.sampled_from([0.0, 0.1, 1.0, 3.0]),  # max_staleness
+        st.sampled_from(BUDGETS),  # max_staleness
     ),
     min_size=10,
     max_size=60,
@@ -70,6 +71,9 @@ def test_no_acceptance_beyond_the_budget(
                 return
             assert not (accepted and token == "a" and begin > revoked_at + budget)
 
-        await asyncio.gather(*(call(*each) for each in calls))
+        # Where it would show first: an entry from just before the revocation, and calls just after its budget.
+        edges = [("a", max(0.0, revoked_at - 0.001), 0.0)]
+        edges += [("a", revoked_at + budget + 0.001, budget) for budget in BUDGETS[1:]]
+        await asyncio.gather(*(call(*each) for each in (*calls, *edges)))
 
     run()
