@@ -48,12 +48,20 @@ soak: .venv ## the long tests, an hour and more, with a report
 bench: .venv/bench ## measure what a validation costs, in a quarter of an hour
 	@$(BIN)/python -m bench
 
-# Needs .venv/bin on the path: protoc looks its plugins up there.
-protoc = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos \
+# The oldest protobuf that backends may have decides what generates the stubs, and it excludes the one of .venv.
+STUBS := .cache/stubs
+
+$(STUBS)/installed: requirements/stubs.txt | .venv
+	@$(BIN)/uv venv --quiet --clear --no-project --python $(BIN)/python $(STUBS)
+	@$(BIN)/uv pip sync --quiet --python $(STUBS)/bin/python --require-hashes requirements/stubs.txt
+	@touch $@
+
+# Needs .venv/bin on the path: protoc looks mypy-protobuf's plugins up there.
+protoc = PATH="$(CURDIR)/$(BIN):$$PATH" $(STUBS)/bin/python -m grpc_tools.protoc -Iprotos \
   --python_out=$(1) --grpc_python_out=$(1) --mypy_out=$(1) --mypy_grpc_out=$(1) \
   protos/authsvc/v1/*.proto
 
-proto: .venv ## regenerate authsvc/v1 from protos
+proto: $(STUBS)/installed ## regenerate authsvc/v1 from protos
 	@rm -f authsvc/v1/*_pb2*
 	@$(call protoc,.)
 
@@ -93,7 +101,7 @@ check-proto-breaking: .venv
 	repository=$$(git rev-parse --git-common-dir); \
 	$(call step,$(BIN)/buf breaking --against "$$repository#tag=$$tag")
 
-check-stubs: .venv
+check-stubs: $(STUBS)/installed
 	@$(call step,fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; $(call protoc,"$$fresh"); \
 	  diff -r -x __init__.py -x __pycache__ "$$fresh/authsvc/v1" authsvc/v1)
 

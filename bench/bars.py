@@ -60,6 +60,20 @@ def _refused(results: Results) -> Spread | None:
     return Spread.of(each["flood 300/s"].refused_p50 for each in results.rounds_with("flood 300/s"))
 
 
+def _both_ends(name: str, other: str) -> Callable[[Results], Spread | None]:
+    """Return the CPU of client and server together, as a share of another variant's."""
+    return lambda results: Spread.of(
+        (each[name].cpu + each[name].client_cpu) / (each[other].cpu + each[other].client_cpu)
+        for each in results.rounds_with(name, other)
+    )
+
+
+def _client_cpu_above(name: str, other: str) -> Callable[[Results], Spread | None]:
+    return lambda results: Spread.of(
+        each[name].client_cpu - each[other].client_cpu for each in results.rounds_with(name, other)
+    )
+
+
 def _units(name: str) -> Callable[[Results], Spread | None]:
     return lambda results: Spread.of([results.units[name]] if name in results.units else [])
 
@@ -73,6 +87,10 @@ def _growth(results: Results) -> Spread | None:
     if not _has_memory(results):
         return None
     return Spread.of([results.memory[-1][1] / results.memory[len(results.memory) // 2][1] - 1])
+
+
+def _middleware(results: Results) -> Spread | None:
+    return Spread.of(results.middleware)
 
 
 def _has_memory(results: Results) -> bool:
@@ -97,6 +115,20 @@ def _bars() -> Iterator[Bar]:
         yield Bar(f"steady 1,000/s, engine at {ms} ms: p99 above two reads, ms", 10, 3, _above_two_reads(ms), "{:.1f}")
     behind = _ratio("delay-20 512", "delay-0 512", "rate")
     yield Bar("512 in flight: throughput, engine at 20 ms / at once", 0.9, 1, behind, is_floor=True)
+    yield Bar(
+        "client library, fresh, 64 in flight: CPU of both ends / plain stubs",
+        0.15,
+        0.08,
+        _both_ends("client 64", "plain 64"),
+    )
+    yield Bar(
+        "client library, fresh, one at a time: latency / plain stub", 1.05, 1, _ratio("client 1", "plain 1", "p50")
+    )
+    above, steady = "client library, steady 2,000/s", _ratio("client 2000/s", "empty 2000/s")
+    yield Bar(f"{above}: CPU of the client, µs", 15, 5, _client_cpu_above("client 2000/s", "loop 2000/s"), "{:.1f}")
+    yield Bar(f"{above}: CPU of the server / empty RPC", 0.10, 0.04, steady)
+    yield Bar("client library, a cache hit: µs", 5, 2, _client_cpu_above("hit 1", "loop 1"), "{:.1f}")
+    yield Bar("client library, ASGI middleware on a hit: CPU above the bare app, µs", 25, 12, _middleware, "{:.1f}")
     yield Bar("memory after 1,000,000 validations of 100,000 users, MiB", 150, None, _memory, "{:.0f}")
     yield Bar("its growth in the second half", 0.02, None, _growth, "{:+.1%}")
 

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ALL = sorted(os.sched_getaffinity(0))
@@ -39,8 +39,9 @@ def processes(pid: int) -> Iterator[int]:
     """Yield a process and all that descend from it."""
     yield pid
     for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            yield from processes(int(child))
+        with suppress(FileNotFoundError):  # gRPC's threads come and go
+            for child in (task / "children").read_text().split():
+                yield from processes(int(child))
 
 
 def cpu_seconds(pid: int) -> float:

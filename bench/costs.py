@@ -111,7 +111,7 @@ def units_of_validations(servers: Servers, loader: Loader) -> dict[str, float]:
 
 def _units_of_a_call(load: Load, loader: Loader, server: Server, metering: Metering) -> float:
     metering.take()
-    sample, _ = loader.run(replace(load, warm_up=0.0, calls=METERED_CALLS), server.pid)
+    sample, *_ = loader.run(replace(load, warm_up=0.0, calls=METERED_CALLS), server.pid)
     return metering.take()[0] / sample.all_calls
 
 

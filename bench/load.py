@@ -23,6 +23,7 @@ import uvloop
 from google.protobuf.duration_pb2 import Duration
 
 from authsvc.v1 import auth_service_pb2 as auth_pb2
+from bench.backend import Library, validation
 
 SERVICE = "/authsvc.v1.AuthService/"
 ACTIVE = auth_pb2.ValidateTokenResponse(state=auth_pb2.TOKEN_STATE_ACTIVE).SerializeToString()
@@ -49,6 +50,7 @@ class Load:
         seconds: How long it is measured, after the warm-up.
         calls: Ends the run earlier; 0: does not.
         flood: Clients that guess passwords meanwhile, without a pause.
+        library: How a backend validates: plain stubs, the client library or not at all; empty: by bytes made ahead.
         table: Not the service is called but DynamoDB's GetItem, on this users table, through aioboto3.
     """
 
@@ -64,6 +66,7 @@ class Load:
     warm_up: float = 0.5
     calls: int = 0
     flood: int = 0
+    library: Library = ""
     table: str = ""
 
 
@@ -270,6 +273,8 @@ async def _calls(load: Load, stack: AsyncExitStack) -> list[Send]:
                 raise ValueError("no such user")
 
         return [get_item]
+    if load.library:
+        return [await validation(load.library, load.address, _lines(load), load.max_staleness, stack)]
     channels = [await stack.enter_async_context(_channel(load.address)) for _ in range(load.connections)]
     requests = _requests(load.tokens, load.hot, load.batch, load.max_staleness)
     return [_validations(channel, load, requests) for channel in channels]

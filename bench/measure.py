@@ -33,6 +33,7 @@ class Figures:
         calls: How many were measured.
         errors: What went wrong, and how often.
         refused_p50: Latency of the guesses of a flood; 0: there was none.
+        client_cpu: Of the load generator, in microseconds a call.
     """
 
     cpu: float
@@ -44,6 +45,7 @@ class Figures:
     calls: int
     errors: dict[str, int]
     refused_p50: float = 0.0
+    client_cpu: float = 0.0
 
 
 class Loader:
@@ -58,17 +60,17 @@ class Loader:
         """Of the process."""
         return self._process.pid
 
-    def run(self, load: Load, pid: int) -> tuple[Sample, float]:
-        """Send a load; return what it saw, and the CPU seconds that a process has used meanwhile."""
+    def run(self, load: Load, pid: int) -> tuple[Sample, float, float]:
+        """Send a load; return what it saw, and the CPU seconds that a process and the generator have used meanwhile."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(asdict(load)) + "\n")
         self._process.stdin.flush()
-        used = []
+        used, own = [], []
         for _ in MARKS:
             self._read_line()
             used.append(cores.cpu_seconds(pid))
-        begin, end = used
-        return Sample(**json.loads(self._read_line())), end - begin
+            own.append(cores.cpu_seconds(self.pid))
+        return Sample(**json.loads(self._read_line())), used[1] - used[0], own[1] - own[0]
 
     def _read_line(self) -> str:
         assert self._process.stdout is not None
@@ -113,7 +115,7 @@ class Bench:
         give_up = time.monotonic() + MEMORY_SECONDS
         seen = [(0, cores.rss_mib(server.pid))]
         while seen[-1][0] < MEMORY_VALIDATIONS and time.monotonic() < give_up:
-            sample, _ = self.loader.run(step, server.pid)
+            sample, *_ = self.loader.run(step, server.pid)
             seen.append((seen[-1][0] + sample.calls * WARM_UP_BATCH, cores.rss_mib(server.pid)))
         return seen
 
@@ -137,11 +139,12 @@ class Bench:
             calls=TOKENS // WARM_UP_BATCH,
             warm_up=0.0,
             seconds=WARM_UP_SECONDS,
+            library="",
         )
         self.loader.run(once, server.pid)
 
 
-def _figures(sample: Sample, cpu_seconds: float, pid: int, load: Load) -> Figures:
+def _figures(sample: Sample, cpu_seconds: float, client_seconds: float, pid: int, load: Load) -> Figures:
     calls = sample.calls * max(1, load.batch)
     return Figures(
         cpu=cpu_seconds / max(1, calls) * 1e6,
@@ -153,4 +156,5 @@ def _figures(sample: Sample, cpu_seconds: float, pid: int, load: Load) -> Figure
         calls=calls,
         errors=sample.errors,
         refused_p50=sample.refused_p50,
+        client_cpu=client_seconds / max(1, calls) * 1e6,
     )

@@ -14,7 +14,18 @@ _PRICES = (
     f"${costs.DOLLARS_PER_GB_MONTH:.2f} for a GB and month with point-in-time recovery."
 )
 END = "<!-- end -->\n"
-_HEADER = ("variant", "CPU µs", "× empty RPC", "calls/s", "p50 ms", "p99 ms", "p99.9 ms", "RSS MiB", "errors")
+_HEADER = (
+    "variant",
+    "CPU µs",
+    "× empty RPC",
+    "client CPU µs",
+    "calls/s",
+    "p50 ms",
+    "p99 ms",
+    "p99.9 ms",
+    "RSS MiB",
+    "errors",
+)
 
 
 def figures_table(results: Results) -> str:
@@ -121,6 +132,7 @@ def _row(results: Results, name: str) -> Sequence[str]:
         name,
         _spread(results.spread(name, "cpu"), "{:.0f}"),
         _spread(results.ratio(name, baseline), "{:.2f}") if baseline else "",
+        _spread(results.spread(name, "client_cpu"), "{:.0f}"),
         _spread(results.spread(name, "rate"), "{:,.0f}"),
         *(_spread(results.spread(name, figure), "{:.1f}") for figure in ("p50", "p99", "p999")),
         _median(results.spread(name, "rss"), "{:.0f}"),

@@ -41,6 +41,7 @@ class Results:
         memory: Validations so far, and the resident MiB of the one worker then.
         costs: Read and write units of each RPC.
         item_bytes: What is stored for a user.
+        middleware: CPU microseconds that the client's ASGI middleware adds to a request, by round.
         left_out: Variants that were not measured, and why.
     """
 
@@ -49,6 +50,7 @@ class Results:
     memory: list[tuple[int, float]] = field(default_factory=list)
     costs: dict[str, tuple[float, float]] = field(default_factory=dict)
     item_bytes: int = 0
+    middleware: list[float] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
     machine: str = field(default_factory=lambda: f"{cores.describe()}; Python {platform.python_version()}")

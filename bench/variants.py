@@ -7,10 +7,10 @@ from fnmatch import fnmatchcase
 from bench.load import Load
 from bench.servers import AttemptKeys
 
-SECONDS = {"closed": 1.5, "300/s": 4.0, "1000/s": 3.0}
+SECONDS = {"closed": 1.5, "300/s": 4.0, "1000/s": 3.0, "2000/s": 10.0}
 LOADS = {
     **{str(calls): Load(in_flight=calls, seconds=SECONDS["closed"]) for calls in (1, 8, 64, 512)},
-    **{f"{rate}/s": Load(rate=rate, seconds=SECONDS[f"{rate}/s"]) for rate in (300, 1000)},
+    **{f"{rate}/s": Load(rate=rate, seconds=SECONDS[f"{rate}/s"]) for rate in (300, 1000, 2000)},
 }
 """By name: calls in flight, or calls a second."""
 EMPTY = AttemptKeys("empty")
@@ -20,6 +20,9 @@ MANY_USERS = 1_000_000
 HOT_TOKENS = 100
 """For `max_staleness`: few enough that each is asked for again before its answer is too old."""
 BATCH_CALLS = 8
+ACTIVE_TOKENS = 1000
+STEADY_WARM_UP_SECONDS = 15.0
+"""Three times the budget: by then the renewals are spread as they stay."""
 FLOOD = 40
 
 
@@ -85,6 +88,21 @@ def _variants() -> Iterator[Variant]:
             yield from (Variant(f"delay-{ms}", name, AttemptKeys(delay=ms), LOADS[name]) for ms in (0, 20))
         if name == "1000/s":
             yield from (Variant(f"delay-{ms}", name, AttemptKeys(delay=ms), LOADS[name]) for ms in (2, 5, 20))
+    yield from _backends()
+
+
+def _backends() -> Iterator[Variant]:
+    """Yield backends that validate; at 2,000/s one in its steady state, whose requests the cache answers."""
+    for name in ("1", "64"):
+        yield Variant("plain", name, FRESH, replace(LOADS[name], library="plain"))
+        yield Variant("client", name, FRESH, replace(LOADS[name], library="client"))
+    yield Variant("loop", "1", FRESH, replace(LOADS["1"], library="loop"))
+    yield Variant("hit", "1", FRESH, replace(LOADS["1"], library="client", max_staleness=3600, hot=1))
+    load = LOADS["2000/s"]
+    yield Variant("empty", "2000/s", EMPTY, load, baseline="")
+    yield Variant("loop", "2000/s", FRESH, replace(load, library="loop"))
+    steady = replace(load, library="client", max_staleness=5, hot=ACTIVE_TOKENS, warm_up=STEADY_WARM_UP_SECONDS)
+    yield Variant("client", "2000/s", FRESH, steady)
 
 
 def _at_64(load: Load) -> Iterator[Variant]:

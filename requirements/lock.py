@@ -17,13 +17,17 @@ FOLDER = ROOT / "requirements"
 MARK = "# seal: "
 HEADER = "# Written by requirements/lock.py from pyproject.toml; do not edit.\n"
 
-# In this order: the others take their versions from `dev`: what is tested is what ships.
+# In this order: others take their versions from `dev`: what is tested is what ships.
 LOCKS = {
     "bootstrap": ["--group", "pyproject.toml:bootstrap"],
-    "dev": ["pyproject.toml", "--group", "pyproject.toml:dev"],
+    "dev": ["pyproject.toml", "--extra", "server", "--group", "pyproject.toml:dev"],
     "build": ["--group", "pyproject.toml:build", "--constraint", "requirements/dev.txt"],
     "bench": ["--group", "pyproject.toml:bench", "--constraint", "requirements/dev.txt"],
-    "run": ["pyproject.toml", "--constraint", "requirements/dev.txt"],
+    "run": ["pyproject.toml", "--extra", "server", "--constraint", "requirements/dev.txt"],
+    # Environments of their own: what generates authsvc/v1, and the ends of what a backend may have.
+    "stubs": ["--group", "pyproject.toml:stubs"],
+    "client-oldest": ["pyproject.toml", "--resolution=lowest"],
+    "client-newest": ["pyproject.toml"],
 }
 
 
@@ -67,7 +71,12 @@ def seal(body: str) -> str:
     """
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project = pyproject["project"]
-    decisive = [project["requires-python"], project["dependencies"], pyproject["dependency-groups"]]
+    decisive = [
+        project["requires-python"],
+        project["dependencies"],
+        project["optional-dependencies"],
+        pyproject["dependency-groups"],
+    ]
     return hashlib.sha256((json.dumps(decisive) + body).encode()).hexdigest()
 
 

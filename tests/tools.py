@@ -3,8 +3,11 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import pytest
 
@@ -13,7 +16,11 @@ from tests.engines.installs import installed, run_installer
 
 GRPCURL_VERSION = "1.9.4"
 _GRPCURL = f"github.com/fullstorydev/grpcurl/cmd/grpcurl@v{GRPCURL_VERSION}"
-GO_CLIENT_SOURCES = Path(__file__).parent / "clients" / "go"
+ROOT = Path(__file__).parents[1]
+GO_CLIENT_SOURCES = ROOT / "tests" / "clients" / "go"
+GO_BACKEND_SOURCES = ROOT / "examples" / "go"
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def grpcurl() -> Path:
@@ -31,14 +38,24 @@ def go_client() -> Path:
     Raises:
         EngineUnavailableError: Go is missing, or cannot build it.
     """
-    sources = b"".join(path.read_bytes() for path in sorted(GO_CLIENT_SOURCES.iterdir()))
-    return installed(f"go-client-{hashlib.sha256(sources).hexdigest()[:12]}", _build_go_client) / "client"
+    return installed(f"go-client-{_digest(GO_CLIENT_SOURCES.iterdir())}", _build_go_client) / "client"
 
 
-def required_or_skip(build: Callable[[], Path]) -> Path:
-    """Return a program's path for a fixture: skip with the reason, or fail in CI, where it cannot be had."""
+def go_backend() -> Path:
+    """Return the path of the Go backend in examples/go, built where these sources have not been yet.
+
+    Raises:
+        EngineUnavailableError: Go is missing, or cannot build it.
+    """
+    sources = [path for path in GO_BACKEND_SOURCES.iterdir() if path.is_file()]
+    protos = (ROOT / "protos").rglob("*.proto")
+    return installed(f"go-backend-{_digest([*sources, *protos])}", _build_go_backend) / "backend"
+
+
+def required_or_skip(build: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return what a fixture needs: skip with the reason, or fail in CI, where it cannot be had."""
     try:
-        return build()
+        return build(*args, **kwargs)
     except EngineUnavailableError as unavailable:
         if os.environ.get("CI") == "true":
             pytest.fail(f"CI requires {build.__name__}: {unavailable}", pytrace=False)
@@ -52,6 +69,20 @@ def _install_grpcurl(home: Path) -> None:
 def _build_go_client(home: Path) -> None:
     command = [_go("the Go client"), "build", "-buildvcs=false", "-o", str(home / "client"), "."]
     run_installer(["env", "CGO_ENABLED=0", *command], GO_CLIENT_SOURCES)
+
+
+def _build_go_backend(home: Path) -> None:
+    """Do what docs/other_languages.md says, on a copy: the stubs are not part of the checkout."""
+    with tempfile.TemporaryDirectory(prefix="go-backend-") as name:
+        copy = Path(name) / "go"
+        shutil.copytree(GO_BACKEND_SOURCES, copy, ignore=shutil.ignore_patterns("gen"))
+        go, buf = _go("the Go backend"), Path(sys.executable).with_name("buf")
+        run_installer([str(buf), "generate", str(ROOT / "protos")], copy)
+        run_installer(["env", "CGO_ENABLED=0", go, "build", "-buildvcs=false", "-o", str(home / "backend"), "."], copy)
+
+
+def _digest(sources: Iterable[Path]) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()[:12]
 
 
 def _go(built: str) -> str:

@@ -5,7 +5,7 @@ import warnings
 
 from authsvc.v1 import auth_service_pb2 as authsvc_dot_v1_dot_auth__service__pb2
 
-GRPC_GENERATED_VERSION = '1.81.1'
+GRPC_GENERATED_VERSION = '1.71.2'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in authsvc/v1/auth_service_pb2_grpc.py depends on'
+        + f' but the generated code in authsvc/v1/auth_service_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class AuthServiceStub:
+class AuthServiceStub(object):
     """Logs users in and validates tokens. Backends call it for their end users.
 
     Every error of a handler carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without its
@@ -83,7 +83,7 @@ class AuthServiceStub:
                 _registered_method=True)
 
 
-class AuthServiceServicer:
+class AuthServiceServicer(object):
     """Logs users in and validates tokens. Backends call it for their end users.
 
     Every error of a handler carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without its
@@ -243,7 +243,7 @@ def add_AuthServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class AuthService:
+class AuthService(object):
     """Logs users in and validates tokens. Backends call it for their end users.
 
     Every error of a handler carries google.rpc.ErrorInfo: domain `authsvc`, a reason from ErrorReason without its

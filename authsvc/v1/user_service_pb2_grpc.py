@@ -5,7 +5,7 @@ import warnings
 
 from authsvc.v1 import user_service_pb2 as authsvc_dot_v1_dot_user__service__pb2
 
-GRPC_GENERATED_VERSION = '1.81.1'
+GRPC_GENERATED_VERSION = '1.71.2'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in authsvc/v1/user_service_pb2_grpc.py depends on'
+        + f' but the generated code in authsvc/v1/user_service_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class UserServiceStub:
+class UserServiceStub(object):
     """Manages users. Never open: a call needs one of these credentials.
     - The API key (metadata `authorization: Bearer KEY`) or the TLS identity of a caller to which the callers file gives
     the permission `users`; for ListUserSessions and RevokeUserSessions, `sessions` is enough.
@@ -90,7 +90,7 @@ class UserServiceStub:
                 _registered_method=True)
 
 
-class UserServiceServicer:
+class UserServiceServicer(object):
     """Manages users. Never open: a call needs one of these credentials.
     - The API key (metadata `authorization: Bearer KEY`) or the TLS identity of a caller to which the callers file gives
     the permission `users`; for ListUserSessions and RevokeUserSessions, `sessions` is enough.
@@ -268,7 +268,7 @@ def add_UserServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class UserService:
+class UserService(object):
     """Manages users. Never open: a call needs one of these credentials.
     - The API key (metadata `authorization: Bearer KEY`) or the TLS identity of a caller to which the callers file gives
     the permission `users`; for ListUserSessions and RevokeUserSessions, `sessions` is enough.

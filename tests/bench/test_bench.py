@@ -22,7 +22,7 @@ def results() -> Results:
     units = {"one at a time": 1.0, "64 at once, one user": 0.1}
     memory = [(0, 90.0), (500_000, 100.0), (1_000_000, 101.0)]
     rpcs = dict.fromkeys(costs.CALLS_A_MONTH, (1.0, 2.0))
-    return Results(rounds=[first, second], units=units, memory=memory, costs=rpcs, item_bytes=1000)
+    return Results(rounds=[first, second], units=units, memory=memory, costs=rpcs, item_bytes=1000, middleware=[9.0])
 
 
 def test_each_variant_is_chosen_with_what_it_is_compared_with() -> None:

@@ -13,6 +13,7 @@ def main() -> None:
         _report(name, partial(_start, name))
     _report("grpcurl", tools.grpcurl)
     _report("the Go client", tools.go_client)
+    _report("the Go backend", tools.go_backend)
 
 
 def _start(name: str) -> None:

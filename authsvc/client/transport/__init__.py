@@ -1,0 +1,1 @@
+"""How the service is reached: channels, retries, TLS, deadlines, credentials and the errors of gRPC."""

@@ -1,0 +1,1 @@
+"""How a token is validated: cache, coalescing, renewal ahead and outages; pure asyncio."""

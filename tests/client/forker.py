@@ -1,0 +1,76 @@
+"""A program that uses a client, forks, and uses it again on both sides: run by test_forks.
+
+python -m tests.client.forker sync|async ADDRESS TOKEN
+"""
+
+import asyncio
+import os
+import sys
+import threading
+
+from authsvc.client import AsyncClient, Client
+
+FORKS = 3
+
+
+def use_sync(address: str, token: str) -> None:
+    """Fork in the middle of other threads' calls, several times, and use the client in each child and grandchild."""
+    client = Client(address)
+    client.validate(token)
+    stop = threading.Event()
+
+    def keep_calling() -> None:
+        while not stop.is_set():
+            client.validate(token)
+
+    threads = [threading.Thread(target=keep_calling) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    children = []
+    for _ in range(FORKS):
+        pid = os.fork()
+        if pid == 0:
+            client.validate(token)
+            grandchild = os.fork()
+            client.validate(token)
+            if grandchild == 0:
+                os._exit(0)
+            os._exit(os.waitpid(grandchild, 0)[1])
+        children.append(pid)
+        client.validate(token)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    print([os.waitpid(pid, 0)[1] for pid in children])  # noqa: T201 - what the test reads
+
+
+def use_async(address: str, token: str) -> None:
+    """Fork with an open AsyncClient: the child gets an error and ends, by itself."""
+    client = AsyncClient(address, max_staleness=60)
+
+    async def parent() -> int:
+        await client.validate(token)
+        pid = os.fork()
+        if pid:
+            await client.validate(token, max_staleness=0)
+        return pid
+
+    pid = asyncio.run(parent())
+    if pid:
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))  # noqa: T201 - what the test reads
+        return
+    try:
+        asyncio.run(child(client, token))
+    except RuntimeError as error:
+        print(error, flush=True)  # noqa: T201 - what the test reads
+    asyncio.run(client.close())
+    sys.exit(7)
+
+
+async def child(client: AsyncClient, token: str) -> None:
+    await client.validate(token)
+    await client.close()
+
+
+if __name__ == "__main__":
+    {"sync": use_sync, "async": use_async}[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,42 @@
+"""Forks after use, as gunicorn's workers: a Client goes on in both processes, an AsyncClient says what to do."""
+
+import asyncio
+import sys
+
+from tests.support import Client
+
+SECONDS = 60
+
+
+async def run(mode: str, address: str, token: str) -> list[str]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.client.forker",
+        mode,
+        address,
+        token,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        async with asyncio.timeout(SECONDS):
+            output, _ = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        raise
+    return [*output.decode().splitlines(), f"exit {process.returncode}"]
+
+
+async def test_a_client_goes_on_in_both_processes(client: Client) -> None:
+    await client.create_user()
+    assert await run("sync", client.address, await client.access_token()) == ["[0, 0, 0]", "exit 0"]
+
+
+async def test_an_async_client_names_post_fork(client: Client) -> None:
+    await client.create_user()
+    lines = await run("async", client.address, await client.access_token())
+    told = [line for line in lines if "this AsyncClient was in use when the process forked" in line]
+    assert len(told) == 1
+    assert "post_fork" in told[0]
+    assert lines[-2:] == ["7", "exit 0"], lines

@@ -1,0 +1,66 @@
+"""What a backend's tests use instead of a service."""
+
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from authsvc.client import AsyncClient, Client, InvalidTokenError, UnavailableError
+from authsvc.client.testing import FakeClient, SyncFakeClient, make_identity, run_dev_service
+
+ALICE = make_identity("alice", role="admin")
+
+
+async def test_a_fake_knows_its_tokens_and_no_others() -> None:
+    async with FakeClient({"token": ALICE}) as fake:
+        assert isinstance(fake, AsyncClient)
+        assert await fake.validate("token") is ALICE
+        with pytest.raises(InvalidTokenError):
+            await fake.validate("other")
+        del fake.identities["token"]
+        with pytest.raises(InvalidTokenError):
+            await fake.validate("token", max_staleness=5, timeout=1)
+
+
+async def test_an_outage_says_nothing_about_any_token() -> None:
+    fake = FakeClient({"token": ALICE})
+    with fake.outage(retry_delay=timedelta(seconds=7)):
+        for token in ("token", "other"):
+            with pytest.raises(UnavailableError) as caught:
+                await fake.validate(token)
+            assert caught.value.retry_delay == timedelta(seconds=7)
+    assert await fake.validate("token") is ALICE
+
+
+async def test_an_outage_within_the_budget_is_degraded() -> None:
+    fake = FakeClient({"token": ALICE}, stale_if_error=timedelta(minutes=5))
+    assert not (await fake.validate("token")).degraded
+    with fake.outage():
+        assert (await fake.validate("token")).degraded
+        for token, budget in (("token", 0), ("other", 300)):
+            with pytest.raises(UnavailableError):
+                await fake.validate(token, stale_if_error=budget)
+
+
+def test_the_synchronous_fake_does_the_same() -> None:
+    with SyncFakeClient({"token": ALICE}, stale_if_error=60) as fake:
+        assert isinstance(fake, Client)
+        assert fake.validate("token") is ALICE
+        with fake.outage():
+            assert fake.validate("token").degraded
+            with pytest.raises(UnavailableError):
+                fake.validate("token", stale_if_error=0)
+        with pytest.raises(InvalidTokenError):
+            fake.validate("other")
+        fake.forget("token")
+
+
+def test_a_service_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho starting; echo 'error: pip install authsvc[server]' >&2; exit 1\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", os.fspath(program))
+    with pytest.raises(RuntimeError, match=r"did not start: error: pip install authsvc\[server\]"), run_dev_service():
+        pass
