@@ -1,6 +1,7 @@
 """Interceptors for gRPC servers: AuthInterceptor for grpc.aio, SyncAuthInterceptor for servers with threads."""
 
 import inspect
+import logging
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
 from typing import Any, NoReturn, TypeAlias
@@ -12,13 +13,14 @@ from authsvc.client.access.admission import AsyncValidator, Validator, require_a
 from authsvc.client.access.bearer import read_token
 from authsvc.client.access.identity_context import IdentityContext
 from authsvc.client.access.public_paths import PublicPaths
-from authsvc.client.access.refusals import Refusal, refusal_of
+from authsvc.client.access.refusals import INTERNAL_ERROR, Refusal, refusal_of
 from authsvc.client.errors import AuthsvcError
 from authsvc.client.identity import Identity, current_identity
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Behaviour: TypeAlias = Callable[[Any, Any], Any]
 
+_log = logging.getLogger("authsvc.client")
 _CODES = {
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
@@ -63,8 +65,8 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             try:
                 token = read_token(_authorization(handler_call_details))
                 identity = require_admitted(await self._client.validate(token), self._role)
-            except AuthsvcError as error:
-                return _refusing_handler(refusal_of(error))
+            except Exception as error:  # noqa: BLE001 - gRPC would send its text to the client
+                return _refusing_handler(_refusal_of(error))
         # The RPC has a task of its own, whose context ends with it.
         current_identity.set(identity)
         handler = await continuation(handler_call_details)
@@ -105,8 +107,8 @@ class SyncAuthInterceptor(grpc.ServerInterceptor):
         def identify(context: grpc.ServicerContext) -> Identity:
             try:
                 return require_admitted(self._client.validate(read_token(headers)), self._role)
-            except AuthsvcError as error:
-                refusal = refusal_of(error)
+            except Exception as error:  # noqa: BLE001 - gRPC would send its text to the client
+                refusal = _refusal_of(error)
             return _abort(context, refusal)
 
         return _in_context(handler or _UNKNOWN, identify)
@@ -114,6 +116,13 @@ class SyncAuthInterceptor(grpc.ServerInterceptor):
 
 def _authorization(details: grpc.HandlerCallDetails) -> list[str]:
     return [str(value) for key, value in details.invocation_metadata if key == "authorization"]
+
+
+def _refusal_of(error: Exception) -> Refusal:
+    if isinstance(error, AuthsvcError):
+        return refusal_of(error)
+    _log.error("a token could not be validated", exc_info=error)
+    return INTERNAL_ERROR
 
 
 def _pushback(refusal: Refusal) -> tuple[tuple[str, str], ...]:

@@ -1,5 +1,6 @@
 """FastAPI's dependency, under uvicorn."""
 
+import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Annotated, Any
 
@@ -98,6 +99,21 @@ async def test_a_stream_knows_who_it_is(address: Address) -> None:
 async def test_routes_without_it_have_nobody_even_after_an_error(address: Address) -> None:
     assert (await send(address, "/fails", ALICE)).status == 500
     assert (await send(address, "/open", ALICE)).body == '"nobody"'
+
+
+async def test_it_is_reset_after_the_request(fake: FakeClient) -> None:
+    app = make_app(fake)
+    after: list[str] = []
+
+    async def outside(scope: Any, receive: Any, send: Any) -> None:
+        with contextlib.suppress(ZeroDivisionError):
+            await app(scope, receive, send)
+        after.append(current_user_id())
+
+    with serve_asgi(outside, lifespan="off") as address:
+        for path in ("/who", "/thread", "/stream", "/fails"):
+            await send(address, path, ALICE)
+    assert after == ["nobody"] * 4
 
 
 @pytest.mark.parametrize(

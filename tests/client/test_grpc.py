@@ -213,6 +213,26 @@ async def test_a_refused_backend_is_its_own_error() -> None:
             assert code is grpc.StatusCode.INTERNAL
 
 
+async def test_the_text_of_a_bug_is_logged_and_not_sent(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(FakeClient):
+        async def validate(self, token: str, **_: object) -> Identity:
+            raise RuntimeError("a path of this machine")
+
+    class SyncBroken(SyncFakeClient):
+        def validate(self, token: str, **_: object) -> Identity:
+            raise RuntimeError("a path of this machine")
+
+    for serving_one in (serving_async(Broken({}), Async), serving_sync(SyncBroken({}))):
+        caplog.clear()
+        async with serving_one as server:
+            with pytest.raises(grpc.RpcError) as caught:
+                await server.call("unary_unary", ALICE)
+        refusal: Any = caught.value
+        assert (refusal.code(), refusal.details()) == (grpc.StatusCode.INTERNAL, "internal error")
+        assert "a path of this machine" in caplog.text
+        assert "alice-token" not in caplog.text
+
+
 async def test_a_whole_service_may_be_public() -> None:
     fake = FakeClient(IDENTITIES)
     interceptor = AuthInterceptor(fake, public=["/grpc.health.v1.Health/*"])

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -15,7 +16,18 @@ from tests.support import WITNESS
 ROUNDS = [100, pytest.param(500, marks=pytest.mark.engines), pytest.param(10_000, marks=pytest.mark.soak)]
 AT_ONCE = 20
 BUDGET_SECONDS = 0.03
+REVOCATIONS_OF_A_USER = 25
 MAX_CALLS = 10_000
+
+
+async def user_ids(two: Two, times: int) -> AsyncIterator[list[str]]:
+    """Yield AT_ONCE users so many times, now and then new ones: too many revocations end all sessions of a user."""
+    users: list[str] = []
+    for time_ in range(times):
+        if time_ % REVOCATIONS_OF_A_USER == 0:
+            emails = [f"u{time_}-{number}@example.com" for number in range(AT_ONCE)]
+            users = [(await two.first.create_user(email)).user_id for email in emails]
+        yield users
 
 
 async def new_session(two: Two, user_id: str) -> str:
@@ -37,14 +49,13 @@ async def is_accepted(client: AsyncClient, token: str, **options: float) -> bool
 @pytest.mark.parametrize("rounds", ROUNDS)
 async def test_revocations(two: Two, rounds: int) -> None:
     """Another program revokes on either service while this client validates all the time."""
-    users = [(await two.first.create_user(f"u{number}@example.com")).user_id for number in range(AT_ONCE)]
     chance = random.Random(16)  # noqa: S311 - a test
     accepted_within = refused = 0
     async with AsyncClient(two.target) as client:
 
-        async def one_round() -> None:
+        async def one_round(user_id: str) -> None:
             nonlocal accepted_within, refused
-            token = await new_session(two, chance.choice(users))
+            token = await new_session(two, user_id)
             assert await is_accepted(client, token, max_staleness=BUDGET_SECONDS)
             revoker = chance.choice([two.first, two.second]).auth
             revoked = asyncio.create_task(_revoke(revoker, token))
@@ -59,21 +70,20 @@ async def test_revocations(two: Two, rounds: int) -> None:
             accepted_within += accepted
             refused += not accepted
 
-        for _ in range(rounds // AT_ONCE):
-            await asyncio.gather(*(one_round() for _ in range(AT_ONCE)))
+        async for users in user_ids(two, rounds // AT_ONCE):
+            await asyncio.gather(*map(one_round, users))
     assert refused == rounds // AT_ONCE * AT_ONCE
 
 
 @pytest.mark.parametrize("rounds", ROUNDS)
 async def test_revocations_that_the_cache_alone_answers(two: Two, rounds: int) -> None:
     """No fresh call helps the cache: what it says beyond the budget must come from a read begun within it."""
-    users = [(await two.first.create_user(f"u{number}@example.com")).user_id for number in range(AT_ONCE)]
     late = 0
     async with AsyncClient(two.target, max_staleness=BUDGET_SECONDS) as client:
 
-        async def one_round() -> None:
+        async def one_round(user_id: str) -> None:
             nonlocal late
-            token = await new_session(two, random.choice(users))  # noqa: S311 - a test
+            token = await new_session(two, user_id)
             assert await is_accepted(client, token)
             revoked_at = await _revoke(two.second.auth, token)
             for _ in range(MAX_CALLS):
@@ -85,8 +95,8 @@ async def test_revocations_that_the_cache_alone_answers(two: Two, rounds: int) -
                     break
                 await asyncio.sleep(BUDGET_SECONDS / 8)
 
-        for _ in range(rounds // AT_ONCE // 5):
-            await asyncio.gather(*(one_round() for _ in range(AT_ONCE)))
+        async for users in user_ids(two, rounds // AT_ONCE // 5):
+            await asyncio.gather(*map(one_round, users))
     assert late == rounds // AT_ONCE // 5 * AT_ONCE
 
 

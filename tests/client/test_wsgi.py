@@ -241,6 +241,12 @@ def test_a_path_that_is_no_text_is_not_public(fake: SyncFakeClient, path: str) -
     assert list(request(middleware, PATH_INFO=path)) != [b"public"]
 
 
+def test_what_was_in_the_environ_before_is_not_believed(fake: SyncFakeClient) -> None:
+    environ: dict[str, Any] = {"REQUEST_METHOD": "GET", "PATH_INFO": "/healthz", "authsvc.identity": make_identity()}
+    AuthMiddleware(lambda *_: [b""], fake, public=["/healthz"])(environ, lambda *_: lambda _: None)
+    assert environ["authsvc.identity"] is None
+
+
 def test_a_request_without_a_path_is_not_public(fake: SyncFakeClient) -> None:
     middleware = AuthMiddleware(lambda *_: [b"public"], fake, public=["/"])
     assert list(middleware({"REQUEST_METHOD": "GET"}, lambda *_: lambda _: None)) != [b"public"]

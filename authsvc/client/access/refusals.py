@@ -63,7 +63,7 @@ class Refusal:
 _NO_TOKEN = Refusal(401, "a bearer token is required", "Bearer")
 _BAD_TOKEN = Refusal(401, "the token is invalid", 'Bearer error="invalid_token"')
 _NO_ROLE = Refusal(403, "the role is missing", 'Bearer error="insufficient_scope"')
-_BACKEND_REFUSED = Refusal(500, "internal error")
+INTERNAL_ERROR = Refusal(500, "internal error")
 
 
 def refusal_of(error: AuthsvcError) -> Refusal:
@@ -81,7 +81,7 @@ def refusal_of(error: AuthsvcError) -> Refusal:
             return _NO_ROLE
         case CallerRefusedError():
             # The client has logged it.
-            return _BACKEND_REFUSED
+            return INTERNAL_ERROR
         case _:
             delay = error.retry_delay if isinstance(error, RetryLaterError) else DEFAULT_RETRY_DELAY
             return Refusal(503, "the token cannot be validated now", retry_delay=delay)
