@@ -47,17 +47,14 @@ def use_sync(address: str, token: str) -> None:
 def use_async(address: str, token: str) -> None:
     """Fork with an open AsyncClient: the child gets an error and ends, by itself."""
     client = AsyncClient(address, max_staleness=60)
-
-    async def parent() -> int:
-        await client.validate(token)
-        pid = os.fork()
-        if pid:
-            await client.validate(token, max_staleness=0)
-        return pid
-
-    pid = asyncio.run(parent())
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(client.validate(token))
+    pid = os.fork()
     if pid:
+        loop.run_until_complete(client.validate(token, max_staleness=0))
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))  # noqa: T201 - what the test reads
+        loop.run_until_complete(client.close())
+        loop.close()
         return
     try:
         asyncio.run(child(client, token))
