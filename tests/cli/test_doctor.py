@@ -466,7 +466,7 @@ def refusing(code: str, hours_ahead: float) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body)
 
-        def date_time_string(self, timestamp: float | None = None) -> str:  # noqa: ARG002 - as http.server has it
+        def date_time_string(self, timestamp: float | None = None) -> str:
             return super().date_time_string(utc_now().timestamp() + hours_ahead * 3600)
 
         def log_message(self, *_: object) -> None:
