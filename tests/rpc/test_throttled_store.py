@@ -68,6 +68,7 @@ class Sparing:
         return await Throttle().answer(exchange)
 
 
+@pytest.mark.engines
 async def test_a_third_of_throttled_calls_is_made_up_for(proxied: Proxied, tokens: list[str]) -> None:
     sparing = Sparing()
     with proxied.proxy.fault(sparing):

@@ -328,7 +328,7 @@ async def opened(name: str, stack: AsyncExitStack, request: pytest.FixtureReques
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
-    ("name", "examples"), [("sqlite", 40), pytest.param("dynoxide", 12, marks=pytest.mark.engines)]
+    ("name", "examples"), [("sqlite", 25), pytest.param("dynoxide", 12, marks=pytest.mark.engines)]
 )
 def test_the_service_agrees_with_the_model(
     name: str, examples: int, request: pytest.FixtureRequest, tmp_path: Path, table_prefix: str, signing_keys: Path

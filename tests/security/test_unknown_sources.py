@@ -63,7 +63,8 @@ async def test_no_metadata_stands_for_a_token(client: Client, metadata: tuple[st
 NOT_FOR_SECRETS = {
     # Backoff, pushback, cache lifetimes.
     "random": {"timeouts": {"SystemRandom"}, "statuses": {"SystemRandom"}, "login_throttle": {"SystemRandom"}},
-    "uuid": {"client": {"uuid4"}},  # idempotency token of a transaction
+    # Idempotency tokens: of a transaction, of CreateUser.
+    "uuid": {"client": {"uuid4"}, "async_client": {"uuid4"}},
 }
 
 
