@@ -56,10 +56,6 @@ def _above_two_reads(milliseconds: int) -> Callable[[Results], Spread | None]:
     return lambda results: Spread.of(each[name].p99 - 2 * milliseconds for each in results.rounds_with(name))
 
 
-def _refused(results: Results) -> Spread | None:
-    return Spread.of(each["flood 300/s"].refused_p50 for each in results.rounds_with("flood 300/s"))
-
-
 def _both_ends(name: str, other: str) -> Callable[[Results], Spread | None]:
     """Return the CPU of client and server together, as a share of another variant's."""
     return lambda results: Spread.of(
@@ -105,7 +101,6 @@ def _bars() -> Iterator[Bar]:
     yield Bar("fresh, steady 300/s: CPU / empty RPC", 2, 1.5, _ratio("fresh 300/s", "empty 300/s"))
     yield Bar("fresh, one at a time: latency above GetItem + empty RPC", 0.1, 0, _added_latency, "{:+.0%}")
     yield Bar("p99 at 300/s, login flood / without", 2, 1.3, _ratio("flood 300/s", "fresh 300/s", "p99"))
-    yield Bar("guesses of that flood, refused: median, ms", 50, None, _refused, "{:.0f}")
     many, few = f"users-{MANY_USERS} 64", "users-100 64"
     yield Bar("CPU, 1,000,000 users / 100 users", 1.1, 1, _ratio(many, few))
     yield Bar("CPU, 500 connections / 1", 1.1, 1, _ratio("connections-500 64", "connections-1 64"))
