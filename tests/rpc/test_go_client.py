@@ -125,7 +125,8 @@ async def test_a_full_queue_meets_no_storm_of_retries(go_client: Path) -> None:
 async def test_a_flood_of_guesses_is_not_retried(go_client: Path, client: Client) -> None:
     await client.create_user()
     before = Counter(events())
-    ends = await run(go_client, client.address, replace(LOGIN, Calls=30, CallsASecond=100))
+    # So slowly that none is OVERLOADED on a busy machine, for those are retried.
+    ends = await run(go_client, client.address, replace(LOGIN, Calls=30, CallsASecond=25))
     assert ends == [{"Unauthenticated": 10, "ResourceExhausted": 20}]
     assert Counter(events()) - before == {"login_refused": 10, "login_throttled": 20}
 
