@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import re
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -10,14 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from authsvc.client import AsyncClient, Identity
+from authsvc.client import AsyncClient, Identity, InvalidTokenError
 from authsvc.config import ServeSettings
 from authsvc.models import utc_now
+from authsvc.v1.auth_service_pb2 import RevokeTokenRequest
 from tests.e2e.process import Process, environment, started
 from tests.support import FakeClock, served
 
 pytestmark = pytest.mark.engines
-RATES = [200, pytest.param(1000, marks=pytest.mark.soak)]
+RATE = 200
+RATES = [RATE, pytest.param(1000, marks=pytest.mark.soak)]
 """Requests a second."""
 PAUSE_SECONDS = 0.5
 """Of load before and after each change."""
@@ -33,7 +37,8 @@ class Service:
 
     def start(self) -> None:
         self.process: Process = self.stack.enter_context(started("serve", cwd=self.folder, environ=self.environ))
-        self.process.wait_for(lambda: '"event": "serving"' in self.process.log, "serves")
+        workers = int(self.environ.get("AUTHSVC_WORKERS", 1))
+        self.process.wait_for(lambda: self.process.log.count('"event": "serving"') == workers, "serves")
 
 
 def free_port() -> int:
@@ -53,25 +58,23 @@ async def token(settings: ServeSettings) -> AsyncIterator[str]:
         yield await client.access_token()
 
 
+def environ_of(settings: ServeSettings, port: int, **more: str) -> dict[str, str]:
+    return environment(
+        AUTHSVC_STORE=settings.store,
+        AUTHSVC_TABLE_PREFIX=settings.table_prefix,
+        AUTHSVC_ISSUER=settings.issuer,
+        AUTHSVC_AUDIENCE=settings.audience,
+        AUTHSVC_SIGNING_KEYS=str(settings.signing_keys),
+        AUTHSVC_LISTEN=f"127.0.0.1:{port}",
+        **more,
+    )
+
+
 @pytest.mark.parametrize("rate", RATES)
 async def test_no_call_fails(rate: int, token: str, settings: ServeSettings, tmp_path: Path) -> None:
     ports = [free_port(), free_port()]
     with contextlib.ExitStack() as stack:
-        services = [
-            Service(
-                environment(
-                    AUTHSVC_STORE=settings.store,
-                    AUTHSVC_TABLE_PREFIX=settings.table_prefix,
-                    AUTHSVC_ISSUER=settings.issuer,
-                    AUTHSVC_AUDIENCE=settings.audience,
-                    AUTHSVC_SIGNING_KEYS=str(settings.signing_keys),
-                    AUTHSVC_LISTEN=f"127.0.0.1:{port}",
-                ),
-                tmp_path,
-                stack,
-            )
-            for port in ports
-        ]
+        services = [Service(environ_of(settings, port), tmp_path, stack) for port in ports]
         for service in services:
             await asyncio.to_thread(service.start)
         async with AsyncClient(f"ipv4:127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}") as client:
@@ -90,6 +93,27 @@ async def test_no_call_fails(rate: int, token: str, settings: ServeSettings, tmp
             failures, calls = await load
     assert not failures
     assert calls > rate
+
+
+async def test_no_call_fails_when_a_worker_is_killed(token: str, settings: ServeSettings, tmp_path: Path) -> None:
+    """Two workers share a port, and one connection may reach each: what one of them revokes the other refuses."""
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+        service = Service(environ_of(settings, port, AUTHSVC_WORKERS="2"), tmp_path, stack)
+        await asyncio.to_thread(service.start)
+        async with AsyncClient(f"127.0.0.1:{port}", connections=4) as client:
+            load = asyncio.create_task(keep_calling(client, token, RATE))
+            await asyncio.sleep(PAUSE_SECONDS)
+            os.kill(int(re.findall(r'"pid": (\d+), "event": "worker_started"', service.process.log)[0]), signal.SIGKILL)
+            await asyncio.to_thread(service.process.wait_for, lambda: "worker_ended" in service.process.log, "notices")
+            await asyncio.sleep(PAUSE_SECONDS)
+            load.cancel()
+            failures, calls = await load
+            await client.auth.RevokeToken(RevokeTokenRequest(token=token))
+            answers = await asyncio.gather(*(client.validate(token) for _ in range(100)), return_exceptions=True)
+    assert not failures
+    assert calls > RATE * PAUSE_SECONDS
+    assert {type(answer) for answer in answers} == {InvalidTokenError}
 
 
 async def keep_calling(client: AsyncClient, token: str, rate: int) -> tuple[list[BaseException], int]:
