@@ -209,7 +209,6 @@ def port() -> int:
     return free_port()
 
 
-@pytest.mark.engines
 def test_tests_of_a_backend(tmp_path: Path) -> None:
     """As another project runs them: the fixture comes from the installed package, and runs `authsvc dev`."""
     fake, real = example("Tests", "FakeClient"), example("Tests", "authsvc_dev")

@@ -24,11 +24,13 @@ from tests.support import PASSWORD, WITNESS
 
 # Building grpcurl takes minutes, once.
 pytestmark = pytest.mark.timeout(60, func_only=True)
+COMMANDS = 3
+"""That `dev` prints."""
 
 
 def screen(dev: Process) -> str:
     """Wait for all of what `dev` prints; what is secret in it must not be in its log."""
-    dev.wait_for(lambda: dev.output.endswith("\n\n"), "greeted")
+    dev.wait_for(lambda: len(commands_in(dev.output)) == COMMANDS and dev.output.endswith("\n\n"), "greeted")
     WITNESS.hide(token_in(dev.output))
     return dev.output
 
@@ -93,7 +95,7 @@ def test_printed_commands_work_as_pasted_and_when_pasted_again(start: Start, grp
     output = screen(start("dev", "--data-dir", "a folder, it's mine"))
     path = f"{grpcurl.parent}:/usr/bin:/bin"
     commands = commands_in(output)
-    assert len(commands) == 3
+    assert len(commands) == COMMANDS
 
     def paste(command: str) -> "subprocess.CompletedProcess[str]":
         shell = ["/bin/bash", "-o", "pipefail", "-c", command]
