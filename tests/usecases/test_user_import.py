@@ -1,30 +1,20 @@
 """Importing users from JSON lines."""
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from authsvc.config import ServeSettings
 from authsvc.errors import OperatorError, StoreUnavailableError
 from authsvc.models import User, utc_now
 from authsvc.passwords.hash_queue import HashQueue
 from authsvc.stores.interface import Store
-from authsvc.stores.opening import open_store
 from authsvc.usecases.user_import import import_users
 from authsvc.usecases.users import Users, iterate_users
 from tests.support import TEST_COST
 
 HASH = "$2y$10$" + "." * 53
 FORMAT = "must be bcrypt or bcrypt-sha256 of cost 4 to 16"
-
-
-@pytest.fixture
-async def store(settings: ServeSettings) -> AsyncIterator[Store]:
-    async with open_store(settings) as store:
-        await store.create_tables()
-        yield store
 
 
 @pytest.fixture

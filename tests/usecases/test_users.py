@@ -1,7 +1,7 @@
 """The use cases on users: concurrent creations of one address, ids, and walking over all users."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
@@ -13,20 +13,12 @@ from authsvc.errors import OverloadedError, StoreUnavailableError
 from authsvc.models import Email, User
 from authsvc.passwords.hash_queue import HashQueue
 from authsvc.stores.interface import EmailOwner, Store
-from authsvc.stores.opening import open_store
 from authsvc.usecases import users
 from tests.stores.contract.test_store import NOW, new_user
 from tests.support import TEST_COST, FakeClock
 
 EMAIL = "user@example.com"
 PASSWORD = "correct horse battery staple"
-
-
-@pytest.fixture
-async def store(settings: ServeSettings) -> AsyncIterator[Store]:
-    async with open_store(settings) as store:
-        await store.create_tables()
-        yield store
 
 
 @pytest.fixture
@@ -71,11 +63,9 @@ async def test_a_creation_waits_for_another_one_until_its_deadline(
     assert (await first).email == EMAIL
 
 
-async def test_every_user_is_met_over_many_pages(settings: ServeSettings) -> None:
-    async with open_store(settings) as store:
-        await store.create_tables()
-        made = [await store.create_user(new_user(f"user{n}@example.com"), NOW) for n in range(5)]
-        met = [user async for user in users.iterate_users(store, page_size=2)]
+async def test_every_user_is_met_over_many_pages(store: Store) -> None:
+    made = [await store.create_user(new_user(f"user{n}@example.com"), NOW) for n in range(5)]
+    met = [user async for user in users.iterate_users(store, page_size=2)]
     assert sorted(user.email for user in met) == sorted(user.email for user in made)
 
 
