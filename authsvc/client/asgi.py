@@ -106,7 +106,7 @@ async def identify(scope: Scope, client: AsyncValidator, role: str | None) -> Id
         role: The role that the user must have; None for any.
 
     Raises:
-        AuthsvcError: The request may not pass, or nobody can tell.
+        AuthsvcError: The request is refused, or its token could not be validated.
     """
     checked_by, identity = scope.get(CHECKED, (None, None))
     if checked_by is not client:

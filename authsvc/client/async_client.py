@@ -117,7 +117,7 @@ class AsyncClient:
 
         Raises:
             InvalidTokenError: The token is invalid: answer 401.
-            UnavailableError: Nobody can tell now: answer 503.
+            UnavailableError: The service cannot answer now: answer 503.
             CallerRefusedError: The service refuses this backend itself: answer 500.
             InternalError: The service failed: answer 503.
             InvalidFieldError: The token is empty.
@@ -158,7 +158,7 @@ class AsyncClient:
             The user, and the temporary password where the service made one.
 
         Raises:
-            AuthsvcError: The service refused, or nobody knows.
+            AuthsvcError: The service refused, or its answer was lost.
         """
         request = user_pb2.CreateUserRequest(email=email, role=role, request_id=request_id)
         if password is not None:

@@ -35,7 +35,7 @@ class Authenticated(SecurityBase):
         """Yield who the request is from.
 
         Raises:
-            HTTPException: The request may not pass, or nobody can tell.
+            HTTPException: The request is refused, or its token could not be validated.
         """
         try:
             identity = await identify(connection.scope, self._client, self._role)

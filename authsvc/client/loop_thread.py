@@ -38,7 +38,7 @@ class LoopThread:
         call.add_done_callback(self._calls.discard)
         try:
             return call.result()
-        except BaseException:  # KeyboardInterrupt too: nobody waits any more
+        except BaseException:  # KeyboardInterrupt too: its caller has left
             call.cancel()
             raise
         finally:

@@ -19,7 +19,7 @@ _log = structlog.get_logger(__name__)
 def on_signals(stop: Callable[[], None], reload: Callable[[], None]) -> None:
     """Call `stop` at SIGTERM, SIGINT and the end of the terminal, and `reload` at another SIGHUP.
 
-    The kernel sends SIGHUP when a terminal is closed, and nobody can stop what goes on behind it by Ctrl-C.
+    The kernel sends SIGHUP when a terminal is closed, after which Ctrl-C cannot reach the process.
     """
     had_terminal = os.isatty(_STDERR)
 

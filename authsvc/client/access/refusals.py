@@ -70,7 +70,7 @@ def refusal_of(error: AuthsvcError) -> Refusal:
     """Return the answer to a request whose check ended in an error: 401 only where it is known that the token is bad.
 
     Args:
-        error: Why the request may not pass, or why nobody can tell.
+        error: Why the request is refused, or why the token could not be validated.
     """
     match error:
         case MissingTokenError():

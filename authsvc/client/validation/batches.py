@@ -4,7 +4,7 @@
   MAX_TOKENS wait, or MAX_WAIT_SECONDS are over, and is sent as one BatchValidateTokens.
 - Calls share an answer if token and stale_if_error are equal. A fresh call joins a request that is not yet sent; a call
   with a budget also one that was sent within it.
-- A caller that is cancelled or out of time leaves without harm to others; a token that nobody waits for is not sent.
+- A caller that is cancelled or out of time leaves without harm to others; a token without a waiting caller is not sent.
 - Renewals, which no caller waits for, are sent in the space that calls leave.
 - At most MAX_IN_FLIGHT requests are in flight, but one that takes longer than SLOT_SECONDS gives its slot up: a server
   that hangs must not hold up what its neighbour would answer.

@@ -46,7 +46,7 @@ class Entry:
         self.began = began
         self.expires = identity.expire_time.timestamp()
         self.is_due = False
-        """Whether it was used in the second half of a budget and nobody has begun to renew it."""
+        """Whether it was used in the second half of a budget and no renewal has begun."""
         self.is_renewing = False
 
 
