@@ -32,6 +32,7 @@ from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.e2e.certificates import Authority, Pair
 from tests.e2e.process import invoke
 from tests.support import PATIENT_LIMITS, WITNESS, FakeClock, connected, failure, make_settings
+from tests.tcp import TcpServer
 from tests.virtual_clock import jumping, now
 
 TIMEOUTS = DynamoDBTimeouts(connect_seconds=5.0, read_seconds=5.0, max_attempts=1)
@@ -96,13 +97,13 @@ async def proxying() -> AsyncIterator[tuple[str, list[str]]]:
         host, _, port = target.rpartition(":")
         up_reader, up_writer = await asyncio.open_connection(host, int(port))
         writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        await asyncio.gather(pipe(reader, up_writer), pipe(up_reader, writer))
+        try:
+            await asyncio.gather(pipe(reader, up_writer), pipe(up_reader, writer))
+        finally:
+            up_writer.transport.abort()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", targets
-    finally:
-        server.close()
+    async with TcpServer(serve) as server:
+        yield f"http://127.0.0.1:{server.port}", targets
 
 
 async def dynamodb(request: web.Request) -> web.Response:
