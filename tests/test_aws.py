@@ -166,7 +166,7 @@ async def test_the_certificate_of_dynamodb_is_checked(
 ) -> None:
     """By the typed client and by the session of the hot read."""
     async with peer(case, tmp_path, monkeypatch, is_proxied=is_proxied) as targets, open_client(TIMEOUTS) as client:
-        hot_read = BatchGet(client.batch_get, TIMEOUTS, "users", "user_id")
+        hot_read = BatchGet(client.direct, TIMEOUTS, "users", "user_id")
         (row,) = [values["alice"] async for values in hot_read(["alice"]) if values]
         if case == "right":
             assert row is None
@@ -481,7 +481,7 @@ async def test_both_ways_to_dynamodb_sign_with_the_session_token(monkeypatch: py
         monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", url)
         async with open_client(TIMEOUTS) as client:
             await client.get("users", user_id="alice")
-            assert [rows async for rows in BatchGet(client.batch_get, TIMEOUTS, "users", "user_id")(["alice"])]
+            assert [rows async for rows in BatchGet(client.direct, TIMEOUTS, "users", "user_id")(["alice"])]
     assert tokens == [("GetItem", "token-of-session"), ("BatchGetItem", "token-of-session")]
 
 
@@ -502,7 +502,7 @@ async def test_both_ways_to_dynamodb_sign_with_the_refreshed_credentials(
         async with open_client(TIMEOUTS) as client, asyncio.timeout(10):
             while set(signers.values()) != {"key-1"}:
                 await client.get("users", user_id="alice")
-                _ = [rows async for rows in BatchGet(client.batch_get, TIMEOUTS, "users", "user_id")(["alice"])]
+                _ = [rows async for rows in BatchGet(client.direct, TIMEOUTS, "users", "user_id")(["alice"])]
     assert signers == {"GetItem": "key-1", "BatchGetItem": "key-1"}
 
 
