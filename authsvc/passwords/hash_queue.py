@@ -1,6 +1,7 @@
 """The queue for the hashing thread: bounded, known sources first, nothing that would miss its deadline.
 
-Unknown sources come last and never get all slots: a flood of guesses neither locks nor crowds out a user.
+Unknown sources come last and never get all slots: a flood of guesses neither locks nor crowds out a user. While several
+of them queue up, their hashes have the still lower priority of a backlog.
 """
 
 import asyncio
@@ -37,11 +38,13 @@ class QueueSlot:
         is_known_source: Whether the higher priority applies.
         hashes: How many hashes its work takes at most.
         front: Set when its work may run.
+        is_backlog: Whether it came to the front as one of several unknown sources.
     """
 
     is_known_source: bool
     hashes: int
     front: asyncio.Event = field(default_factory=asyncio.Event)
+    is_backlog: bool = False
 
 
 class HashQueue:
@@ -141,6 +144,7 @@ class HashQueue:
             slot = min(self._waiting, key=lambda waiting: not waiting.is_known_source)
             self._waiting.remove(slot)
             self._running.append(slot)
+            slot.is_backlog = not slot.is_known_source and any(not other.is_known_source for other in self._waiting)
             slot.front.set()
 
     def _require_room(self, slot: QueueSlot) -> None:

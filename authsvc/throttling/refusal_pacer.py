@@ -7,8 +7,8 @@ import asyncio
 
 from authsvc import request_context
 
-INTERVAL_SECONDS = 0.012
-"""Between two answers: half of that left a core that also hashes too little for validations."""
+INTERVAL_SECONDS = 0.025
+"""Between two answers: less left a core that also hashes too little for validations."""
 MAX_WAIT_SECONDS = 1.0
 """Longest wait: a connection has a limited number of concurrent calls."""
 

@@ -23,7 +23,7 @@ from authsvc.errors import (
 )
 from authsvc.models import Clock, Email, User
 from authsvc.passwords import policy
-from authsvc.passwords.hash_queue import HashQueue
+from authsvc.passwords.hash_queue import HashQueue, QueueSlot
 from authsvc.passwords.hashes import StoredHash, hash_problem, parse_stored_hash
 from authsvc.stores.interface import EmailOwner, Store
 from authsvc.telemetry import audit, metrics
@@ -83,8 +83,8 @@ class Logins:
         client_address = fields.client_address(client_address)
         client_label = fields.client_label(client_label)
 
-        async def log_in() -> tuple[Tokens, User]:
-            user, is_outdated = await self._verify_password(address, passwords)
+        async def log_in(slot: QueueSlot) -> tuple[Tokens, User]:
+            user, is_outdated = await self._verify_password(address, passwords, slot)
             if user.password_change_required:
                 raise PasswordChangeRequiredError("password_change_required", user.user_id)
             if is_outdated:
@@ -116,27 +116,29 @@ class Logins:
         if new_password == current_passwords[0]:
             raise PasswordRejectedError("new_password", "is the current password")
 
-        async def change() -> Tokens:
-            user, _ = await self._verify_password(address, current_passwords)
+        async def change(slot: QueueSlot) -> Tokens:
+            user, _ = await self._verify_password(address, current_passwords, slot)
             changed = await self._replace_password(user, await self._hasher.hash(new_password))
             audit.record(Event.PASSWORD_CHANGED, user_id=user.user_id, source=client_address)
             return await self._begin_session(changed, client_address, client_label)
 
         return await self._attempt(address, client_address, change, hashes=len(current_passwords) + 1)
 
-    async def _attempt(self, email: Email, client_address: str, evaluate: Callable[[], Awaitable[T]], hashes: int) -> T:
+    async def _attempt(
+        self, email: Email, client_address: str, evaluate: Callable[[QueueSlot], Awaitable[T]], hashes: int
+    ) -> T:
         """Run an attempt once it is at the front of the hashing queue.
 
         Args:
             email: The account.
             client_address: The source.
-            evaluate: As for LoginThrottle.attempt.
+            evaluate: As for LoginThrottle.attempt, with the slot of the queue.
             hashes: How many it takes at most.
         """
 
         async def attempt() -> T:
             with _refusals_audited(email, client_address):
-                return await self._throttle.attempt(snapshot, evaluate)
+                return await self._throttle.attempt(snapshot, lambda: evaluate(slot))
 
         try:
             with _refusals_audited(email, client_address):
@@ -147,12 +149,13 @@ class Logins:
             await self._refusal_pacer.wait()
             raise
 
-    async def _verify_password(self, email: Email, passwords: Sequence[str]) -> tuple[User, bool]:
+    async def _verify_password(self, email: Email, passwords: Sequence[str], slot: QueueSlot) -> tuple[User, bool]:
         """Return the user whose password it is, and whether the hash is to be replaced.
 
         Args:
             email: The account.
             passwords: As fields.password_spellings returns them.
+            slot: Of the hashing queue.
 
         Raises:
             InvalidCredentialsError: For whatever reason, at the same cost.
@@ -160,7 +163,7 @@ class Logins:
         owner = await self._find_owner(email)
         user = None if owner is None else owner.user
         stored = None if user is None else parse_stored_hash(user.password_hash)
-        right = await self._hasher.verify(passwords, stored)
+        right = await self._hasher.verify(passwords, stored, is_backlog=slot.is_backlog)
         if owner is None or user is None:
             raise InvalidCredentialsError("unknown_email")
         reason = self._reason_to_refuse(user, stored, is_right=right is not None)

@@ -7,7 +7,7 @@ import pytest
 from authsvc import request_context
 from authsvc.errors import OverloadedError
 from authsvc.passwords import hashes
-from authsvc.passwords.hash_queue import CAPACITY, MAX_RUNNING, UNKNOWN_SOURCE_CAPACITY, HashQueue
+from authsvc.passwords.hash_queue import CAPACITY, MAX_RUNNING, UNKNOWN_SOURCE_CAPACITY, HashQueue, QueueSlot
 from tests.support import TEST_COST, WITNESS
 
 
@@ -99,6 +99,31 @@ async def test_known_sources_come_first(queue: HashQueue, gate: Gate) -> None:
     gate.opened.set()
     await asyncio.gather(*tasks)
     assert gate.done == [*running, "known 1", "known 2", "unknown 1", "unknown 2"]
+
+
+async def test_unknown_sources_are_a_backlog_while_others_of_them_wait(queue: HashQueue) -> None:
+    async def enter(*, is_known_source: bool) -> asyncio.Task[QueueSlot]:
+        entering = asyncio.create_task(queue.enter(is_known_source=is_known_source))
+        await settled()
+        return entering
+
+    async def leave(slot: QueueSlot) -> None:
+        await queue.run(slot, asyncio.sleep(0))
+        await settled()
+
+    lone = await (await enter(is_known_source=False))
+    second = await (await enter(is_known_source=False))
+    assert not lone.is_backlog
+    assert not second.is_backlog
+    third, fourth, known = [await enter(is_known_source=is_known) for is_known in (False, False, True)]
+    await leave(lone)
+    assert not (await known).is_backlog
+    await leave(second)
+    assert (await third).is_backlog
+    await leave(await known)
+    assert not (await fourth).is_backlog
+    await leave(await third)
+    await leave(await fourth)
 
 
 async def test_few_slots_run_at_a_time(queue: HashQueue, gate: Gate) -> None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from authsvc.passwords import hasher, hashes
-from authsvc.passwords.hasher import THREAD_NICENESS, Hasher, estimate_seconds
+from authsvc.passwords.hasher import BACKLOG_NICENESS, THREAD_NICENESS, Hasher, estimate_seconds
 from tests.support import TEST_COST
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a thread a priority of its own")
@@ -68,6 +68,19 @@ async def test_the_thread_is_nice_and_no_other(made: Hasher, spy: Spy) -> None:
     assert spy.policy == os.SCHED_OTHER
     assert spy.niceness == before + THREAD_NICENESS
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
+
+
+@on_linux
+async def test_a_backlog_is_verified_beside_other_hashes_and_after_them(
+    made: Hasher, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashes, "verify_password", lambda password, _, cost: spy.hash_password(password, cost) == "")
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    await made.verify(["1"], None)
+    assert spy.niceness == before + THREAD_NICENESS
+    await made.verify(["1"], None, is_backlog=True)
+    assert spy.niceness == before + BACKLOG_NICENESS
+    assert len(spy.threads) == 2
 
 
 async def test_a_fault_while_hashing_reaches_the_caller(made: Hasher, monkeypatch: pytest.MonkeyPatch) -> None:
