@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from http import HTTPStatus
@@ -16,7 +17,6 @@ from authsvc.rpc.ext_authz_pb2 import (
     HeaderValue,
     HeaderValueOption,
     HttpStatus,
-    OkHttpResponse,
 )
 
 USER_ID, EMAIL, ROLE, SESSION_ID = IDENTITY_HEADERS = (
@@ -27,8 +27,10 @@ USER_ID, EMAIL, ROLE, SESSION_ID = IDENTITY_HEADERS = (
 )
 REALM = "authsvc"
 
-_VISIBLE = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
-"""Characters of ASCII that stay as they are in the value of a header."""
+_PLAIN = "".join(map(chr, range(ord("!"), ord("~") + 1))).replace("%", "")
+"""Characters that stay as they are in the value of a header."""
+_IS_PLAIN = re.compile(f"[{re.escape(_PLAIN)}]*").fullmatch
+_OVERWRITE = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
 
 def allow(identity: Mapping[str, str], *, remove_token: bool) -> CheckResponse:
@@ -39,20 +41,23 @@ def allow(identity: Mapping[str, str], *, remove_token: bool) -> CheckResponse:
             counts as none: some gateways ignore headers without a value, and would keep the client's own.
         remove_token: Whether the backend does not get the token.
     """
-    headers = {name: encode_value(value) for name, value in identity.items() if value}
-    # Gateways remove headers after they have set others.
-    removed = [name for name in IDENTITY_HEADERS if name not in headers]
+    response = CheckResponse(status=_OK)
+    changes = response.ok_response
+    for name in IDENTITY_HEADERS:
+        value = identity.get(name)
+        if value:  # in place: messages made one by one take three times as long
+            option = changes.headers.add(append_action=_OVERWRITE)
+            option.header.key, option.header.value = name, encode_value(value)
+        else:  # gateways remove headers after they have set others, so none of those that are set
+            changes.headers_to_remove.append(name)
     if remove_token:
-        removed.append(AUTHORIZATION)
-    return CheckResponse(
-        status=_status(grpc.StatusCode.OK),
-        ok_response=OkHttpResponse(headers=map(_header, headers, headers.values()), headers_to_remove=removed),
-    )
+        changes.headers_to_remove.append(AUTHORIZATION)
+    return response
 
 
 def encode_value(text: str) -> str:
     """Return the value of a header: each byte of UTF-8 that is not visible ASCII, and `%`, as `%XX`."""
-    return quote(text, safe=_VISIBLE)
+    return text if _IS_PLAIN(text) else quote(text, safe=_PLAIN)
 
 
 def unavailable(retry_delay: timedelta) -> CheckResponse:
@@ -89,15 +94,14 @@ def _deny(status: HTTPStatus, code: grpc.StatusCode, error: str, *headers: tuple
 
 
 def _header(name: str, value: str) -> HeaderValueOption:
-    return HeaderValueOption(
-        header=HeaderValue(key=name, value=value), append_action=HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
-    )
+    return HeaderValueOption(header=HeaderValue(key=name, value=value), append_action=_OVERWRITE)
 
 
 def _status(code: grpc.StatusCode) -> CheckResponse.Status:
     return CheckResponse.Status(code=code.value[0])
 
 
+_OK = _status(grpc.StatusCode.OK)
 NO_TOKEN = _unauthorized("a bearer token is required", "")
 BAD_TOKEN = _unauthorized("the token is invalid", ', error="invalid_token"')
 NO_ROLE = _deny(
