@@ -38,3 +38,11 @@ def test_any_text_comes_back_from_one_line_of_visible_ascii(text: str) -> None:
 def test_retry_after_is_a_whole_second_or_more(milliseconds: int, seconds: str) -> None:
     headers = answers.unavailable(timedelta(milliseconds=milliseconds)).denied_response.headers
     assert {option.header.key: option.header.value for option in headers}["retry-after"] == seconds
+
+
+def test_a_value_that_is_empty_is_no_header() -> None:
+    """Where a gateway drops headers without a value, the client's own would stay."""
+    identity = dict.fromkeys(answers.IDENTITY_HEADERS, "x") | {answers.EMAIL: ""}
+    changes = answers.allow(identity, remove_token=True).ok_response
+    assert [option.header.key for option in changes.headers] == [answers.USER_ID, answers.ROLE, answers.SESSION_ID]
+    assert list(changes.headers_to_remove) == [answers.EMAIL, "authorization"]
