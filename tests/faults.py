@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol, Self, TypeVar
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
@@ -396,7 +397,8 @@ class FaultyProxy:
         with suppress(BlockingIOError, ConnectionError):
             while True:
                 connection, _ = self._socket.accept()
-                _ = self._spawn(self._loop.connect_accepted_socket(self._server, connection))
+                task = self._spawn(self._loop.connect_accepted_socket(self._server, connection))
+                task.add_done_callback(partial(_close_if_cancelled, connection))
 
     async def _handle(self, request: web.BaseRequest) -> web.Response:
         operation = request.headers.get("X-Amz-Target", "").rpartition(".")[2]
@@ -485,6 +487,12 @@ def _bound(port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind(("127.0.0.1", port))
     return bound
+
+
+def _close_if_cancelled(connection: socket.socket, task: asyncio.Task[Any]) -> None:
+    """Close a connection whose task ended before its first step."""
+    if task.cancelled():
+        connection.close()
 
 
 def _abort(transport: asyncio.Transport | None) -> None:

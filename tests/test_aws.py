@@ -32,6 +32,7 @@ from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.e2e.certificates import Authority, Pair
 from tests.e2e.process import invoke
 from tests.support import PATIENT_LIMITS, WITNESS, FakeClock, connected, failure, make_settings
+from tests.tcp import TcpServer
 from tests.virtual_clock import jumping, now
 
 TIMEOUTS = DynamoDBTimeouts(connect_seconds=5.0, read_seconds=5.0, max_attempts=1)
@@ -96,13 +97,13 @@ async def proxying() -> AsyncIterator[tuple[str, list[str]]]:
         host, _, port = target.rpartition(":")
         up_reader, up_writer = await asyncio.open_connection(host, int(port))
         writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        await asyncio.gather(pipe(reader, up_writer), pipe(up_reader, writer))
+        try:
+            await asyncio.gather(pipe(reader, up_writer), pipe(up_reader, writer))
+        finally:
+            up_writer.transport.abort()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", targets
-    finally:
-        server.close()
+    async with TcpServer(serve) as server:
+        yield f"http://127.0.0.1:{server.port}", targets
 
 
 async def dynamodb(request: web.Request) -> web.Response:
@@ -165,7 +166,7 @@ async def test_the_certificate_of_dynamodb_is_checked(
 ) -> None:
     """By the typed client and by the session of the hot read."""
     async with peer(case, tmp_path, monkeypatch, is_proxied=is_proxied) as targets, open_client(TIMEOUTS) as client:
-        hot_read = BatchGet(client.batch_get, TIMEOUTS, "users", "user_id")
+        hot_read = BatchGet(client.direct, TIMEOUTS, "users", "user_id")
         (row,) = [values["alice"] async for values in hot_read(["alice"]) if values]
         if case == "right":
             assert row is None
@@ -480,7 +481,7 @@ async def test_both_ways_to_dynamodb_sign_with_the_session_token(monkeypatch: py
         monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", url)
         async with open_client(TIMEOUTS) as client:
             await client.get("users", user_id="alice")
-            assert [rows async for rows in BatchGet(client.batch_get, TIMEOUTS, "users", "user_id")(["alice"])]
+            assert [rows async for rows in BatchGet(client.direct, TIMEOUTS, "users", "user_id")(["alice"])]
     assert tokens == [("GetItem", "token-of-session"), ("BatchGetItem", "token-of-session")]
 
 
@@ -501,7 +502,7 @@ async def test_both_ways_to_dynamodb_sign_with_the_refreshed_credentials(
         async with open_client(TIMEOUTS) as client, asyncio.timeout(10):
             while set(signers.values()) != {"key-1"}:
                 await client.get("users", user_id="alice")
-                _ = [rows async for rows in BatchGet(client.batch_get, TIMEOUTS, "users", "user_id")(["alice"])]
+                _ = [rows async for rows in BatchGet(client.direct, TIMEOUTS, "users", "user_id")(["alice"])]
     assert signers == {"GetItem": "key-1", "BatchGetItem": "key-1"}
 
 

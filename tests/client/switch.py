@@ -5,6 +5,8 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+from tests.tcp import TcpServer
+
 
 class Switch:
     """A port that leads to a service until a test changes it. Each change ends the open connections.
@@ -20,8 +22,7 @@ class Switch:
         self._hangs = False
         self._flows = asyncio.Event()
         self._flows.set()
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: TcpServer | None = None
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -34,13 +35,13 @@ class Switch:
         """Forward to a service, with a delay of each piece of data on its way back."""
         await self.refuse()
         self.upstream, self._delay, self._hangs = upstream, delay_seconds, False
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        await self._listen()
 
     async def hang(self) -> None:
         """Accept connections and never answer."""
         await self.refuse()
         self._hangs = True
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        await self._listen()
 
     def freeze(self) -> None:
         """Keep the connections and forward nothing more, as a process that is stopped does."""
@@ -53,31 +54,22 @@ class Switch:
     async def refuse(self) -> None:
         """Listen no more."""
         if self._server is not None:
-            self._server.close()
+            await self._server.__aexit__()
             self._server = None
-        for task in list(self._tasks):
-            task.cancel()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
 
-    def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _listen(self) -> None:
+        self._server = await TcpServer(self._serve, self.port).__aenter__()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        task = asyncio.get_running_loop().create_task(self._forward(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._hangs:
+            await asyncio.Event().wait()
+        host, _, port = self.upstream.rpartition(":")
+        there_reader, there = await asyncio.open_connection(host, int(port))
         try:
-            if self._hangs:
-                await asyncio.Event().wait()
-            host, _, port = self.upstream.rpartition(":")
-            there_reader, there = await asyncio.open_connection(host, int(port))
-            try:
-                await asyncio.gather(self._copy(reader, there, 0.0), self._copy(there_reader, writer, self._delay))
-            finally:
-                there.transport.abort()
+            await asyncio.gather(self._copy(reader, there, 0.0), self._copy(there_reader, writer, self._delay))
         finally:
-            writer.transport.abort()
+            there.transport.abort()
 
     async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, delay: float) -> None:
         with suppress(ConnectionError):

@@ -20,6 +20,7 @@ from tests.client.switch import Switch, switch_to
 from tests.engines import Engine
 from tests.faults import FaultyProxy, ServerError
 from tests.support import SHORT_READS, Client, FakeClock, connected, make_settings, served, use_engine
+from tests.tcp import TcpServer
 
 KEY = "ask_" + "Ab1_-" * 8 + "Ab1"
 Break = Callable[[Switch], Awaitable[None]]
@@ -49,9 +50,10 @@ async def web_server() -> AsyncIterator[str]:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
         writer.close()
+        await writer.wait_closed()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with TcpServer(answer) as server:
+        yield f"127.0.0.1:{server.port}"
 
 
 ACTIVE = auth_pb2.ValidateTokenResponse(state=auth_pb2.TOKEN_STATE_ACTIVE)

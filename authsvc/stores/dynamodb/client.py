@@ -12,10 +12,9 @@ from botocore.model import OperationModel
 
 from authsvc import aws, request_context
 from authsvc.errors import ConfigError, StoreUnavailableError
-from authsvc.stores.dynamodb.batch_get import BatchGetRequests
+from authsvc.stores.dynamodb.direct_api import DirectApi
 from authsvc.stores.dynamodb.responses import (
     FAILURES,
-    UnreadableResponseError,
     api_name,
     count_consumed,
     failed_attempt,
@@ -39,7 +38,6 @@ _METERED = {
     "update_item": "write",
 }
 """Operations that consume capacity units, and their kind."""
-_LISTING = frozenset({"Query", "Scan"})
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=Mapping[str, Any])
@@ -50,20 +48,20 @@ class DynamoDBClient:
 
     Args:
         api: The typed client, whose own retries are off.
-        batch_get: The hot read, which bypasses botocore's request pipeline.
+        direct: The operations of validations and login attempts, at a quarter of the CPU time.
         timeouts: Of each attempt, and how many there are.
     """
 
-    def __init__(self, api: "Api", batch_get: BatchGetRequests, timeouts: DynamoDBTimeouts) -> None:
+    def __init__(self, api: "Api", direct: DirectApi, timeouts: DynamoDBTimeouts) -> None:
         self.api = api
-        self.batch_get = batch_get
+        self.direct = direct
         self.timeouts = timeouts
 
     async def call(self, operation: Callable[P, Awaitable[R]], *args: P.args, **request: P.kwargs) -> R:
         """Call an operation, with retries of transient failures.
 
         Args:
-            operation: Of `api`.
+            operation: Of `api` or `direct`.
             args: None.
             request: Its arguments as in DynamoDB's API.
 
@@ -118,9 +116,8 @@ def _read_strictly(
     **_: object,
 ) -> None:
     """Read a response in place of botocore's parser, to which a truncated body is an empty one."""
-    content = read_response(response_dict["status_code"], response_dict["headers"], response_dict["body"])
-    if operation_model.name in _LISTING and "Items" not in content:
-        raise UnreadableResponseError("a page without items")
+    status, headers, body = (response_dict[name] for name in ("status_code", "headers", "body"))
+    content = read_response(operation_model.name, status, headers, body)
     customized_response_dict.update(content)
     response_dict["body"] = b"{}"
 
@@ -153,6 +150,6 @@ async def open_client(timeouts: DynamoDBTimeouts) -> AsyncIterator[DynamoDBClien
         )
         await stack.enter_async_context(http)
         credentials: Any = session.get_credentials()  # a coroutine here, whatever its type says
-        batch_get = BatchGetRequests(http, api.meta.endpoint_url, region, await credentials)
-        stack.callback(batch_get.close)  # a batch outlives its callers, and may retry
-        yield DynamoDBClient(api, batch_get, timeouts)
+        direct = DirectApi(http, api.meta.endpoint_url, region, await credentials)
+        stack.callback(direct.close)  # a batch outlives its callers, and may retry
+        yield DynamoDBClient(api, direct, timeouts)

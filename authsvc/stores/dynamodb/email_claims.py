@@ -69,8 +69,8 @@ class EmailClaims:
     def __init__(self, client: DynamoDBClient, tables: Tables) -> None:
         self._client = client
         self._tables = tables
-        self._claim_reads = Coalescer(BatchGet(client.batch_get, client.timeouts, tables.unique, "unique_key"))
-        self._user_reads = Coalescer(BatchGet(client.batch_get, client.timeouts, tables.users, "user_id"))
+        self._claim_reads = Coalescer(BatchGet(client.direct, client.timeouts, tables.unique, "unique_key"))
+        self._user_reads = Coalescer(BatchGet(client.direct, client.timeouts, tables.users, "user_id"))
 
     async def look_up(self, email: Email) -> EmailLookup:
         """Look an address up. Which calls that takes depends on how it is typed, not on who has it."""
@@ -104,7 +104,7 @@ class EmailClaims:
 
     async def _indexed_ids(self, spelling: str) -> list[str]:
         response = await self._client.call(
-            self._client.api.query,
+            self._client.direct.query,
             TableName=self._tables.users,
             IndexName=EMAIL_INDEX,
             KeyConditionExpression="email = :email",

@@ -27,7 +27,7 @@ class LoginAttempts:
     def __init__(self, client: DynamoDBClient, table: str) -> None:
         self._client = client
         self._table = table
-        self._reads = Coalescer(BatchGet(client.batch_get, client.timeouts, table, "attempt_key"))
+        self._reads = Coalescer(BatchGet(client.direct, client.timeouts, table, "attempt_key"))
 
     async def get(self, keys: Sequence[str], now: datetime) -> dict[str, AttemptCount]:
         """See Store.get_attempt_counts."""
@@ -88,7 +88,7 @@ class LoginAttempts:
             "ExpressionAttributeValues": item_of(**{f":{name}": value for name, value in values.items()}),
         }
         try:
-            await self._client.call(self._client.api.update_item, **request)
+            await self._client.call(self._client.direct.update_item, **request)
         except ConditionFailedError:
             return False
         return True

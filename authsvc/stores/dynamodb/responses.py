@@ -47,6 +47,7 @@ _WRONG_SIGNATURE = frozenset(
 )
 _NOT_RETRYABLE = frozenset({"AccessDeniedException", BACKUPS_NOT_READY, "ResourceNotFoundException"})
 _ITEMS = ("Item", "Items")
+_LISTING = frozenset({"Query", "Scan"})
 _MAPS = (*_ITEMS, "CancellationReasons", "ConsumedCapacity")
 """Members of a response that must be maps or lists of maps."""
 
@@ -82,10 +83,11 @@ def api_name(operation: str) -> str:
     return operation.title().replace("_", "")
 
 
-def read_response(status: int, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
+def read_response(operation: str, status: int, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
     """Return the content of a response.
 
     Args:
+        operation: For instance GetItem.
         status: Of HTTP.
         headers: With names in lower case.
         body: JSON.
@@ -104,6 +106,8 @@ def read_response(status: int, headers: Mapping[str, str], body: bytes) -> dict[
             raise
         content = {}  # a failing server, or a proxy in front of it
     if status == HTTPStatus.OK:
+        if operation in _LISTING and "Items" not in content:
+            raise UnreadableResponseError("a page without items")
         return content
     code = str(content.get("__type", status)).rpartition("#")[2]
     if code in _WRONG_SIGNATURE:

@@ -73,7 +73,7 @@ class DynamoDBStore:
         self._tables = tables
         self._on_user_changed = on_user_changed
         self._user_states = Coalescer(
-            BatchGet(client.batch_get, client.timeouts, tables.users, "user_id", USER_STATE_ATTRIBUTES)
+            BatchGet(client.direct, client.timeouts, tables.users, "user_id", USER_STATE_ATTRIBUTES)
         )
         self._claims = EmailClaims(client, tables)
         self._counters = LoginAttempts(client, tables.login_attempts)

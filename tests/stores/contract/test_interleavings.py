@@ -57,16 +57,14 @@ class Interrupted:
         self._meanwhile, self._is_lost = meanwhile, is_lost
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
-        operation: Callable[..., Awaitable[Any]] = getattr(self._inner.api, name)
+        api = self._inner.direct if hasattr(self._inner.direct, name) else self._inner.api
+        operation: Callable[..., Awaitable[Any]] = getattr(api, name)
 
         @functools.wraps(operation)
         async def attempt(**request: Any) -> Any:
             return await self._attempt(partial(operation, **request), is_write=api_name(name) in WRITES)
 
         return attempt
-
-    async def send(self, body: bytes) -> Any:
-        return await self._attempt(partial(self._inner.batch_get.send, body), is_write=False)
 
     async def _attempt(self, attempt: Callable[[], Awaitable[Any]], *, is_write: bool) -> Any:
         if self._meanwhile is None:

@@ -1,7 +1,6 @@
 """The batched read: its rows, the rejection of an incomplete response, and retries."""
 
 import asyncio
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,8 +25,8 @@ class FakeRequests:
         self.response = response
         self.sent: list[Any] = []
 
-    async def send(self, body: bytes) -> Any:
-        self.sent.append(json.loads(body))
+    async def batch_get_item(self, **request: Any) -> Any:
+        self.sent.append(request)
         return self.response
 
 
@@ -113,8 +112,8 @@ class Requests:
         self.respond = respond
         self.attempts: list[tuple[float, list[str]]] = []
 
-    async def send(self, body: bytes) -> Any:
-        keys = [key["user_id"]["S"] for key in json.loads(body)["RequestItems"]["users"]["Keys"]]
+    async def batch_get_item(self, **request: Any) -> Any:
+        keys = [key["user_id"]["S"] for key in request["RequestItems"]["users"]["Keys"]]
         self.attempts.append((now(), keys))
         answered: Any = self.respond(keys)
         if answered is None:

@@ -97,7 +97,7 @@ async def client(answer: Answer) -> AsyncIterator[DynamoDBClient]:
 
 async def read_alice(client: DynamoDBClient) -> object:
     """Make the read that bypasses botocore's request pipeline."""
-    async for rows in BatchGet(client.batch_get, client.timeouts, "users", "user_id")(["alice"]):
+    async for rows in BatchGet(client.direct, client.timeouts, "users", "user_id")(["alice"]):
         if isinstance(rows.get("alice"), Exception):
             raise rows["alice"]  # type: ignore[misc]  # mypy does not narrow items
     return rows
@@ -191,7 +191,7 @@ async def test_a_malformed_request_is_a_bug_and_no_outage(client: DynamoDBClient
     with pytest.raises(ParamValidationError):
         await client.get("users", user_id=number)
     with pytest.raises(TypeError):
-        await anext(BatchGet(client.batch_get, client.timeouts, "users", "user_id")([number, object()]))  # type: ignore[list-item]
+        await anext(BatchGet(client.direct, client.timeouts, "users", "user_id")([number, object()]))  # type: ignore[list-item]
     assert answer.requests == []
 
 
