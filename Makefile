@@ -57,13 +57,19 @@ $(STUBS)/installed: requirements/stubs.txt | .venv
 	@touch $@
 
 # Needs .venv/bin on the path: protoc looks mypy-protobuf's plugins up there.
-protoc = PATH="$(CURDIR)/$(BIN):$$PATH" $(STUBS)/bin/python -m grpc_tools.protoc -Iprotos \
-  --python_out=$(1) --grpc_python_out=$(1) --mypy_out=$(1) --mypy_grpc_out=$(1) \
-  protos/authsvc/v1/*.proto
+protoc = PATH="$(CURDIR)/$(BIN):$$PATH" $(STUBS)/bin/python -m grpc_tools.protoc -Iprotos
 
-proto: $(STUBS)/installed ## regenerate authsvc/v1 from protos
-	@rm -f authsvc/v1/*_pb2*
-	@$(call protoc,.)
+# Envoy's messages go into a descriptor pool of their own: Envoy's own protos may be in the default one.
+EXT_AUTHZ := authsvc/rpc/ext_authz_pb2.py
+generate = $(protoc) --python_out=$(1) --grpc_python_out=$(1) --mypy_out=$(1) --mypy_grpc_out=$(1) \
+    protos/authsvc/v1/*.proto && \
+  $(protoc) --python_out=$(1) --mypy_out=$(1) protos/authsvc/rpc/ext_authz.proto && \
+  sed 's/_descriptor_pool\.Default()/_descriptor_pool.DescriptorPool()/' $(1)/$(EXT_AUTHZ) >$(1)/$(EXT_AUTHZ).own && \
+  mv $(1)/$(EXT_AUTHZ).own $(1)/$(EXT_AUTHZ)
+
+proto: $(STUBS)/installed ## regenerate authsvc/v1 and authsvc/rpc/ext_authz_pb2 from protos
+	@rm -f authsvc/v1/*_pb2* authsvc/rpc/*_pb2*
+	@$(call generate,.)
 
 CHECKS := format lint types layers proto-format proto-lint proto-breaking stubs lock dockerfile
 .PHONY: $(CHECKS:%=check-%)
@@ -102,8 +108,9 @@ check-proto-breaking: .venv
 	$(call step,$(BIN)/buf breaking --against "$$repository#tag=$$tag")
 
 check-stubs: $(STUBS)/installed
-	@$(call step,fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; $(call protoc,"$$fresh"); \
-	  diff -r -x __init__.py -x __pycache__ "$$fresh/authsvc/v1" authsvc/v1)
+	@$(call step,fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; $(call generate,"$$fresh") && \
+	  diff -r -x __init__.py -x __pycache__ "$$fresh/authsvc/v1" authsvc/v1 && \
+	  for stub in "$$fresh"/authsvc/rpc/*; do diff "$$stub" authsvc/rpc || exit 1; done)
 
 check-lock: .venv
 	@$(call step,$(BIN)/python requirements/lock.py --check)

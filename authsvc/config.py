@@ -128,7 +128,12 @@ def _path(text: str) -> Path | None:
     return Path(text) if text else None
 
 
-def _duration(text: str) -> timedelta:
+def parse_duration(text: str) -> timedelta:
+    """Return a duration, for instance of `15m`.
+
+    Raises:
+        ValueError: The text is not a number and a unit, or the duration is too long.
+    """
     match = _DURATION.fullmatch(text)
     if match is None:
         raise ValueError("must be a number and a unit (s, m, h or d), for instance 15m")
@@ -139,14 +144,14 @@ def _duration(text: str) -> timedelta:
 
 
 def _access_token_ttl(text: str) -> timedelta:
-    lifetime = _duration(text)
+    lifetime = parse_duration(text)
     if not timedelta() < lifetime <= ACCESS_TOKEN_MAX_LIFETIME:
         raise ValueError("must be from 1s to 24h")
     return lifetime
 
 
 def _refresh_grace(text: str) -> timedelta:
-    grace = _duration(text)
+    grace = parse_duration(text)
     if grace > MAX_REFRESH_GRACE:
         raise ValueError("must be from 0s to 10m")
     return grace
@@ -172,7 +177,7 @@ def _budget(max_failures: int) -> Callable[[str], Budget]:
         match = _BUDGET.fullmatch(text)
         if match is None or not 1 <= int(match[1]) <= max_failures:
             raise ValueError(f"must be FAILURES/WINDOW, with 1 to {max_failures} failures, for instance 10/15m")
-        window = _duration(match[2])
+        window = parse_duration(match[2])
         if not window:
             raise ValueError("must have a window of at least 1s")
         return Budget(int(match[1]), window)
@@ -233,15 +238,15 @@ class ServeSettings(StoreSettings):
     audience: str = _setting(_text, "aud claim of the tokens", None)
     signing_keys: Path = _setting(Path, "key file, created by authsvc keys generate", None)
     access_token_ttl: timedelta = _setting(_access_token_ttl, "lifetime of an access token, 1s to 24h", "15m")
-    session_idle_ttl: timedelta = _setting(_duration, "lifetime of an unused refresh token", "7d")
+    session_idle_ttl: timedelta = _setting(parse_duration, "lifetime of an unused refresh token", "7d")
     session_max_ttl: timedelta = _setting(
-        _duration, "maximum lifetime of a session, however often it is refreshed", "30d"
+        parse_duration, "maximum lifetime of a session, however often it is refreshed", "30d"
     )
     refresh_grace: timedelta = _setting(
         _refresh_grace, "how long a replaced refresh token still returns the current one, 0s to 10m", "60s"
     )
-    max_staleness: timedelta = _setting(_duration, "upper limit of ValidateToken's max_staleness", "60s")
-    max_stale_if_error: timedelta = _setting(_duration, "upper limit of ValidateToken's stale_if_error", "15m")
+    max_staleness: timedelta = _setting(parse_duration, "upper limit of ValidateToken's max_staleness", "60s")
+    max_stale_if_error: timedelta = _setting(parse_duration, "upper limit of ValidateToken's stale_if_error", "15m")
     failures_per_pair: Budget = _setting(
         _budget(MAX_FAILURES), "limit of failed logins to one account from one source, and its window", "10/15m"
     )

@@ -23,6 +23,7 @@ import uvloop
 from google.protobuf.duration_pb2 import Duration
 
 from authsvc.v1 import auth_service_pb2 as auth_pb2
+from bench import gateway
 from bench.backend import Library, validation
 
 SERVICE = "/authsvc.v1.AuthService/"
@@ -43,6 +44,7 @@ class Load:
         tokens: File with a token a line (for `table`: a user id), taken in turn from where the last load stopped.
         hot: How many of them are used; 0: all.
         batch: Tokens in a BatchValidateTokens; 0: ValidateToken.
+        gateway: Not ValidateToken is called but ext_authz, as Envoy does for a browser's requests.
         max_staleness: In seconds.
         connections: Taken in turn.
         in_flight: Calls at any time: a closed loop. 0: an open loop.
@@ -58,6 +60,7 @@ class Load:
     tokens: str = ""
     hot: int = 0
     batch: int = 0
+    gateway: bool = False
     max_staleness: int = 0
     connections: int = 8
     in_flight: int = 0
@@ -178,9 +181,11 @@ def _lines(load: Load) -> list[str]:
 
 
 @cache
-def _requests(tokens: str, hot: int, batch: int, max_staleness: int) -> Iterator[bytes]:
+def _requests(tokens: str, hot: int, batch: int, max_staleness: int, *, for_gateway: bool) -> Iterator[bytes]:
     staleness = Duration(seconds=max_staleness) if max_staleness else None
     lines = _lines(Load(tokens=tokens, hot=hot))
+    if for_gateway:
+        return itertools.cycle(gateway.requests(lines))
     messages = [auth_pb2.ValidateTokenRequest(token=token, max_staleness=staleness) for token in lines]
     if not batch:
         return itertools.cycle([message.SerializeToString() for message in messages])
@@ -205,12 +210,17 @@ def _channel(address: str) -> grpc.aio.Channel:
 
 def _method(channel: grpc.aio.Channel, name: str) -> "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]":
     """Return a method that takes and gives bytes."""
-    return channel.unary_unary(SERVICE + name)
+    return channel.unary_unary(name if name.startswith("/") else SERVICE + name)
 
 
 def _validations(channel: grpc.aio.Channel, load: Load, requests: Iterator[bytes]) -> Send:
-    call = _method(channel, "BatchValidateTokens" if load.batch else "ValidateToken")
-    check = _check_batch if load.batch else _check
+    if load.gateway:
+        name, check = gateway.METHOD, gateway.check
+    elif load.batch:
+        name, check = "BatchValidateTokens", _check_batch
+    else:
+        name, check = "ValidateToken", _check
+    call = _method(channel, name)
 
     async def send() -> None:
         check(await call(next(requests), timeout=TIMEOUT_SECONDS))
@@ -276,7 +286,7 @@ async def _calls(load: Load, stack: AsyncExitStack) -> list[Send]:
     if load.library:
         return [await validation(load.library, load.address, _lines(load), load.max_staleness, stack)]
     channels = [await stack.enter_async_context(_channel(load.address)) for _ in range(load.connections)]
-    requests = _requests(load.tokens, load.hot, load.batch, load.max_staleness)
+    requests = _requests(load.tokens, load.hot, load.batch, load.max_staleness, for_gateway=load.gateway)
     return [_validations(channel, load, requests) for channel in channels]
 
 

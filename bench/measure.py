@@ -133,6 +133,7 @@ class Bench:
             max_staleness=0,
             hot=0,
             batch=WARM_UP_BATCH,
+            gateway=False,
             in_flight=2,
             rate=0.0,
             flood=0,

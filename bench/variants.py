@@ -78,6 +78,7 @@ def _variants() -> Iterator[Variant]:
         if name == "1":
             yield Variant("getitem", name, AttemptKeys("getitem"), LOADS[name])
         if name in ("64", "300/s"):
+            yield Variant("ext-authz", name, FRESH, replace(LOADS[name], gateway=True))
             yield Variant("sqlite", name, AttemptKeys(store="sqlite"), LOADS[name])
             yield Variant("stale", name, FRESH, replace(LOADS[name], max_staleness=5, hot=HOT_TOKENS))
         if name == "64":

@@ -12,6 +12,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
 from authsvc.fields import encode_page_token
+from authsvc.rpc import ext_authz_pb2
+from authsvc.rpc.ext_authz_pb2 import AttributeContext, CheckRequest, HeaderMap, HeaderValue
 from authsvc.tokens.refresh_tokens import new_refresh_token
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import resources_pb2
@@ -54,6 +56,17 @@ SEEDS: dict[str, bytes] = {
         client_label="x",
     ).SerializeToString(),
     "/authsvc.v1.AuthService/GetJwks": b"",
+    "/envoy.service.auth.v3.Authorization/Check": CheckRequest(
+        attributes=AttributeContext(
+            request=AttributeContext.Request(
+                http=AttributeContext.HttpRequest(
+                    headers={"authorization": "Bearer a.b.c", "x-auth-role": "admin"},
+                    header_map=HeaderMap(headers=[HeaderValue(key="cookie", raw_value=b"a")]),
+                )
+            ),
+            context_extensions={"max_staleness": "5s"},
+        )
+    ).SerializeToString(),
     "/authsvc.v1.UserService/CreateUser": user_pb2.CreateUserRequest(
         email="alice@example.com", role="user", password=PASSWORD, request_id="x"
     ).SerializeToString(),
@@ -76,7 +89,11 @@ SEEDS: dict[str, bytes] = {
     ).SerializeToString(),
 }
 """A well-formed request of every RPC."""
-SERVICES = (*auth_pb2.DESCRIPTOR.services_by_name.values(), *user_pb2.DESCRIPTOR.services_by_name.values())
+SERVICES = tuple(
+    service
+    for file in (auth_pb2.DESCRIPTOR, user_pb2.DESCRIPTOR, ext_authz_pb2.DESCRIPTOR)
+    for service in file.services_by_name.values()
+)
 REQUESTS = {
     f"/{s.full_name}/{m.name}": message_factory.GetMessageClass(m.input_type) for s in SERVICES for m in s.methods
 }
@@ -120,12 +137,17 @@ def arbitrary(message: Message, source: random.Random) -> Message:
     """Fill a message of any class with values of the right types, and of no sense."""
     for field in message.DESCRIPTOR.fields:
         for _ in range(source.randint(0, 3 if field.is_repeated else 1)):
+            if field.message_type is not None and field.message_type.GetOptions().map_entry:  # of texts
+                getattr(message, field.name)[source.choice(TEXTS)] = source.choice(TEXTS)
+                continue
             if field.message_type is not None:
                 part = getattr(message, field.name)
                 arbitrary(part.add() if field.is_repeated else part, source)
                 continue
             is_text = field.cpp_type == FieldDescriptor.CPPTYPE_STRING
-            value = source.choice(TEXTS if is_text else [0, 1] if field.cpp_type == _BOOL else NUMBERS)
+            value: Any = source.choice(TEXTS if is_text else [0, 1] if field.cpp_type == _BOOL else NUMBERS)
+            if field.type == FieldDescriptor.TYPE_BYTES:
+                value = value.encode()
             if field.is_repeated:
                 getattr(message, field.name).append(value)
             else:

@@ -5,9 +5,9 @@ import structlog
 from authsvc.errors import InvalidFieldError
 from authsvc.rpc import messages
 from authsvc.rpc.authorization import Context
+from authsvc.rpc.outcomes import count_outcome
 from authsvc.rpc.statuses import status_for
 from authsvc.telemetry import metrics
-from authsvc.tokens.verification import InactiveReason
 from authsvc.usecases.login import Logins
 from authsvc.usecases.sessions import Sessions
 from authsvc.usecases.validation import Check, Validation, Validations
@@ -17,10 +17,6 @@ from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 MAX_BATCH_SIZE = 100
 
 _log = structlog.get_logger(__name__)
-
-# Looking up a label takes longer than counting, so each outcome's counter is looked up once.
-_count_active = metrics.TOKEN_VALIDATIONS.labels("ACTIVE").inc
-_COUNT_INACTIVE = {reason: metrics.TOKEN_VALIDATIONS.labels(reason.name).inc for reason in InactiveReason}
 
 
 class AuthService(auth_grpc.AuthServiceServicer):
@@ -99,10 +95,7 @@ def _check_or_error(request: auth_pb2.ValidateTokenRequest) -> Check | InvalidFi
 
 def _validation_response(validation: Validation) -> auth_pb2.ValidateTokenResponse:
     """Count a validation and convert it."""
-    if isinstance(validation.outcome, InactiveReason):
-        _COUNT_INACTIVE[validation.outcome]()
-    else:
-        _count_active()
+    count_outcome(validation.outcome)
     return messages.validation_to_proto(validation)
 
 

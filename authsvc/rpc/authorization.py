@@ -31,6 +31,7 @@ PERMISSIONS: Mapping[str, frozenset[Permission]] = {
     "authsvc.v1.AuthService.RevokeToken": _LOGIN,
     "authsvc.v1.AuthService.ChangePassword": _LOGIN,
     "authsvc.v1.AuthService.GetJwks": frozenset(),
+    "envoy.service.auth.v3.Authorization.Check": _VALIDATE,
     "authsvc.v1.UserService.CreateUser": _USERS,
     "authsvc.v1.UserService.GetUser": _USERS,
     "authsvc.v1.UserService.ListUsers": _USERS,

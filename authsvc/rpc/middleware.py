@@ -9,7 +9,7 @@ import asyncio
 import time
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grpc
 import structlog
@@ -39,6 +39,15 @@ CLIENT_ADDRESS = "client_address"
 _log = structlog.get_logger(__name__)
 
 Handler = Callable[[Any, Context], Awaitable[Message]]
+AnswerError = Callable[[BaseException], Message | None]
+
+
+@runtime_checkable
+class AnswersErrors(Protocol):
+    """A servicer whose protocol has answers for errors."""
+
+    def answer_error(self, error: BaseException) -> Message | None:
+        """Return the response to a call that failed; None for a status of gRPC, as other servicers' calls end."""
 
 
 class Middleware:
@@ -66,13 +75,18 @@ class Middleware:
         Raises:
             KeyError: An RPC has no row in PERMISSIONS.
         """
+        answer_error = servicer.answer_error if isinstance(servicer, AnswersErrors) else _no_answer
         handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            method.name: grpc.unary_unary_rpc_method_handler(self._wrap(method, getattr(servicer, method.name)))
+            method.name: grpc.unary_unary_rpc_method_handler(
+                self._wrap(method, getattr(servicer, method.name), answer_error)
+            )
             for method in service.methods
         }
         return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
-    def _wrap(self, method: MethodDescriptor, handler: Handler) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    def _wrap(
+        self, method: MethodDescriptor, handler: Handler, answer_error: AnswerError
+    ) -> Callable[[bytes, Context], Awaitable[bytes]]:
         request_class = message_factory.GetMessageClass(method.input_type)
         authorize = self._authorization.for_method(method.full_name)
         # Without authenticated callers, only a client on this machine is believed.
@@ -99,6 +113,9 @@ class Middleware:
                 status = status_for(error)
                 calls.failed(begin, status.code.name, status.reason)
                 _log_error(method.full_name, context.peer(), status, error)
+                error_answer = answer_error(error)
+                if error_answer is not None:
+                    return error_answer.SerializeToString()
                 metadata = error_metadata(status, error, str(trace_id))
             else:
                 calls.succeeded(begin)
@@ -107,6 +124,10 @@ class Middleware:
             return b""  # ignored
 
         return wrapped
+
+
+def _no_answer(_: BaseException) -> None:
+    """Leave every error to its status."""
 
 
 def _decode(request_class: type[Message], data: bytes) -> Message:

@@ -23,6 +23,7 @@ from authsvc.passwords.hasher import SLOW_HASH_SECONDS, Hasher
 from authsvc.rpc.auth_service import AuthService
 from authsvc.rpc.authorization import Authorization
 from authsvc.rpc.callers import watch_callers_file
+from authsvc.rpc.ext_authz.check_service import CheckService
 from authsvc.rpc.middleware import Middleware
 from authsvc.rpc.user_service import UserService
 from authsvc.server import grpc_server, http_server
@@ -161,7 +162,11 @@ async def run_app(
         middleware = Middleware(
             Authorization(validations, callers_file), limits.request_seconds, limits.hashing_seconds
         )
-        servicers = (AuthService(logins, sessions, validations), UserService(users, sessions))
+        servicers = (
+            AuthService(logins, sessions, validations),
+            UserService(users, sessions),
+            CheckService(validations),
+        )
         server, health = build_server(middleware, servicers, settings, limits.connections)
         port = await grpc_server.start(server, settings, limits.connections, certificates)
         stack.push_async_callback(server.stop, limits.stop_grace_seconds)

@@ -7,15 +7,19 @@ import resource
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
-from grpc_health.v1 import health, health_pb2_grpc
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from authsvc.config import ServeSettings
 from authsvc.errors import ConfigError
+from authsvc.rpc import ext_authz_pb2
 from authsvc.rpc.auth_service import AuthService
+from authsvc.rpc.ext_authz.check_service import CheckService
 from authsvc.rpc.middleware import Middleware
 from authsvc.rpc.user_service import UserService
 from authsvc.server import listening
@@ -31,6 +35,7 @@ MAX_METADATA_BYTES = 16 * 1024
 _SERVICES: tuple[ServiceDescriptor, ...] = (
     auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"],
     user_service_pb2.DESCRIPTOR.services_by_name["UserService"],
+    ext_authz_pb2.DESCRIPTOR.services_by_name["Authorization"],
 )
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
@@ -54,7 +59,7 @@ class ConnectionLimits:
 
 def build_server(
     middleware: Middleware,
-    servicers: tuple[AuthService, UserService],
+    servicers: tuple[AuthService, UserService, CheckService],
     settings: ServeSettings,
     limits: ConnectionLimits,
 ) -> tuple[grpc.aio.Server, Health]:
@@ -159,9 +164,16 @@ def _options(settings: ServeSettings, limits: ConnectionLimits) -> Sequence[tupl
 
 def _add_reflection(server: grpc.aio.Server, streams_end: asyncio.Event) -> None:
     names = [d.full_name for d in _SERVICES]
+    # The errors' details are in no file of a service.
+    files: list[Any] = [
+        *(d.file for d in _SERVICES),
+        health_pb2.DESCRIPTOR,
+        reflection_pb2.DESCRIPTOR,
+        error_details_pb2.DESCRIPTOR,
+    ]
     names += [health.SERVICE_NAME, reflection.SERVICE_NAME, _REFLECTION_V1]
     method = grpc.stream_stream_rpc_method_handler(
-        Reflection(names, streams_end).answer,
+        Reflection(names, files, streams_end).answer,
         reflection_pb2.ServerReflectionRequest.FromString,
         reflection_pb2.ServerReflectionResponse.SerializeToString,
     )

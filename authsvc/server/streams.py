@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import grpc
+from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -76,11 +78,14 @@ class Reflection:
 
     Args:
         services: Full names of the services.
+        files: What it describes, from several descriptor pools; their imports are added.
         streams_end: Ends the streams.
     """
 
-    def __init__(self, services: Iterable[str], streams_end: asyncio.Event) -> None:
-        self._servicer: Any = reflection.aio.ReflectionServicer(services)
+    def __init__(self, services: Iterable[str], files: Iterable[FileDescriptor], streams_end: asyncio.Event) -> None:
+        pool = DescriptorPool()
+        _add_files(pool, files)
+        self._servicer: Any = reflection.aio.ReflectionServicer(services, pool)
         self._streams_end = streams_end
 
     async def answer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:  # noqa: ANN401 - as gRPC has it
@@ -101,3 +106,10 @@ class Reflection:
         finally:
             request.cancel()
             end.cancel()
+
+
+def _add_files(pool: DescriptorPool, files: Iterable[FileDescriptor]) -> None:
+    """Add files to a pool, each after its imports; one that is there already changes nothing."""
+    for file in files:
+        _add_files(pool, file.dependencies)
+        pool.AddSerializedFile(file.serialized_pb)

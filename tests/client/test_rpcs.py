@@ -233,8 +233,8 @@ def traces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     wrap = middleware.Middleware._wrap  # noqa: SLF001
 
-    def spying(self: Any, method: Any, handler: Any) -> Any:
-        wrapped = wrap(self, method, handler)
+    def spying(self: Any, method: Any, *arguments: Any) -> Any:
+        wrapped = wrap(self, method, *arguments)
 
         async def spy(data: bytes, context: Any) -> bytes:
             metadata = dict(context.invocation_metadata() or ())

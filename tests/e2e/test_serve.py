@@ -30,7 +30,7 @@ from tests.support import PASSWORD, WITNESS, failure_of
 # Building grpcurl takes minutes, once.
 pytestmark = pytest.mark.timeout(60, func_only=True)
 
-SERVICES = ("authsvc.v1.AuthService", "authsvc.v1.UserService")
+SERVICES = ("authsvc.v1.AuthService", "authsvc.v1.UserService", "envoy.service.auth.v3.Authorization")
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 EMAIL = "alice@example.com"
@@ -210,16 +210,16 @@ def test_health_waits_for_the_stores_first_answer_and_outlives_its_last(start: S
         serve = start("serve", **on_it)
         with grpc.insecure_channel(address_of(serve)) as channel:
             serve.wait_for(lambda: "waiting_for_store" in serve.log, "missed the store")
-            assert [health_of(channel, name) for name in ("", *SERVICES)] == [NOT_SERVING] * 3
+            assert [health_of(channel, name) for name in ("", *SERVICES)] == [NOT_SERVING] * 4
             engine.start()
             poll(lambda: health_of(channel) == SERVING, "served")
-            assert [health_of(channel, name) for name in ("", *SERVICES)] == [SERVING] * 3
+            assert [health_of(channel, name) for name in ("", *SERVICES)] == [SERVING] * 4
             assert log_in(channel).user.email == EMAIL
             engine.stop()
             with pytest.raises(grpc.RpcError) as failed:
                 log_in(channel)
             assert failure_of(failed.value).reason == "STORE_UNAVAILABLE"  # type: ignore[arg-type]
-            assert [health_of(channel, name) for name in ("", *SERVICES)] == [SERVING] * 3
+            assert [health_of(channel, name) for name in ("", *SERVICES)] == [SERVING] * 4
         assert serve.end() == 0
 
 
@@ -265,14 +265,15 @@ def ask(grpcurl: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
 def test_reflection_tells_grpcurl_what_there_is(start: Start, store: dict[str, str], grpcurl: Path) -> None:
     address = address_of(start("serve", **store))
     listed = ask(grpcurl, address, "list").stdout.split()
-    described = ask(grpcurl, address, "describe", "authsvc.v1.AuthService").stdout
+    described = [ask(grpcurl, address, "describe", service).stdout for service in SERVICES]
     assert set(listed) == {
         *SERVICES,
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
     }
-    assert "rpc ValidateToken ( .authsvc.v1.ValidateTokenRequest )" in described
+    assert "rpc ValidateToken ( .authsvc.v1.ValidateTokenRequest )" in described[0]
+    assert "rpc Check ( .envoy.service.auth.v3.CheckRequest )" in described[2]
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
@@ -338,7 +339,7 @@ def test_balancers_are_told_before_the_end(start: Start, store: dict[str, str]) 
         assert next(watch).status == SERVING
         serve.send(signal.SIGTERM)
         assert next(watch).status == NOT_SERVING
-        assert [health_of(channel, name) for name in ("", *SERVICES)] == [NOT_SERVING] * 3
+        assert [health_of(channel, name) for name in ("", *SERVICES)] == [NOT_SERVING] * 4
         assert auth_grpc.AuthServiceStub(channel).GetJwks(auth_pb2.GetJwksRequest()).jwks
         assert list(watch) == []
         assert serve.wait() == 0

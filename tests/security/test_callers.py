@@ -14,6 +14,7 @@ import pytest
 from cryptography import x509
 
 from authsvc.config import ServeSettings
+from authsvc.rpc import ext_authz_pb2
 from authsvc.rpc.authorization import PERMISSIONS, Authorization
 from authsvc.rpc.callers import Permission, api_key_digest, new_api_key
 from authsvc.rpc.middleware import Middleware
@@ -40,6 +41,7 @@ BatchValidateTokens   | ?      ?     +        -     -        -     ?    ?     ? 
 RefreshTokens         | ?      ?     -        +     -        -     ?    ?     ?           | ?       -     ?     +     -        | +      +   +    +     +
 RevokeToken           | ?      ?     -        +     -        -     ?    ?     ?           | ?       -     ?     +     -        | +      +   +    +     +
 ChangePassword        | ?      ?     -        +     -        -     ?    ?     ?           | ?       -     ?     +     -        | +      +   +    +     +
+Check                 | ?      ?     +        -     -        -     ?    ?     ?           | ?       +     ?     -     +        | +      +   +    +     +
 GetJwks               | +      +     +        +     +        +     +    +     +           | +       +     +     +     +        | +      +   +    +     +
 CreateUser            | ?      ?     -        -     -        +     -    +     ?           | ?       -     ?     -     +        | ?      ?   -    +     ?
 GetUser               | ?      ?     -        -     -        +     -    +     ?           | ?       -     ?     -     +        | ?      ?   -    +     ?
@@ -50,7 +52,11 @@ ResetPassword         | ?      ?     -        -     -        +     -    +     ? 
 ListUserSessions      | ?      ?     -        -     +        +     -    +     ?           | ?       +     ?     -     +        | ?      ?   -    +     ?
 RevokeUserSessions    | ?      ?     -        -     +        +     -    +     ?           | ?       +     ?     -     +        | ?      ?   -    +     ?
 """  # noqa: E501 - a table
-SERVICES = (auth_pb2.DESCRIPTOR.services_by_name["AuthService"], user_pb2.DESCRIPTOR.services_by_name["UserService"])
+SERVICES = (
+    auth_pb2.DESCRIPTOR.services_by_name["AuthService"],
+    user_pb2.DESCRIPTOR.services_by_name["UserService"],
+    ext_authz_pb2.DESCRIPTOR.services_by_name["Authorization"],
+)
 METHODS = {method.name: f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods}
 OUTCOMES = {"MALFORMED_REQUEST": "+", "CALLER_UNAUTHENTICATED": "?", "CALLER_NOT_PERMITTED": "-"}
 NOT_A_REQUEST = b"\xff"
