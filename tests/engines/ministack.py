@@ -37,12 +37,18 @@ LACKS = {
 
 
 @contextmanager
-def launch() -> Iterator[Engine]:
-    """Run a fresh ministack that serves DynamoDB alone and keeps its data over a restart."""
+def launch(services: str = "dynamodb,dynamodbstreams") -> Iterator[Engine]:
+    """Run a fresh ministack that keeps its data over a restart.
+
+    Args:
+        services: what of AWS it serves, separated by commas.
+    """
     python = installed(f"ministack-{VERSION}", _install) / "bin" / "python"
     with tempfile.TemporaryDirectory(prefix="ministack-") as folder:
         home, port = Path(folder), free_port()
-        server = ServerProcess([str(python), "-m", "ministack"], port=port, cwd=home, env=_environ(home, port))
+        server = ServerProcess(
+            [str(python), "-m", "ministack"], port=port, cwd=home, env=_environ(home, port, services)
+        )
         server.start()
         try:
             yield Engine("ministack", f"http://127.0.0.1:{port}", LACKS, server)
@@ -50,11 +56,11 @@ def launch() -> Iterator[Engine]:
             server.stop()
 
 
-def _environ(home: Path, port: int) -> dict[str, str]:
+def _environ(home: Path, port: int, services: str) -> dict[str, str]:
     return {
         "BIND_HOST": "127.0.0.1",
         "GATEWAY_PORT": str(port),
-        "SERVICES": "dynamodb,dynamodbstreams",
+        "SERVICES": services,
         "LOG_LEVEL": "WARNING",
         # Saved when the process is asked to end, loaded when it starts.
         "PERSIST_STATE": "1",
