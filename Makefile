@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST = $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --durations=30
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-engines soak bench check proto .venv
+.PHONY: help dev test test-engines soak bench sbom check proto .venv
 
 help: ## list the targets
 	@sed -n 's/^\([a-z.-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
@@ -48,6 +48,15 @@ soak: .venv ## the long tests, an hour and more, with a report
 bench: .venv/bench ## measure what a validation costs, in a quarter of an hour
 	@$(BIN)/python -m bench
 
+SBOM := dist/authsvc.cdx.json
+
+# Of what the image installs. The same lock gives the same file, byte by byte.
+sbom: .venv ## the bill of materials of the locked dependencies (CycloneDX), in dist/
+	@mkdir -p $(dir $(SBOM))
+	@$(BIN)/python -W ignore -m cyclonedx_py requirements --pyproject pyproject.toml --mc-type application --output-reproducible \
+	  --output-file $(SBOM) requirements/run.txt
+	@echo $(SBOM)
+
 # The oldest protobuf that backends may have decides what generates the stubs, and it excludes the one of .venv.
 STUBS := .cache/stubs
 
@@ -71,7 +80,7 @@ proto: $(STUBS)/installed ## regenerate authsvc/v1 and authsvc/rpc/ext_authz_pb2
 	@rm -f authsvc/v1/*_pb2* authsvc/rpc/*_pb2*
 	@$(call generate,.)
 
-CHECKS := format lint types layers proto-format proto-lint proto-breaking stubs lock dockerfile
+CHECKS := format lint types layers proto-format proto-lint proto-breaking stubs lock dockerfile cloudformation
 .PHONY: $(CHECKS:%=check-%)
 
 # --keep-going: one run shows everything that is wrong.
@@ -117,3 +126,6 @@ check-lock: .venv
 
 check-dockerfile: .venv
 	@$(call step,$(BIN)/hadolint Dockerfile)
+
+check-cloudformation: .venv
+	@$(call step,$(BIN)/cfn-lint deploy/cloudformation/*.yaml)

@@ -23,6 +23,7 @@ LOCKS = {
     "dev": ["pyproject.toml", "--extra", "server", "--group", "pyproject.toml:dev"],
     "build": ["--group", "pyproject.toml:build", "--constraint", "requirements/dev.txt"],
     "bench": ["--group", "pyproject.toml:bench", "--constraint", "requirements/dev.txt"],
+    "kubernetes": ["--group", "pyproject.toml:kubernetes", "--constraint", "requirements/dev.txt"],
     "run": ["pyproject.toml", "--extra", "server", "--constraint", "requirements/dev.txt"],
     # Environments of their own: what generates authsvc/v1, and the ends of what a backend may have.
     "stubs": ["--group", "pyproject.toml:stubs"],
