@@ -54,16 +54,24 @@ def bare_environment(home: Path, lock: str, wheel: Path) -> BareEnvironment:
     Raises:
         EngineUnavailableError: The versions cannot be installed.
     """
-    requirements = ROOT / "requirements" / f"{lock}.txt"
-    digest = hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]
-    dependencies = installed(
-        f"{lock}-{sys.implementation.cache_tag}-{digest}", partial(_install_locked, requirements=requirements)
-    )
+    dependencies = locked_packages(lock)
     venv.create(home, symlinks=True)
     shutil.copytree(dependencies, _packages(home), dirs_exist_ok=True)
     environment = BareEnvironment(home)
     run_installer([*_INSTALL, f"--python={environment.python}", "--no-deps", "--no-index", str(wheel)], home)
     return environment
+
+
+def locked_packages(lock: str) -> Path:
+    """Return a folder, for PYTHONPATH, with the packages of `requirements/{lock}.txt`.
+
+    Raises:
+        EngineUnavailableError: They cannot be installed.
+    """
+    requirements = ROOT / "requirements" / f"{lock}.txt"
+    digest = hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]
+    name = f"{lock}-{sys.implementation.cache_tag}-{digest}"
+    return installed(name, partial(_install_locked, requirements=requirements))
 
 
 def _packages(home: Path) -> Path:
