@@ -125,7 +125,7 @@ check-lock: .venv
 	@$(call step,$(BIN)/python requirements/lock.py --check)
 
 check-dockerfile: .venv
-	@$(call step,$(BIN)/hadolint Dockerfile)
+	@$(call step,$(BIN)/hadolint Dockerfile deploy/compose/dynoxide.Dockerfile)
 
 check-cloudformation: .venv
 	@$(call step,$(BIN)/cfn-lint deploy/cloudformation/*.yaml)

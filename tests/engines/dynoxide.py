@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,15 +33,22 @@ def launch(*, in_memory: bool = False, database: Path | None = None) -> Iterator
         in_memory: instead of in a file.
         database: a file that `import_tables` has made, instead of an empty one.
     """
-    binary = _binary()
     with tempfile.TemporaryDirectory(prefix="dynoxide-") as folder:
-        home, port = Path(folder), free_port()
-        storage = [] if in_memory else ["--db-path", str(database or home / "data.sqlite")]
-        command = [str(binary), "serve", "--host", "127.0.0.1", "--port", str(port), *storage]
-        server = ServerProcess(command, port=port, cwd=home, env={})
+        storage = [] if in_memory else ["--db-path", str(database or Path(folder) / "data.sqlite")]
+        with served(["serve", "--host", "127.0.0.1", "--port", "{port}", *storage]) as server:
+            yield Engine("dynoxide", f"http://127.0.0.1:{server.port}", LACKS, server)
+
+
+@contextmanager
+def served(arguments: Sequence[str]) -> Iterator[ServerProcess]:
+    """Run dynoxide with arguments, in which `{port}` stands for a free one."""
+    port = free_port()
+    command = [str(_binary()), *(argument.replace("{port}", str(port)) for argument in arguments)]
+    with tempfile.TemporaryDirectory(prefix="dynoxide-log-") as folder:
+        server = ServerProcess(command, port=port, cwd=Path(folder), env={})
         server.start()
         try:
-            yield Engine("dynoxide", f"http://127.0.0.1:{port}", LACKS, server)
+            yield server
         finally:
             server.stop()
 
