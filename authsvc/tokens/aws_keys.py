@@ -112,7 +112,7 @@ class _Calls:
         problem = f"{action} is refused: {aws.describe_refusal(code, headers)}"
         remedy = "check AWS_REGION, the credentials and the name"
         if code in _DENIED:
-            remedy = f"allow {action} on it, and kms:Decrypt where it is encrypted with a key of yours"
+            remedy = f"allow {action} on it, and the use of its KMS key if that is one of yours"
         return _RefusedError(f"{self}: {problem}; {remedy}", code)
 
     def _missing(self, what: str) -> KeyFileError:

@@ -170,7 +170,7 @@ async def test_a_parameter_in_plain_text_is_refused(aws: FakeAws, type_: str) ->
 @pytest.mark.parametrize(
     ("code", "remedy"),
     [
-        ("AccessDeniedException", "allow {action} on it, and kms:Decrypt where it is encrypted with a key of yours"),
+        ("AccessDeniedException", "allow {action} on it, and the use of its KMS key if that is one of yours"),
         ("UnrecognizedClientException", "check AWS_REGION, the credentials and the name"),
     ],
 )
