@@ -210,20 +210,17 @@ async def test_commands_say_what_is_wrong_with_the_certificate(
 
 @WAYS
 @CASES
-@pytest.mark.parametrize("service", ["ssm", "secretsmanager"])
 async def test_signing_keys_are_read_from_no_other_server(
     case: str,
     is_proxied: bool,  # noqa: FBT001 - a parameter of the test
-    service: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(aws_keys, "MAX_ATTEMPTS", 1)
     async with peer(case, tmp_path, monkeypatch, is_proxied=is_proxied) as targets:
-        for name in ("AWS_ENDPOINT_URL_SSM", "AWS_ENDPOINT_URL_SECRETS_MANAGER"):
-            monkeypatch.setenv(name, os.environ["AWS_ENDPOINT_URL_DYNAMODB"])
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SSM", os.environ["AWS_ENDPOINT_URL_DYNAMODB"])
         told = "an unreadable response" if case == "right" else "cannot be reached: SSLError"
-        async with aws_keys.open_aws_keys(AwsKeys(service, "keys")) as store:
+        async with aws_keys.open_aws_keys(AwsKeys("ssm", "keys")) as store:
             with pytest.raises(KeyFileError, match=told):
                 await store.read()
         assert bool(targets) is is_proxied

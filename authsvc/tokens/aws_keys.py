@@ -10,7 +10,7 @@ No text of AWS goes into an error: it may repeat the keys.
 """
 
 import asyncio
-import uuid
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -41,14 +41,13 @@ PARAMETER_ALG = "ES256"
 """A ring of RSA keys does not fit into a parameter."""
 DEFAULT_KEY_ID = "alias/aws/ssm"
 DESCRIPTION = "Signing keys of authsvc"
-HISTORY_VERSIONS = 100
-"""Parameter Store keeps no more."""
+HISTORY_VERSIONS = 99
+"""Parameter Store keeps no more beside the current one."""
 CURRENT = "AWSCURRENT"
 PENDING = "AUTHSVC_PENDING"
 """The label of a version that is not current yet; without one of its own, a new version is current at once."""
 
 _DENIED = frozenset({"AccessDenied", "AccessDeniedException"})
-_GONE = frozenset({"ParameterNotFound", "ParameterVersionNotFound"})
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -214,13 +213,8 @@ class ParameterKeys(_Calls):
         return parameter
 
     async def _add_version(self, key_set: KeySet, version: int) -> KeySet:
-        """Return a key set with the keys of a version of the history, where that is still there and can be used."""
-        try:
-            text = (await self._get(f"{self._location.name}:{version}"))["Value"]
-        except _RefusedError as error:
-            if error.code in _GONE:
-                return key_set
-            raise
+        """Return a key set with the keys of a version of the history, where those can be used."""
+        text = (await self._get(f"{self._location.name}:{version}"))["Value"]
         try:
             return merge(key_set, self._parse(text))
         except KeyFileError:  # written by hand: no service could use it
@@ -288,7 +282,7 @@ class SecretKeys(_Calls):
                 self._api.create_secret,
                 Name=self._location.name,
                 SecretString=key_set.to_json(),
-                ClientRequestToken=str(uuid.uuid4()),
+                ClientRequestToken=secrets.token_hex(16),
                 Description=DESCRIPTION,
             )
         except _RefusedError as error:
@@ -297,7 +291,7 @@ class SecretKeys(_Calls):
     async def write(self, key_set: KeySet, version: object) -> bool:
         """See KeyStore."""
         assert isinstance(version, str)  # noqa: S101 - from `read`
-        written = str(uuid.uuid4())
+        written = secrets.token_hex(16)
         await self._call(
             self._api.put_secret_value,
             SecretId=self._location.name,

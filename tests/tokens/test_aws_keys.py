@@ -14,9 +14,9 @@ from authsvc.config import AwsKeys
 from authsvc.errors import ConfigError, KeyFileError
 from authsvc.models import utc_now
 from authsvc.tokens import aws_keys
-from authsvc.tokens.key_set import new_key_set
+from authsvc.tokens.key_set import new_key_set, parse_key_set
 from authsvc.tokens.key_store import generate_keys, remove_key, rotate_keys
-from authsvc.tokens.keys import KeyStatus
+from authsvc.tokens.keys import KeyStatus, new_jwk
 from authsvc.tokens.opening import open_key_store
 from tests.engines import Capability, Engine
 from tests.fake_aws import REGION, FakeAws, serving_aws
@@ -126,7 +126,7 @@ async def test_rotations_and_removals_at_once_lose_no_key(place: Engine | None, 
 
 
 async def test_a_secret_holds_rsa_keys_and_a_parameter_says_that_it_does(aws: FakeAws) -> None:
-    key_set = new_key_set("RS256", YESTERDAY)
+    key_set = parse_key_set(json.dumps({"keys": [new_jwk("RS256", KeyStatus.SIGNING, YESTERDAY)]}))
     async with open_key_store(AwsKeys("secretsmanager", "keys")) as store:
         await store.create(key_set)
         assert (await store.read()).key_set.keys == key_set.keys
