@@ -20,12 +20,15 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from authsvc.config import Address, ServeSettings
+from authsvc.config import Address, KeyLocation, ServeSettings
 from authsvc.models import Budget
 from authsvc.server import app
 from authsvc.server.app import Limits
 from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
 from authsvc.stores.opening import open_store
+from authsvc.tokens.key_file import KeyFile
+from authsvc.tokens.key_store import rotate_keys
+from authsvc.tokens.keys import Key, KeyStatus
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from authsvc.v1 import resources_pb2
@@ -297,7 +300,25 @@ async def served(settings: ServeSettings, clock: FakeClock, limits: Limits = PAT
         yield replace(client, admin=(("authorization", f"Bearer {token}"),))
 
 
-def make_settings(signing_keys: Path, store: str, **changes: Any) -> ServeSettings:
+@dataclass(frozen=True)
+class Rotation:
+    """The keys that a rotation of a file changed."""
+
+    retired: Key | None
+    signing: Key
+    following: Key
+
+
+async def rotate(path: Path, ttl: timedelta, now: datetime) -> Rotation:
+    change = await rotate_keys(KeyFile(path), ttl, now)
+    before = {key.kid: key.status for key in change.before}
+    (signing,) = (key for key in change.after if key.status is KeyStatus.SIGNING)
+    (added,) = (key for key in change.after if key.kid not in before)
+    retired = [key for key in change.after if key.status is KeyStatus.RETIRED != before[key.kid]]
+    return Rotation(retired[0] if retired else None, signing, added)
+
+
+def make_settings(signing_keys: KeyLocation, store: str, **changes: Any) -> ServeSettings:
     """Return settings of a service on a free port, with hashes of the lowest cost."""
     settings = ServeSettings(
         store=store,

@@ -34,6 +34,7 @@ from authsvc.tokens.access_tokens import IssuedToken
 from authsvc.tokens.key_file import generate_key_file, read_keys
 from authsvc.usecases.users import Users
 
+KEY_FILE = "keys.json"
 ADMIN_EMAIL = "admin@example.com"
 EMAIL_VARIABLE = "AUTHSVC_ADMIN_EMAIL"
 PASSWORD_VARIABLE = "AUTHSVC_ADMIN_PASSWORD"  # noqa: S105 - the variable's name
@@ -56,7 +57,7 @@ def environment(data_dir: Path, environ: Mapping[str, str]) -> dict[str, str]:
     """
     own = {
         "AUTHSVC_STORE": f"sqlite:{data_dir / 'authsvc.db'}",
-        "AUTHSVC_SIGNING_KEYS": str(data_dir / "keys.json"),
+        "AUTHSVC_SIGNING_KEYS": str(data_dir / KEY_FILE),
         # The printed commands use plain text, no API key, and reflection.
         "AUTHSVC_CALLERS": "",
         "AUTHSVC_TLS_CERT": "",
@@ -94,7 +95,7 @@ async def run(data_dir: Path, settings: ServeSettings, limits: Limits = PRODUCTI
         OperatorError: The folder cannot be used, or the service cannot start.
     """
     _make_folder(data_dir)
-    _prepare_keys(settings.signing_keys)
+    _prepare_keys(data_dir / KEY_FILE)
     credentials = data_dir / "dev.env"
     with request_context.time_limit(request_context.COMMAND_DEADLINE_SECONDS):
         await _prepare_store(settings, credentials)

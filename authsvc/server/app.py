@@ -39,13 +39,14 @@ from authsvc.telemetry import metrics
 from authsvc.throttling.budgets import Budgets
 from authsvc.throttling.login_throttle import LoginThrottle
 from authsvc.tokens.access_tokens import AccessTokens
-from authsvc.tokens.key_file import watch_key_file
+from authsvc.tokens.opening import POLL_SECONDS as KEY_POLL_SECONDS
+from authsvc.tokens.opening import watch_keys
 from authsvc.usecases.login import Logins
 from authsvc.usecases.sessions import SessionLifetimes, Sessions
 from authsvc.usecases.user_state_cache import STALE_FALLBACK_TIMEOUT_SECONDS, StalenessLimits, UserStateCache
 from authsvc.usecases.users import Users
 from authsvc.usecases.validation import Validations
-from authsvc.watched_file import WatchedFile
+from authsvc.watched_file import Watched
 
 GC_THRESHOLDS = (700, 10, 1000)
 """Python's own but for the last: a full collection stops all calls for 20 ms once the caches are full."""
@@ -65,6 +66,7 @@ class Limits:
         drain_seconds: From NOT_SERVING to the end of new calls beyond loopback: balancers need time to notice.
         stop_grace_seconds: Calls in flight have this long to finish.
         file_poll_seconds: Between two checks of the watched files.
+        key_poll_seconds: Between two reads of signing keys in AWS.
         hash_queue_capacity: Slots of the hash queue.
         connections: Of the gRPC port.
         http: Of the side port.
@@ -77,6 +79,7 @@ class Limits:
     drain_seconds: float = 2.0
     stop_grace_seconds: float = 10.0
     file_poll_seconds: float = 0.5
+    key_poll_seconds: float = KEY_POLL_SECONDS
     hash_queue_capacity: int = HASH_QUEUE_CAPACITY
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     http: HttpLimits = field(default_factory=HttpLimits)
@@ -127,18 +130,18 @@ async def run_app(
         CallersFileError: The callers file cannot be used.
         StoreSetupError: The store cannot be opened.
     """
-    key_file = watch_key_file(settings.signing_keys, clock)
     callers_file = None if settings.callers is None else watch_callers_file(settings.callers)
     certificates = watch_certificates(settings)
-    tokens = AccessTokens(key_file.content, settings.issuer, settings.audience, settings.access_token_ttl)
-
-    def use_content() -> None:
-        tokens.ring = key_file.content
-        if certificates is not None:
-            publish_expiry(certificates.content)
-
-    use_content()
     async with AsyncExitStack() as stack:
+        keys = await stack.enter_async_context(watch_keys(settings.signing_keys, clock, limits.key_poll_seconds))
+        tokens = AccessTokens(keys.content, settings.issuer, settings.audience, settings.access_token_ttl)
+
+        def use_content() -> None:
+            tokens.ring = keys.content
+            if certificates is not None:
+                publish_expiry(certificates.content)
+
+        use_content()
         cache = UserStateCache(monotonic)
         store = await stack.enter_async_context(open_store(settings, cache.invalidate, limits.dynamodb))
         lifetimes = SessionLifetimes(settings.session_idle_ttl, settings.session_max_ttl, settings.refresh_grace)
@@ -172,7 +175,7 @@ async def run_app(
         stack.push_async_callback(server.stop, limits.stop_grace_seconds)
         stack.callback(health.end_streams)
         metrics.STARTS.inc()
-        files = [file for file in (key_file, callers_file, certificates) if file is not None]
+        files = [file for file in (keys, callers_file, certificates) if file is not None]
         for work in (
             metrics.sample({"verified_tokens": lambda: tokens.cache_size, "standings": lambda: len(cache)}),
             _reload_files(files, reload or asyncio.Event(), limits.file_poll_seconds, use_content),
@@ -246,7 +249,7 @@ async def _set_serving_when_store_answers(store: Store, health: Health) -> None:
 
 
 async def _reload_files(
-    files: Sequence[WatchedFile[Any]], demanded: asyncio.Event, poll_seconds: float, use_content: Callable[[], None]
+    files: Sequence[Watched[Any]], demanded: asyncio.Event, poll_seconds: float, use_content: Callable[[], None]
 ) -> None:
     """Follow the files' changes; read all of them, changed or not, where that is demanded."""
     while True:

@@ -38,7 +38,7 @@ LACKS = {
 
 @contextmanager
 def launch() -> Iterator[Engine]:
-    """Run a fresh ministack that serves DynamoDB alone and keeps its data over a restart."""
+    """Run a fresh ministack that serves DynamoDB and what keeps signing keys, and keeps its data over a restart."""
     python = installed(f"ministack-{VERSION}", _install) / "bin" / "python"
     with tempfile.TemporaryDirectory(prefix="ministack-") as folder:
         home, port = Path(folder), free_port()
@@ -54,7 +54,7 @@ def _environ(home: Path, port: int) -> dict[str, str]:
     return {
         "BIND_HOST": "127.0.0.1",
         "GATEWAY_PORT": str(port),
-        "SERVICES": "dynamodb,dynamodbstreams",
+        "SERVICES": "dynamodb,dynamodbstreams,secretsmanager,ssm",
         "LOG_LEVEL": "WARNING",
         # Saved when the process is asked to end, loaded when it starts.
         "PERSIST_STATE": "1",
