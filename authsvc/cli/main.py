@@ -1,4 +1,4 @@
-"""The `authsvc` command: `dev`, `serve`, `doctor`, `health`, and the groups of the other modules.
+"""The `authsvc` command: `dev`, `serve`, `doctor`, `health`, `descriptor`, and the groups of the other modules.
 
 A command imports what it needs when it runs, so that help is printed at once.
 """
@@ -120,6 +120,22 @@ async def check_health() -> None:
     if not health.is_serving(listen, has_tls=has_tls):
         raise OperatorError(f"no service serves on {listen}")
     echo("serving")
+
+
+@main.command(name="descriptor")
+@command
+async def write_descriptor() -> None:
+    """Write the API's descriptor set, which is binary.
+
+    For gateways, and for tools where reflection is off: authsvc descriptor > authsvc.binpb, then
+    grpcurl -protoset authsvc.binpb, or buf curl --schema authsvc.binpb. The types of the error
+    details are in it.
+    """
+    if sys.stdout is None or sys.stdout.isatty():
+        raise click.UsageError("the output is binary: write it to a file, authsvc descriptor > authsvc.binpb")
+    from authsvc.cli.descriptor import descriptor_set
+
+    sys.stdout.buffer.write(descriptor_set())
 
 
 def _configure_logs(settings: ServeSettings, environ: Mapping[str, str]) -> None:
