@@ -124,13 +124,13 @@ class Process:
 
 
 @contextmanager
-def started(*arguments: str, cwd: Path, environ: Mapping[str, str]) -> Iterator[Process]:
+def started(*arguments: str, cwd: Path, environ: Mapping[str, str], program: str = AUTHSVC) -> Iterator[Process]:
     """Run `authsvc` with arguments; it is ended on leaving, and its log is searched for secrets."""
     with tempfile.TemporaryDirectory(prefix="authsvc-") as name:
         folder = Path(name)
         with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
             popen = subprocess.Popen(
-                [AUTHSVC, *arguments], cwd=cwd, env=environ, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
+                [program, *arguments], cwd=cwd, env=environ, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
             )
         process = Process(popen, folder)
         try:
