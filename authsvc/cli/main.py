@@ -16,6 +16,7 @@ from authsvc.cli.callers import callers
 from authsvc.cli.command import command, echo, log_line, report, serving_command
 from authsvc.cli.keys import keys
 from authsvc.cli.tables import tables
+from authsvc.cli.tokens import token
 from authsvc.cli.users import users
 from authsvc.config import ServeSettings
 from authsvc.errors import OperatorError
@@ -34,7 +35,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-for group in (tables, users, keys, callers):
+for group in (tables, users, keys, callers, token):
     main.add_command(group)
 
 
@@ -50,8 +51,9 @@ for group in (tables, users, keys, callers):
 async def run_dev(data_dir: Path) -> None:
     """Serve on this machine, ready to call.
 
-    The store is embedded. The first start creates an admin; each start prints grpcurl commands
-    that work as pasted. Settings come from the environment and from a file .env beside it.
+    The store is embedded. The first start creates an admin; each start prints commands that work
+    as pasted, for grpcurl or, where that is not on the path, for the buf of this environment.
+    Settings come from the environment and from a file .env beside it.
     """
     from authsvc.cli import dev
 
