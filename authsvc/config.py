@@ -298,11 +298,24 @@ def load_setting(environ: Mapping[str, str], name: str) -> Any:  # noqa: ANN401 
     Raises:
         ConfigError: Its value is malformed.
     """
-    (declared,) = (declared for declared in fields(ServeSettings) if declared.name == name)
-    values, problems = _parse([declared], environ, {})
+    return load_settings(environ, {}, name)[name]
+
+
+def load_settings(environ: Mapping[str, str], defaults: Mapping[str, str], *names: str) -> Mapping[str, Any]:
+    """Read some settings of ServeSettings.
+
+    Args:
+        environ: The environment.
+        defaults: Values of unset settings, by environment variable.
+        names: Of the settings.
+
+    Raises:
+        ConfigError: Lists each that is missing or malformed.
+    """
+    values, problems = _parse([each for each in fields(ServeSettings) if each.name in names], environ, defaults)
     if problems:
         raise ConfigError(problems)
-    return values[name]
+    return values
 
 
 def _load(settings_class: type[S], environ: Mapping[str, str], defaults: Mapping[str, str]) -> S:

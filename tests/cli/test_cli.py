@@ -30,7 +30,7 @@ from authsvc.rpc.callers import api_key_digest, read_callers
 from authsvc.tokens import key_file as key_file_module
 from authsvc.tokens import keys
 from tests.e2e.certificates import Authority
-from tests.e2e.process import AUTHSVC, GIVE_UP_SECONDS, environment, invoke, poll, run
+from tests.e2e.process import AUTHSVC, GIVE_UP_SECONDS, Terminal, environment, invoke, run
 from tests.support import PASSWORD, WITNESS
 
 ROOT = Path(__file__).parents[2]
@@ -745,41 +745,6 @@ def test_a_closed_standard_output_is_no_problem(store: dict[str, str]) -> None:
     assert invoke("users", "create", "--email", "alice@example.com", stdin=PASSWORD, **store).exit_code == 0
     done = run("/bin/bash", "-c", f"exec {AUTHSVC} users list >&-", environ=environment(**store))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-class Terminal:
-    """A command on a terminal of its own."""
-
-    # The helper copies what it is given to the terminal, and what the terminal shows to its output.
-    SPAWN = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
-
-    def __init__(self, output: Path, *arguments: str, environ: dict[str, str]) -> None:
-        self._output = output
-        with output.open("wb") as file:
-            self._helper = subprocess.Popen(
-                [sys.executable, "-c", self.SPAWN, AUTHSVC, *arguments],
-                env=environ,
-                stdin=subprocess.PIPE,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
-
-    @property
-    def shown(self) -> str:
-        return self._output.read_text()
-
-    def answer(self, question: str, line: str) -> None:
-        poll(lambda: self.shown.endswith(question), f"asked {question!r}")
-        assert self._helper.stdin is not None
-        self._helper.stdin.write(line.encode())
-        self._helper.stdin.flush()
-
-    def wait(self) -> int:
-        try:
-            return self._helper.wait(GIVE_UP_SECONDS)
-        finally:
-            self._helper.communicate()
-            WITNESS.add_messages(self.shown)
 
 
 def test_a_terminal_is_asked_for_the_password_twice_and_does_not_show_it(store: dict[str, str], tmp_path: Path) -> None:
