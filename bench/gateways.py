@@ -110,11 +110,12 @@ async def _measure(make: Request, tokens: list[str], envoy: Server, service: Ser
     port = int(envoy.address)
     requests = itertools.cycle([make(token) for token in tokens])
     await _send(requests, WARM_UP_CALLS, port, IN_FLIGHT)
-    before = [cores.cpu_seconds(server.pid) for server in (envoy, service)]
+    before = cores.cpu_seconds(envoy.pid), cores.cpu_seconds(service.pid)
     await _send(requests, CALLS, port, IN_FLIGHT)
-    used = [cores.cpu_seconds(server.pid) - then for server, then in zip((envoy, service), before, strict=True)]
+    after = cores.cpu_seconds(envoy.pid), cores.cpu_seconds(service.pid)
+    envoy_cpu, service_cpu = ((end - begin) / CALLS * 1e6 for begin, end in zip(before, after, strict=True))
     one_by_one = await _send(requests, CALLS_ONE_BY_ONE, port, 1)
-    return Figures(*(seconds / CALLS * 1e6 for seconds in used), statistics.median(one_by_one) * 1e3)
+    return Figures(envoy_cpu, service_cpu, statistics.median(one_by_one) * 1e3)
 
 
 @asynccontextmanager
