@@ -28,6 +28,7 @@ from tests.gateways.envoy import BACKEND, FILES, SERVICE, SIDE_PORT, configurati
 
 CALLS = 6000
 WARM_UP_CALLS = 1000
+"""As many as tokens, so that the service has seen each once before the measurement."""
 IN_FLIGHT = 256
 CALLS_ONE_BY_ONE = 500
 BACKEND_CONFIGURATION = """
@@ -138,7 +139,7 @@ async def _run(servers: Servers, folder: Path) -> None:
         "AUTHSVC_HTTP_LISTEN": f"127.0.0.1:{side_port}",
     }
     service = await asyncio.to_thread(servers.serve, environ)
-    tokens = servers.tokens(USERS).read_text().split()
+    tokens = servers.tokens(USERS, WARM_UP_CALLS).read_text().split()
     port = int(service.address.rpartition(":")[2])
     async with _envoy(BACKEND_CONFIGURATION) as backend:
         places = {BACKEND: int(backend.address), SERVICE: port, SIDE_PORT: side_port, FILES: folder}
