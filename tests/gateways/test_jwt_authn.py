@@ -1,6 +1,7 @@
 """deploy/envoy/jwt_authn.yaml: Envoy verifies tokens itself. What the file says that this costs is true."""
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from authsvc.models import utc_now
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.gateways.conftest import SPOOFED, bearer
 from tests.gateways.envoy import BACKEND, SIDE_PORT, Backend, Envoy, configuration, run_envoy, validate
-from tests.support import Client, FakeClock
+from tests.support import ADMIN_EMAIL, Client, FakeClock, served
 
 pytestmark = pytest.mark.engines
 
@@ -76,3 +77,20 @@ async def test_what_it_costs(client: Client, envoy: Envoy, backend: Backend, clo
     clock.advance(minutes=16, seconds=30)
     assert (await client.validate(expired)).reason == auth_pb2.INACTIVE_REASON_EXPIRED
     assert (await envoy.send("/me", bearer(expired))).status == 401
+
+
+async def test_tokens_are_verified_while_the_service_is_down(
+    settings: ServeSettings, clock: FakeClock, backend: Backend, envoy_binary: Path
+) -> None:
+    async with AsyncExitStack() as running:
+        client = await running.enter_async_context(served(settings, clock))
+        side_port = client.service.http_address
+        assert side_port is not None
+        replaced = {SIDE_PORT: side_port.port, BACKEND: backend.port, "cache_duration: 300s": "cache_duration: 0.1s"}
+        async with run_envoy(envoy_binary, configuration("jwt_authn.yaml", replaced)) as envoy:
+            token = await client.access_token(ADMIN_EMAIL)
+            await running.aclose()
+            failed = "jwks_fetch_failed"
+            while not any((await envoy.stats(failed)).values()):
+                pass
+            assert (await envoy.send("/me", bearer(token))).status == 200
