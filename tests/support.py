@@ -290,14 +290,31 @@ async def _admin_token(client: Client) -> str:
 
 
 @asynccontextmanager
-async def served(settings: ServeSettings, clock: FakeClock, limits: Limits = PATIENT_LIMITS) -> AsyncIterator[Client]:
-    """Run a service with tables and an admin, and yield a client of it."""
+async def served(
+    settings: ServeSettings,
+    clock: FakeClock,
+    limits: Limits = PATIENT_LIMITS,
+    credentials: grpc.ChannelCredentials | None = None,
+    api_key: str = "",
+) -> AsyncIterator[Client]:
+    """Run a service with tables and an admin, and yield a client of it.
+
+    Args:
+        settings: Of the service.
+        clock: Of the service.
+        limits: Of the service.
+        credentials: Of the client, where the service speaks TLS.
+        api_key: Of the client, where the service knows callers; it stands for the admin's token, too.
+    """
     async with open_store(settings, timeouts=limits.dynamodb) as store:
         await store.create_tables()
-    async with app.run_app(settings, clock, clock.monotonic, limits) as service, connected(service) as client:
+    async with (
+        app.run_app(settings, clock, clock.monotonic, limits) as service,
+        connected(service, credentials, api_key) as client,
+    ):
         await service.users.create_user(email=ADMIN_EMAIL, role="admin", password=PASSWORD)
-        token = await _admin_token(client)
-        yield replace(client, admin=(("authorization", f"Bearer {token}"),))
+        admin = () if api_key else (("authorization", f"Bearer {await _admin_token(client)}"),)
+        yield replace(client, admin=admin)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ def main() -> None:
     for name in sys.argv[1:] or ENGINES:
         _report(name, partial(_start, name))
     _report("grpcurl", tools.grpcurl)
+    _report("Envoy", tools.envoy)
     _report("the Go client", tools.go_client)
     _report("the Go backend", tools.go_backend)
 
