@@ -1,13 +1,17 @@
-"""What is known of the request being served: its deadline, its trace id, its caller.
+"""What is known of the request being served: its deadline, its trace, its caller.
 
 Context variables, not parameters: every layer needs them, and no signature should carry them.
 """
 
 import asyncio
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import NamedTuple
+
+Metadata = Collection[tuple[str, str | bytes]]
 
 DEFAULT_DEADLINE_SECONDS = 2.5
 """Deadline of a request whose client set no earlier one."""
@@ -30,29 +34,94 @@ caller: ContextVar[str] = ContextVar("caller")
 """The authenticated caller: in the request's log lines, and `client_id` in the tokens that it is given."""
 
 
-class TraceId:
-    """Identifier of a request, 32 hexadecimal digits; drawn at first use, for most requests never need it."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self) -> None:
-        self._text = ""
-
-    def __str__(self) -> str:
-        """Return the identifier."""
-        self._text = self._text or secrets.token_hex(16)
-        return self._text
+_TRACEPARENT = re.compile(
+    r"(?!ff)(?!00.{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?", re.DOTALL
+)
+"""W3C Trace Context §3.2; a later version than 00 may append fields."""
 
 
-trace_id: ContextVar[TraceId] = ContextVar("trace_id")
-"""In the request's log lines, and in the error that its client gets."""
+class Parent(NamedTuple):
+    """The span in which the caller made its call, as its `traceparent` states it.
+
+    Args:
+        trace_id: 32 hexadecimal digits.
+        span_id: 16 hexadecimal digits.
+        flags: 2 hexadecimal digits.
+    """
+
+    trace_id: str
+    span_id: str
+    flags: str
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the caller records its span."""
+        return bool(int(self.flags, 16) & 1)
 
 
-def new_trace_id() -> TraceId:
-    """Give the request a trace id, and return it."""
-    identifier = TraceId()
-    trace_id.set(identifier)
-    return identifier
+class Trace:
+    """The identifiers of a request. They are read or drawn at first use, for most requests never need them.
+
+    Every client can choose the trace id and the parent: they correlate, and nothing may trust them.
+
+    Args:
+        read_metadata: Returns the metadata of the call; None: there is none.
+    """
+
+    __slots__ = ("_metadata", "_parent", "_read_metadata", "_span_id", "_trace_id")
+
+    def __init__(self, read_metadata: Callable[[], Metadata | None] | None = None) -> None:
+        self._read_metadata = read_metadata
+        self._metadata: Metadata | None = None
+        self._parent: Parent | None = None
+        self._trace_id = ""
+        self._span_id = ""
+
+    @property
+    def metadata(self) -> Metadata:
+        """The metadata of the call. gRPC makes a new copy whenever it is asked for them."""
+        if self._metadata is None:
+            self._metadata = (self._read_metadata and self._read_metadata()) or ()
+            self._parent = _parent(self._metadata)
+        return self._metadata
+
+    @property
+    def parent(self) -> Parent | None:
+        """The caller's span; None without exactly one `traceparent` that is valid."""
+        return self._parent if self.metadata else None
+
+    @property
+    def trace_id(self) -> str:
+        """The caller's trace id, else one of our own: 32 hexadecimal digits."""
+        if not self._trace_id:
+            self._trace_id = self.parent.trace_id if self.parent else secrets.token_hex(16)
+        return self._trace_id
+
+    @property
+    def span_id(self) -> str:
+        """The identifier of this request alone: 16 hexadecimal digits."""
+        self._span_id = self._span_id or secrets.token_hex(8)
+        return self._span_id
+
+
+def _parent(metadata: Metadata) -> Parent | None:
+    # Newer versions of gRPC's C core pass on the last of several alone.
+    traceparents = [value for key, value in metadata if key == "traceparent"]
+    if len(traceparents) != 1:
+        return None
+    match = _TRACEPARENT.fullmatch(str(traceparents[0]))
+    return None if match is None else Parent(*match.groups())
+
+
+trace: ContextVar[Trace] = ContextVar("trace")
+"""Its identifiers are in the request's log lines, and its trace id in the error that its client gets."""
+
+
+def start_trace(read_metadata: Callable[[], Metadata | None] | None = None) -> Trace:
+    """Give the request its identifiers, and return them; the argument is that of Trace."""
+    started = Trace(read_metadata)
+    trace.set(started)
+    return started
 
 
 def start_deadline(client_seconds: float | None, max_seconds: float | None = None) -> None:

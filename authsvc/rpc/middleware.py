@@ -82,7 +82,7 @@ class Middleware:
 
         async def wrapped(data: bytes, context: Context) -> bytes:
             begin = time.perf_counter()
-            trace_id = request_context.new_trace_id()
+            trace = request_context.start_trace(context.invocation_metadata)
             try:
                 request_context.start_deadline(context.time_remaining(), max_seconds)
                 if authorize is not None:
@@ -99,7 +99,7 @@ class Middleware:
                 status = status_for(error)
                 calls.failed(begin, status.code.name, status.reason)
                 _log_error(method.full_name, context.peer(), status, error)
-                metadata = error_metadata(status, error, str(trace_id))
+                metadata = error_metadata(status, error, trace.trace_id)
             else:
                 calls.succeeded(begin)
                 return answer
