@@ -9,7 +9,6 @@ import secrets
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
 
 Metadata = Collection[tuple[str, str | bytes]]
 
@@ -35,28 +34,39 @@ caller: ContextVar[str] = ContextVar("caller")
 
 
 _TRACEPARENT = re.compile(
-    r"(?!ff)(?!00.{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?", re.DOTALL
+    r"(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?", re.DOTALL
 )
 """W3C Trace Context §3.2; a later version than 00 may append fields."""
+_ODD_DIGITS = "13579bdf"
 
 
-class Parent(NamedTuple):
-    """The span in which the caller made its call, as its `traceparent` states it.
+class Parent(str):
+    """The span in which the caller made its call: a valid `traceparent`.
 
-    Args:
-        trace_id: 32 hexadecimal digits.
-        span_id: 16 hexadecimal digits.
-        flags: 2 hexadecimal digits.
+    Its parts are cut out when they are needed: most calls need the flag alone, if that.
     """
 
-    trace_id: str
-    span_id: str
-    flags: str
+    __slots__ = ()
+
+    @property
+    def trace_id(self) -> str:
+        """32 hexadecimal digits."""
+        return self[3:35]
+
+    @property
+    def span_id(self) -> str:
+        """16 hexadecimal digits."""
+        return self[36:52]
+
+    @property
+    def flags(self) -> str:
+        """2 hexadecimal digits."""
+        return self[53:55]
 
     @property
     def is_sampled(self) -> bool:
         """Whether the caller records its span."""
-        return bool(int(self.flags, 16) & 1)
+        return self[54] in _ODD_DIGITS
 
 
 class Trace:
@@ -68,11 +78,12 @@ class Trace:
         read_metadata: Returns the metadata of the call; None: there is none.
     """
 
-    __slots__ = ("_metadata", "_parent", "_read_metadata", "_span_id", "_trace_id")
+    __slots__ = ("_is_parsed", "_metadata", "_parent", "_read_metadata", "_span_id", "_trace_id")
 
     def __init__(self, read_metadata: Callable[[], Metadata | None] | None = None) -> None:
         self._read_metadata = read_metadata
         self._metadata: Metadata | None = None
+        self._is_parsed = False
         self._parent: Parent | None = None
         self._trace_id = ""
         self._span_id = ""
@@ -82,19 +93,21 @@ class Trace:
         """The metadata of the call. gRPC makes a new copy whenever it is asked for them."""
         if self._metadata is None:
             self._metadata = (self._read_metadata and self._read_metadata()) or ()
-            self._parent = _parent(self._metadata)
         return self._metadata
 
     @property
     def parent(self) -> Parent | None:
         """The caller's span; None without exactly one `traceparent` that is valid."""
-        return self._parent if self.metadata else None
+        if not self._is_parsed:
+            self._parent, self._is_parsed = _parent(self.metadata), True
+        return self._parent
 
     @property
     def trace_id(self) -> str:
         """The caller's trace id, else one of our own: 32 hexadecimal digits."""
         if not self._trace_id:
-            self._trace_id = self.parent.trace_id if self.parent else secrets.token_hex(16)
+            parent = self.parent
+            self._trace_id = secrets.token_hex(16) if parent is None else parent.trace_id
         return self._trace_id
 
     @property
@@ -106,11 +119,13 @@ class Trace:
 
 def _parent(metadata: Metadata) -> Parent | None:
     # Newer versions of gRPC's C core pass on the last of several alone.
-    traceparents = [value for key, value in metadata if key == "traceparent"]
-    if len(traceparents) != 1:
-        return None
-    match = _TRACEPARENT.fullmatch(str(traceparents[0]))
-    return None if match is None else Parent(*match.groups())
+    found = None
+    for key, value in metadata:
+        if key == "traceparent":
+            if found is not None:
+                return None
+            found = value
+    return Parent(found) if isinstance(found, str) and _TRACEPARENT.fullmatch(found) else None
 
 
 trace: ContextVar[Trace] = ContextVar("trace")

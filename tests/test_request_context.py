@@ -99,6 +99,7 @@ TRACEPARENT = f"00-{TRACE_ID}-{SPAN_ID}-01"
 
 def trace_of(*traceparents: str) -> Trace:
     """Return the trace of a call with these headers among others."""
+    metadata: tuple[tuple[str, str | bytes], ...]
     metadata = (("user-agent", "grpc"), *(("traceparent", text) for text in traceparents), ("x-bin", b"\xff"))
     return Trace(lambda: metadata)
 
