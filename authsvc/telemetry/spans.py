@@ -30,6 +30,7 @@ from opentelemetry.trace import (
 )
 
 from authsvc import __version__, otel_variables, request_context
+from authsvc.errors import ConfigError
 from authsvc.otel_variables import Sampling
 from authsvc.request_context import Parent
 from authsvc.telemetry import metrics
@@ -119,13 +120,20 @@ class Spans:
 
 
 def open_spans() -> Spans:
-    """Return spans that are exported as OpenTelemetry's variables say."""
+    """Return spans that are exported as OpenTelemetry's variables say.
+
+    Raises:
+        ConfigError: OpenTelemetry refuses one of its variables.
+    """
     # An empty variable counts as unset for OpenTelemetry's specification, but not for its SDK.
     for name in [name for name, value in os.environ.items() if name.startswith("OTEL_") and not value]:
         del os.environ[name]
     # It logs each attempt that is repeated, and its own last line where an export fails.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)
-    return Spans(OTLPSpanExporter(), otel_variables.sampling(os.environ))
+    try:
+        return Spans(OTLPSpanExporter(), otel_variables.sampling(os.environ))
+    except ValueError as error:  # of its limits and sizes; its text names the limit
+        raise ConfigError([f"OTEL_*: {error}"]) from None
 
 
 def _resource() -> Resource:

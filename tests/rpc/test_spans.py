@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from authsvc import __version__, request_context
 from authsvc.config import ServeSettings
-from authsvc.errors import StoreUnavailableError
+from authsvc.errors import ConfigError, StoreUnavailableError
 from authsvc.otel_variables import Sampling
 from authsvc.rpc.callers import api_key_digest, new_api_key
 from authsvc.server import app
@@ -264,14 +264,20 @@ async def test_a_receiver_that_hangs_delays_neither_calls_nor_the_end(known: Ser
     assert lost.growth == 4
 
 
-async def test_a_receiver_that_is_away_delays_neither_calls_nor_the_end(known: ServeSettings, api_key: str) -> None:
+@pytest.mark.parametrize("listens", [False, True], ids=["away", "mute"])
+async def test_a_receiver_that_does_not_answer_delays_neither_calls_nor_the_end(
+    known: ServeSettings,
+    api_key: str,
+    listens: bool,  # noqa: FBT001 - a parameter
+) -> None:
     lost = Since("authsvc_spans_dropped_total", cause="not_exported")
     limits = replace(PATIENT_LIMITS, span_flush_seconds=0.1)
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
-    endpoint = f"http://127.0.0.1:{port}"
-    async with exporting(known, endpoint, api_key, {"EXPORTER_OTLP_TIMEOUT": "1000"}, limits) as client:
-        await validate(client, SAMPLED)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        endpoint = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        if not listens:
+            mute.close()
+        async with exporting(known, endpoint, api_key, {"EXPORTER_OTLP_TIMEOUT": "1000"}, limits) as client:
+            await validate(client, SAMPLED)
     assert lost.growth == 1
 
 
@@ -304,6 +310,16 @@ async def test_spans_that_find_the_queue_full_are_dropped_and_counted(
             assert full.growth == 2
             receiver.released.set()
     assert len(receiver.spans) == 3
+
+
+@pytest.mark.parametrize("name", ["OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT"])
+async def test_what_opentelemetry_refuses_is_an_error_at_the_start(
+    known: ServeSettings, receiver: Receiver, name: str
+) -> None:
+    refused = {name.removeprefix("OTEL_"): "-1"}
+    with pytest.raises(ConfigError, match=r"OTEL_\*: .*(max_export_batch_size|OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT)"):
+        async with exporting(known, receiver.endpoint, variables=refused):
+            pass
 
 
 # Without a service
