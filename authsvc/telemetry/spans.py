@@ -160,7 +160,7 @@ class _RequestIds(IdGenerator):
 
 
 class _CountingExporter(SpanExporter):
-    """Counts the spans whose export has ended, and as dropped those that the receiver has not taken.
+    """Counts the spans whose export has ended; counts as dropped, and logs, those that the receiver has not taken.
 
     Args:
         exporter: Sends them.
@@ -168,17 +168,21 @@ class _CountingExporter(SpanExporter):
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
+        self._is_failing = False
         self.finished = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """See SpanExporter."""
-        result = SpanExportResult.FAILURE
+        result, cause = SpanExportResult.FAILURE, "receiver"
         try:
             result = self._exporter.export(spans)
         except Exception as error:  # noqa: BLE001 - its text may hold the headers, and the thread must go on
-            _log.error("spans_not_exported", error=type(error).__name__)
-        if result is not SpanExportResult.SUCCESS:
+            cause = type(error).__name__
+        was_failing, self._is_failing = self._is_failing, result is not SpanExportResult.SUCCESS
+        if self._is_failing:
             _COUNT_DROPPED["not_exported"](len(spans))
+            if not was_failing:  # once in an outage
+                _log.warning("spans_not_exported", cause=cause)
         self.finished += len(spans)
         return result
 

@@ -292,6 +292,7 @@ async def test_a_receiver_that_refuses_is_named_in_the_log(
             await validate(client, SAMPLED)
     assert lost.growth == 1
     log = WITNESS.lines.getvalue()[position:]
+    assert '"cause": "receiver", "event": "spans_not_exported"' in log
     assert f"Failed to export traces to {receiver.address}, error code: StatusCode.PERMISSION_DENIED" in log
 
 
@@ -330,13 +331,12 @@ class FakeExporter(SpanExporter):
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
-        self.spans: list[ReadableSpan] = []
+        self.results: list[SpanExportResult] = []
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         if self.error is not None:
             raise self.error
-        self.spans += spans
-        return SpanExportResult.SUCCESS
+        return self.results.pop(0)
 
 
 def start_request(caller: str = "", traceparent: str = "") -> None:
@@ -347,6 +347,7 @@ def start_request(caller: str = "", traceparent: str = "") -> None:
         request_context.caller.set(caller)
 
 
+SUCCESS, FAILURE = SpanExportResult.SUCCESS, SpanExportResult.FAILURE
 ALL = Sampling(follows_parent=True, share=1.0)
 LOW, HIGH = "0" * 31 + "1", "f" * 32
 """Trace ids that a sampler of a ratio picks, and passes over."""
@@ -397,4 +398,19 @@ async def test_an_exporter_that_fails_tells_no_secret() -> None:
     log = WITNESS.lines.getvalue()[position:]
     assert "the text" not in log
     (line,) = map(json.loads, log.splitlines())
-    assert (line["event"], line["error"]) == ("spans_not_exported", "ValueError")
+    assert (line["event"], line["cause"]) == ("spans_not_exported", "ValueError")
+
+
+async def test_an_outage_of_the_receiver_is_logged_once() -> None:
+    position = len(WITNESS.lines.getvalue())
+    exporter = FakeExporter()
+    start_request()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
+        recorder = Spans(exporter, ALL)
+    exporter.results = [FAILURE, FAILURE, SUCCESS, FAILURE]
+    for _ in range(4):
+        recorder.record("a.B/C", 0.0, "OK")
+    await recorder.close(GIVE_UP_SECONDS)
+    lines = list(map(json.loads, WITNESS.lines.getvalue()[position:].splitlines()))
+    assert [(line["event"], line["cause"]) for line in lines] == [("spans_not_exported", "receiver")] * 2
