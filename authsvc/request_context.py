@@ -99,7 +99,7 @@ class Trace:
     def parent(self) -> Parent | None:
         """The caller's span; None without exactly one `traceparent` that is valid."""
         if not self._is_parsed:
-            self._parent, self._is_parsed = _parent(self.metadata), True
+            self._parent, self._is_parsed = _parent(self._metadata or self.metadata), True
         return self._parent
 
     @property

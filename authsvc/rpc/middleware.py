@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError, Message
 
 from authsvc import request_context
 from authsvc.errors import CallerRefusedError, CorruptItemError, MalformedRequestError, StoreUnavailableError
+from authsvc.request_context import Trace
 from authsvc.rpc.authorization import Authorization, Context, is_loopback, peer_host
 from authsvc.rpc.messages import validation_outcome
 from authsvc.rpc.statuses import INTERNAL, Metadata, Status, error_metadata, status_for
@@ -89,9 +90,9 @@ class Middleware:
         spans = self._spans
         span_name = f"{method.containing_service.full_name}/{method.name}"
 
-        def failed(begin: float, code: str, reason: str = "") -> None:
+        def failed(trace: Trace, begin: float, code: str, reason: str = "") -> None:
             calls.failed(begin, code, reason)
-            if spans is not None and spans.is_sampled():
+            if spans is not None and spans.is_sampled(trace):
                 spans.record(span_name, begin, code, reason)
 
         async def wrapped(data: bytes, context: Context) -> bytes:
@@ -108,15 +109,15 @@ class Middleware:
                 answer = response.SerializeToString()
             except (asyncio.CancelledError, Exception) as error:  # the last resort: the client gets a status
                 if _is_cancelled(error):
-                    failed(begin, "CANCELLED")
+                    failed(trace, begin, "CANCELLED")
                     raise
                 status = status_for(error)
-                failed(begin, status.code.name, status.reason)
+                failed(trace, begin, status.code.name, status.reason)
                 _log_error(method.full_name, context.peer(), status, error)
                 metadata = error_metadata(status, error, trace.trace_id)
             else:
                 calls.succeeded(begin)
-                if spans is not None and spans.is_sampled():
+                if spans is not None and spans.is_sampled(trace):
                     spans.record(span_name, begin, "OK", outcome=validation_outcome(response))
                 return answer
             await _abort(context, status, metadata)

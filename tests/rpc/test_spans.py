@@ -339,12 +339,12 @@ class FakeExporter(SpanExporter):
         return self.results.pop(0)
 
 
-def start_request(caller: str = "", traceparent: str = "") -> None:
+def start_request(caller: str = "", traceparent: str = "") -> request_context.Trace:
     """Begin a request in the context of the test."""
     metadata = (("traceparent", traceparent),)
-    request_context.start_trace(lambda: metadata)
     if caller:
         request_context.caller.set(caller)
+    return request_context.start_trace(lambda: metadata)
 
 
 SUCCESS, FAILURE = SpanExportResult.SUCCESS, SpanExportResult.FAILURE
@@ -375,16 +375,16 @@ async def test_who_decides_which_calls_are_sampled(
     flags: str,
     is_sampled: bool,  # noqa: FBT001 - expected
 ) -> None:
-    start_request(caller, f"00-{trace_id}-{PARENT_ID}-{flags}")
+    trace = start_request(caller, f"00-{trace_id}-{PARENT_ID}-{flags}")
     recorder = Spans(FakeExporter(), sampling)
-    assert recorder.is_sampled() is is_sampled
+    assert recorder.is_sampled(trace) is is_sampled
     await recorder.close(GIVE_UP_SECONDS)
 
 
 async def test_without_a_parent_a_share_of_the_calls_is_sampled() -> None:
-    start_request("shop")
+    trace = start_request("shop")
     recorder = Spans(FakeExporter(), Sampling(follows_parent=True, share=0.5))
-    assert {recorder.is_sampled() for _ in range(200)} == {True, False}
+    assert {recorder.is_sampled(trace) for _ in range(200)} == {True, False}
     await recorder.close(GIVE_UP_SECONDS)
 
 
