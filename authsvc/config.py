@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from authsvc import otel_variables
 from authsvc.errors import ConfigError
 from authsvc.models import ACCESS_TOKEN_MAX_LIFETIME, Budget
 
@@ -376,6 +377,8 @@ def _load(settings_class: type[S], environ: Mapping[str, str], defaults: Mapping
     problems += _combination_problems(values)
     if values.get("store") == DYNAMODB or isinstance(values.get("signing_keys"), AwsKeys):
         problems += _library_problems(environ)
+    if settings_class is ServeSettings:
+        problems += otel_variables.problems(environ)
     if problems:
         raise ConfigError(problems)
     return settings_class(**values)

@@ -3,17 +3,18 @@
 import asyncio
 import contextlib
 import gc
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from prometheus_client import REGISTRY
 
-from authsvc import request_context
+from authsvc import otel_variables, request_context
 from authsvc.config import Address, ServeSettings
 from authsvc.errors import OperatorError, StoreUnavailableError
 from authsvc.models import Clock, utc_now
@@ -48,6 +49,9 @@ from authsvc.usecases.users import Users
 from authsvc.usecases.validation import Validations
 from authsvc.watched_file import Watched
 
+if TYPE_CHECKING:
+    from authsvc.telemetry.spans import Spans
+
 GC_THRESHOLDS = (700, 10, 1000)
 """Python's own but for the last: a full collection stops all calls for 20 ms once the caches are full."""
 STORE_POLL_SECONDS = 0.5
@@ -65,6 +69,7 @@ class Limits:
         stale_fallback_seconds: How long a validation waits for the store where an older read may answer instead.
         drain_seconds: From NOT_SERVING to the end of new calls beyond loopback: balancers need time to notice.
         stop_grace_seconds: Calls in flight have this long to finish.
+        span_flush_seconds: Then the spans that wait have this long to be exported.
         file_poll_seconds: Between two checks of the watched files.
         key_poll_seconds: Between two reads of signing keys in AWS.
         hash_queue_capacity: Slots of the hash queue.
@@ -78,6 +83,7 @@ class Limits:
     stale_fallback_seconds: float = STALE_FALLBACK_TIMEOUT_SECONDS
     drain_seconds: float = 2.0
     stop_grace_seconds: float = 10.0
+    span_flush_seconds: float = 3.0
     file_poll_seconds: float = 0.5
     key_poll_seconds: float = KEY_POLL_SECONDS
     hash_queue_capacity: int = HASH_QUEUE_CAPACITY
@@ -163,7 +169,10 @@ async def run_app(
             http_server.serve_http(settings, lambda: sessions.jwks, REGISTRY, limits.http)
         )
         middleware = Middleware(
-            Authorization(validations, callers_file), limits.request_seconds, limits.hashing_seconds
+            Authorization(validations, callers_file),
+            limits.request_seconds,
+            limits.hashing_seconds,
+            _open_spans(stack, limits.span_flush_seconds),
         )
         servicers = (
             AuthService(logins, sessions, validations),
@@ -184,6 +193,17 @@ async def run_app(
             _run_in_background(stack, work)
         address = str(Address(settings.listen.host, port))
         yield App(address, http_address, logins, sessions, validations, users, health)
+
+
+def _open_spans(stack: AsyncExitStack, flush_seconds: float) -> "Spans | None":
+    """Open the export of spans, which is closed when the stack unwinds; None where it is off."""
+    if not otel_variables.exports_spans(os.environ):
+        return None
+    from authsvc.telemetry.spans import open_spans  # noqa: PLC0415 - of the extra `otel`
+
+    spans = open_spans()
+    stack.push_async_callback(spans.close, flush_seconds)
+    return spans
 
 
 def _warn_of_slow_hashes(hasher: Hasher) -> None:

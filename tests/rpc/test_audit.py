@@ -251,7 +251,8 @@ async def test_each_event_is_one_line_with_exactly_its_members(stage: Stage, sce
     assert [other["event"] for other in more] == FOLLOWED_BY.get(scene, [])
     outcome, members = documented()[line["event"]]
     is_of_file = "reloaded" in line["event"]
-    of_request = set() if is_of_file else {"trace_id"} if line["event"] == "caller_refused" else {"trace_id", "caller"}
+    of_request = set() if is_of_file else {"trace_id", "span_id"}
+    of_request |= set() if is_of_file or line["event"] == "caller_refused" else {"caller"}
     assert line["event"] == scene.__name__
     assert line["outcome"] == outcome
     assert line.keys() == OF_EVERY_LINE | of_request | members
