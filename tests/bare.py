@@ -40,10 +40,10 @@ class BareEnvironment:
         return subprocess.run(command, cwd=self.home, env={}, capture_output=True, text=True, check=False)
 
 
-def build_wheel(folder: Path) -> Path:
+def build_wheel(folder: Path, source: Path = ROOT) -> Path:
     """Build authsvc's wheel into a folder, with the locked build tools of this environment."""
     command = [UV, "build", "--quiet", "--wheel", "--no-build-isolation", f"--python={sys.executable}"]
-    run_installer([*command, f"--out-dir={folder}", str(ROOT)], ROOT)
+    run_installer([*command, f"--out-dir={folder}", str(source)], ROOT)
     (wheel,) = folder.glob("*.whl")
     return wheel
 
