@@ -59,6 +59,13 @@ WRITE_LOCK_SECONDS = 2.0
 READ_LOCK_SECONDS = 0.1
 _WAL_POLL_SECONDS = 0.01
 _LOCAL = "it must be on a local file system with locks and shared memory, not on SMB or NFS"
+_REMEDIES = {
+    sqlite3.SQLITE_IOERR: _LOCAL,
+    sqlite3.SQLITE_PROTOCOL: _LOCAL,
+    sqlite3.SQLITE_CORRUPT: "restore it from a backup",
+    sqlite3.SQLITE_NOTADB: "restore it from a backup",
+}
+"""Where a file cannot be opened, by SQLite's kind of error."""
 
 _VERSION_1 = """
 CREATE TABLE users (
@@ -613,7 +620,8 @@ def _reason(error: OSError | sqlite3.Error) -> str:
         return str(error.strerror)
     # The lowest byte is the kind of an extended code.
     kind = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    return f"{error}; {_LOCAL}" if kind in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PROTOCOL) else str(error)
+    remedy = _REMEDIES.get(kind)
+    return f"{error}; {remedy}" if remedy else str(error)
 
 
 @asynccontextmanager
