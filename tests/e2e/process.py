@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -124,15 +124,13 @@ class Process:
 
 
 @contextmanager
-def started(
-    *arguments: str, cwd: Path, environ: Mapping[str, str], program: Sequence[str] = (AUTHSVC,)
-) -> Iterator[Process]:
+def started(*arguments: str, cwd: Path, environ: Mapping[str, str], program: str = AUTHSVC) -> Iterator[Process]:
     """Run `authsvc` with arguments; it is ended on leaving, and its log is searched for secrets."""
     with tempfile.TemporaryDirectory(prefix="authsvc-") as name:
         folder = Path(name)
         with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
             popen = subprocess.Popen(
-                [*program, *arguments], cwd=cwd, env=environ, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
+                [program, *arguments], cwd=cwd, env=environ, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
             )
         process = Process(popen, folder)
         try:

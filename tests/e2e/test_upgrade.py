@@ -71,7 +71,8 @@ class Deployment:
     async def serving(self, version: Version, port: int) -> AsyncIterator["Instance"]:
         """Serve on a port."""
         environ = self.environ | {"AUTHSVC_LISTEN": f"127.0.0.1:{port}"}
-        with started("serve", cwd=self.folder, environ=environ, program=version) as process:
+        program, *options = version
+        with started(*options, "serve", cwd=self.folder, environ=environ, program=program) as process:
             await asyncio.to_thread(process.wait_for, lambda: '"event": "serving"' in process.log, "serves")
             async with AsyncClient(f"127.0.0.1:{port}") as client:
                 yield Instance(process, client)
