@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST = $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --durations=30
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-engines soak bench check proto .venv
+.PHONY: help dev test test-engines soak bench dist check proto .venv
 
 help: ## list the targets
 	@sed -n 's/^\([a-z.-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
@@ -47,6 +47,13 @@ soak: .venv ## the long tests, an hour and more, with a report
 
 bench: .venv/bench ## measure what a validation costs, in a quarter of an hour
 	@$(BIN)/python -m bench
+
+# The files have the commit's time, so that whoever builds it again gets the same bytes.
+dist: .venv ## the wheel and the source distribution of this commit, in dist/
+	@test -z "$$(git status --porcelain)" || { echo "commit first: only what is committed is released" >&2; exit 1; }
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) \
+	  $(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python
+	@ls dist/authsvc-*
 
 # The oldest protobuf that backends may have decides what generates the stubs, and it excludes the one of .venv.
 STUBS := .cache/stubs

@@ -47,7 +47,9 @@ def remedy_for(error: StoreUnavailableError) -> str:
     if "ResourceNotFoundException" in error.cause:
         return "authsvc tables create, where AWS_REGION and AUTHSVC_TABLE_PREFIX are right"
     if error.cause.startswith("sqlite"):
-        return "check that the disk has space and no other program locks or changes the file"
+        is_damaged = "damaged" in error.cause or "malformed" in error.cause
+        check = "check that the disk has space and no other program locks or changes the file"
+        return "restore the file from a backup" if is_damaged else check
     if WRONG_CLOCK in error.cause:
         return _CLOCK_REMEDY
     if "SSLError" in error.cause:

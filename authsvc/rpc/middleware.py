@@ -99,15 +99,8 @@ class Middleware:
         authorize = self._authorization.for_method(method.full_name)
         # Without authenticated callers, only a client on this machine is believed.
         distrusts_address = not self._authorization.has_callers and CLIENT_ADDRESS in method.input_type.fields_by_name
-        calls = metrics.MethodCalls(method.full_name)
+        record = _Record(method, self._spans)
         max_seconds = self._hashing_seconds if method.full_name in HASHING_METHODS else self._request_seconds
-        spans = self._spans
-        span_name = f"{method.containing_service.full_name}/{method.name}"
-
-        def failed(trace: Trace, begin: float, code: str, reason: str = "") -> None:
-            calls.failed(begin, code, reason)
-            if spans is not None and spans.is_sampled(trace):
-                spans.record(span_name, begin, code, reason)
 
         async def wrapped(data: bytes, context: Context) -> bytes:
             begin = time.perf_counter()
@@ -123,24 +116,46 @@ class Middleware:
                 answer = response.SerializeToString()
             except (asyncio.CancelledError, Exception) as error:  # the last resort: the client gets a status
                 if _is_cancelled(error):
-                    failed(trace, begin, "CANCELLED")
+                    record.failed(trace, begin, "CANCELLED")
                     raise
                 status = status_for(error)
-                failed(trace, begin, status.code.name, status.reason)
+                record.failed(trace, begin, status.code.name, status.reason)
                 _log_error(method.full_name, context.peer(), status, error)
                 error_answer = answer_error(error)
                 if error_answer is not None:
                     return error_answer.SerializeToString()
                 metadata = error_metadata(status, error, trace.trace_id)
             else:
-                calls.succeeded(begin)
-                if spans is not None and spans.is_sampled(trace):
-                    spans.record(span_name, begin, "OK", outcome=validation_outcome(response))
+                record.succeeded(trace, begin, response)
                 return answer
             await _abort(context, status, metadata)
             return b""  # ignored
 
         return wrapped
+
+
+class _Record:
+    """Counts the finished calls of a method, and records the spans of those that are sampled.
+
+    Args:
+        method: Of the calls.
+        spans: None: no spans are exported.
+    """
+
+    def __init__(self, method: MethodDescriptor, spans: "Spans | None") -> None:
+        self._calls = metrics.MethodCalls(method.full_name)
+        self._spans = spans
+        self._span_name = f"{method.containing_service.full_name}/{method.name}"
+
+    def succeeded(self, trace: Trace, begin: float, response: Message) -> None:
+        self._calls.succeeded(begin)
+        if self._spans is not None and self._spans.is_sampled(trace):
+            self._spans.record(self._span_name, begin, "OK", outcome=validation_outcome(response))
+
+    def failed(self, trace: Trace, begin: float, code: str, reason: str = "") -> None:
+        self._calls.failed(begin, code, reason)
+        if self._spans is not None and self._spans.is_sampled(trace):
+            self._spans.record(self._span_name, begin, code, reason)
 
 
 def _no_answer(_: BaseException) -> None:

@@ -370,6 +370,8 @@ def test_a_store_of_another_version(settings: dict[str, str], tmp_path: Path) ->
         ("sqlite: no such table: users", "authsvc tables create"),
         ("ResourceNotFoundException", "authsvc tables create"),
         ("sqlite: database is locked", "check that the disk has space and no other program locks or changes the file"),
+        ("sqlite: database disk image is malformed", "restore the file from a backup"),
+        ("sqlite: a row is damaged", "restore the file from a backup"),
         ("no AWS credentials are configured", "check AWS_REGION, "),
         (f"InvalidSignatureException: {WRONG_CLOCK}, 3:00:00 slow", "run a time service, "),
         ("DescribeTable: SSLError", "check the certificate of the endpoint or of the proxy, "),
