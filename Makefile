@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST = $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --durations=30
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-engines soak bench sbom check proto .venv
+.PHONY: help dev test test-engines soak bench sbom dist check proto .venv
 
 help: ## list the targets
 	@sed -n 's/^\([a-z.-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
@@ -56,6 +56,13 @@ sbom: .venv ## the bill of materials of the locked dependencies (CycloneDX), in 
 	@$(BIN)/python -W ignore -m cyclonedx_py requirements --pyproject pyproject.toml --mc-type application --output-reproducible \
 	  --output-file $(SBOM) requirements/run.txt
 	@echo $(SBOM)
+
+# The files have the commit's time, so that whoever builds it again gets the same bytes.
+dist: .venv ## the wheel and the source distribution of this commit, in dist/
+	@test -z "$$(git status --porcelain)" || { echo "commit first: only what is committed is released" >&2; exit 1; }
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) \
+	  $(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python
+	@ls dist/authsvc-*
 
 # The oldest protobuf that backends may have decides what generates the stubs, and it excludes the one of .venv.
 STUBS := .cache/stubs

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from ssl import SSLContext
@@ -249,6 +249,23 @@ async def open_session(poll_seconds: float = CREDENTIALS_POLL_SECONDS) -> AsyncI
             await refresh
 
 
+@asynccontextmanager
+async def open_client(session: aioboto3.Session, service: str, config: AioConfig) -> AsyncIterator[Any]:
+    """Open a session's client of a service.
+
+    Raises:
+        ConfigError: No region is configured, or AWS's settings are malformed.
+    """
+    # One name for all services; the stubs have a type for each.
+    create: Any = session.client
+    async with AsyncExitStack() as stack:
+        try:
+            client = await stack.enter_async_context(create(service, region_name=region(), config=config))
+        except (BotoCoreError, ValueError) as error:
+            raise ConfigError([f"AWS's settings: {error}"]) from None
+        yield client
+
+
 def http_session(
     endpoint_url: str, connect_seconds: float, read_seconds: float, max_connections: int
 ) -> CheckingHttpSession:
@@ -276,5 +293,5 @@ def region() -> str:
     """
     name = os.environ.get("AWS_REGION") or AioSession().get_config_variable("region")
     if not name:
-        raise ConfigError(["AWS_REGION: must be set for the DynamoDB store"])
+        raise ConfigError(["AWS_REGION: must be set for what is kept in AWS: the DynamoDB store, signing keys"])
     return str(name)

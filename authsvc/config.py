@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from authsvc import otel_variables
 from authsvc.errors import ConfigError
 from authsvc.models import ACCESS_TOKEN_MAX_LIFETIME, Budget
 
@@ -41,6 +42,11 @@ _LINE_CATEGORIES = frozenset({"Cc", "Zl", "Zp"})
 """Unicode's categories of control characters and line breaks."""
 _INVISIBLE_CATEGORIES = _LINE_CATEGORIES | {"Cf", "Zs"}
 """The same with blanks and format characters, such as a byte order mark."""
+_AWS_KEY_NAMES = {
+    "ssm": re.compile(r"/?[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*"),
+    "secretsmanager": re.compile(r"(arn:[a-z-]+:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:)?[A-Za-z0-9/_+=.@-]+"),
+}
+"""Names of parameters and secrets, by service. A parameter's name with a version or a label names no key ring."""
 _LIBRARY_VARIABLE = re.compile(r"AWS_\w+|REQUESTS_CA_BUNDLE|(?i:https?_proxy)")
 """Variables that AWS's libraries read."""
 _CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -69,6 +75,27 @@ class Address:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+
+@dataclass(frozen=True, slots=True)
+class AwsKeys:
+    """Signing keys that are kept in AWS.
+
+    Args:
+        service: `ssm` (Parameter Store) or `secretsmanager`.
+        name: Of the parameter or the secret.
+    """
+
+    service: str
+    name: str
+
+    def __str__(self) -> str:
+        """Return SERVICE:NAME, as the setting has it."""
+        return f"{self.service}:{self.name}"
+
+
+KeyLocation = Path | AwsKeys
+"""Where the signing keys are kept."""
 
 
 def _require_visible(text: str) -> None:
@@ -126,6 +153,20 @@ def _url(text: str) -> str:
 
 def _path(text: str) -> Path | None:
     return Path(text) if text else None
+
+
+def key_location(text: str) -> KeyLocation:
+    """Return where the signing keys are kept: a file, or `ssm:NAME` or `secretsmanager:NAME`.
+
+    Raises:
+        ValueError: NAME is not a name of that service.
+    """
+    service, colon, name = text.partition(":")
+    if not colon or service not in _AWS_KEY_NAMES:
+        return Path(text)
+    if not _AWS_KEY_NAMES[service].fullmatch(name):
+        raise ValueError(f"must have a name without a version after {service}:, for instance {service}:authsvc/keys")
+    return AwsKeys(service, name)
 
 
 def parse_duration(text: str) -> timedelta:
@@ -236,7 +277,9 @@ class ServeSettings(StoreSettings):
     workers: int = _setting(_number(1, 256), "worker processes that share the gRPC port, 1 to 256", "1")
     issuer: str = _setting(_url, "URL of this deployment, the iss claim of its tokens", None)
     audience: str = _setting(_text, "aud claim of the tokens", None)
-    signing_keys: Path = _setting(Path, "key file, created by authsvc keys generate", None)
+    signing_keys: KeyLocation = _setting(
+        key_location, "key file, ssm:NAME or secretsmanager:NAME; see authsvc keys", None
+    )
     access_token_ttl: timedelta = _setting(_access_token_ttl, "lifetime of an access token, 1s to 24h", "15m")
     session_idle_ttl: timedelta = _setting(parse_duration, "lifetime of an unused refresh token", "7d")
     session_max_ttl: timedelta = _setting(
@@ -298,18 +341,44 @@ def load_setting(environ: Mapping[str, str], name: str) -> Any:  # noqa: ANN401 
     Raises:
         ConfigError: Its value is malformed.
     """
-    (declared,) = (declared for declared in fields(ServeSettings) if declared.name == name)
-    values, problems = _parse([declared], environ, {})
+    return load_settings(environ, {}, name)[name]
+
+
+def load_settings(environ: Mapping[str, str], defaults: Mapping[str, str], *names: str) -> Mapping[str, Any]:
+    """Read some settings of ServeSettings.
+
+    Args:
+        environ: The environment.
+        defaults: Values of unset settings, by environment variable.
+        names: Of the settings.
+
+    Raises:
+        ConfigError: Lists each that is missing or malformed.
+    """
+    values, problems = _parse([each for each in fields(ServeSettings) if each.name in names], environ, defaults)
     if problems:
         raise ConfigError(problems)
-    return values[name]
+    return values
+
+
+def check_aws_variables(environ: Mapping[str, str]) -> None:
+    """Check the variables of AWS's libraries, for commands that need no other settings.
+
+    Raises:
+        ConfigError: Lists the malformed ones.
+    """
+    problems = _library_problems(environ)
+    if problems:
+        raise ConfigError(problems)
 
 
 def _load(settings_class: type[S], environ: Mapping[str, str], defaults: Mapping[str, str]) -> S:
     values, problems = _parse(fields(settings_class), environ, defaults)
     problems += _combination_problems(values)
-    if values.get("store") == DYNAMODB:
+    if values.get("store") == DYNAMODB or isinstance(values.get("signing_keys"), AwsKeys):
         problems += _library_problems(environ)
+    if settings_class is ServeSettings:
+        problems += otel_variables.problems(environ)
     if problems:
         raise ConfigError(problems)
     return settings_class(**values)

@@ -23,7 +23,7 @@ AuthsvcError
 │       └── RetryableStoreError  one attempt failed, another one may succeed
 └── OperatorError                something that an operator must repair; its text is shown as it is
     ├── ConfigError              settings that are missing, malformed or unsafe together
-    ├── KeyFileError             a signing-key file that cannot be used
+    ├── KeyFileError             signing keys that cannot be used
     ├── CallersFileError         a callers file that cannot be used
     └── StoreSetupError          a store that is not set up as the service needs it
 
@@ -216,7 +216,7 @@ class ConfigError(OperatorError):
 
 
 class KeyFileError(OperatorError):
-    """A signing-key file cannot be used."""
+    """The signing keys cannot be read, used or written: a file, a parameter or a secret."""
 
 
 class CallersFileError(OperatorError):

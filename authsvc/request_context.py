@@ -1,13 +1,16 @@
-"""What is known of the request being served: its deadline, its trace id, its caller.
+"""What is known of the request being served: its deadline, its trace, its caller.
 
 Context variables, not parameters: every layer needs them, and no signature should carry them.
 """
 
 import asyncio
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+
+Metadata = Collection[tuple[str, str | bytes]]
 
 DEFAULT_DEADLINE_SECONDS = 2.5
 """Deadline of a request whose client set no earlier one."""
@@ -30,29 +33,110 @@ caller: ContextVar[str] = ContextVar("caller")
 """The authenticated caller: in the request's log lines, and `client_id` in the tokens that it is given."""
 
 
-class TraceId:
-    """Identifier of a request, 32 hexadecimal digits; drawn at first use, for most requests never need it."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self) -> None:
-        self._text = ""
-
-    def __str__(self) -> str:
-        """Return the identifier."""
-        self._text = self._text or secrets.token_hex(16)
-        return self._text
+_TRACEPARENT = re.compile(
+    r"(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?", re.DOTALL
+)
+"""W3C Trace Context §3.2; a later version than 00 may append fields."""
+_ODD_DIGITS = "13579bdf"
 
 
-trace_id: ContextVar[TraceId] = ContextVar("trace_id")
-"""In the request's log lines, and in the error that its client gets."""
+class Parent(str):
+    """The span in which the caller made its call: a valid `traceparent`.
+
+    Its parts are cut out when they are needed: most calls need the flag alone, if that.
+    """
+
+    __slots__ = ()
+
+    @property
+    def trace_id(self) -> str:
+        """32 hexadecimal digits."""
+        return self[3:35]
+
+    @property
+    def span_id(self) -> str:
+        """16 hexadecimal digits."""
+        return self[36:52]
+
+    @property
+    def flags(self) -> str:
+        """2 hexadecimal digits."""
+        return self[53:55]
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the caller records its span."""
+        return self[54] in _ODD_DIGITS
 
 
-def new_trace_id() -> TraceId:
-    """Give the request a trace id, and return it."""
-    identifier = TraceId()
-    trace_id.set(identifier)
-    return identifier
+class Trace:
+    """The identifiers of a request. They are read or drawn at first use, for most requests never need them.
+
+    Every client can choose the trace id and the parent: they correlate, and nothing may trust them.
+
+    Args:
+        read_metadata: Returns the metadata of the call; None: there is none.
+    """
+
+    __slots__ = ("_is_parsed", "_metadata", "_parent", "_read_metadata", "_span_id", "_trace_id")
+
+    def __init__(self, read_metadata: Callable[[], Metadata | None] | None = None) -> None:
+        self._read_metadata = read_metadata
+        self._metadata: Metadata | None = None
+        self._is_parsed = False
+        self._parent: Parent | None = None
+        self._trace_id = ""
+        self._span_id = ""
+
+    @property
+    def metadata(self) -> Metadata:
+        """The metadata of the call. gRPC makes a new copy whenever it is asked for them."""
+        if self._metadata is None:
+            self._metadata = (self._read_metadata and self._read_metadata()) or ()
+        return self._metadata
+
+    @property
+    def parent(self) -> Parent | None:
+        """The caller's span; None without exactly one `traceparent` that is valid."""
+        if not self._is_parsed:
+            self._parent, self._is_parsed = _parent(self._metadata or self.metadata), True
+        return self._parent
+
+    @property
+    def trace_id(self) -> str:
+        """The caller's trace id, else one of our own: 32 hexadecimal digits."""
+        if not self._trace_id:
+            parent = self.parent
+            self._trace_id = secrets.token_hex(16) if parent is None else parent.trace_id
+        return self._trace_id
+
+    @property
+    def span_id(self) -> str:
+        """The identifier of this request alone: 16 hexadecimal digits."""
+        self._span_id = self._span_id or secrets.token_hex(8)
+        return self._span_id
+
+
+def _parent(metadata: Metadata) -> Parent | None:
+    # Newer versions of gRPC's C core pass on the last of several alone.
+    found = None
+    for key, value in metadata:
+        if key == "traceparent":
+            if found is not None:
+                return None
+            found = value
+    return Parent(found) if isinstance(found, str) and _TRACEPARENT.fullmatch(found) else None
+
+
+trace: ContextVar[Trace] = ContextVar("trace")
+"""Its identifiers are in the request's log lines, and its trace id in the error that its client gets."""
+
+
+def start_trace(read_metadata: Callable[[], Metadata | None] | None = None) -> Trace:
+    """Give the request its identifiers, and return them; the argument is that of Trace."""
+    started = Trace(read_metadata)
+    trace.set(started)
+    return started
 
 
 def start_deadline(client_seconds: float | None, max_seconds: float | None = None) -> None:

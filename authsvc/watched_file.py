@@ -2,13 +2,28 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from authsvc.errors import OperatorError
 from authsvc.telemetry import audit
 from authsvc.telemetry.audit import Event
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Watched(Protocol[T_co]):
+    """Something that may change while the service runs, with its last good content."""
+
+    @property
+    def content(self) -> T_co:
+        """The last good content."""
+
+    def reload_if_changed(self) -> T_co:
+        """Return the last good content, after a look for a change where nothing else looks for it."""
+
+    def reload(self) -> None:
+        """Read it, changed or not, and log the outcome."""
 
 
 class WatchedFile(Generic[T]):

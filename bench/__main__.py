@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from bench import costs, middleware, report
+from bench import costs, middleware, report, spans
 from bench.measure import MEMORY_VALIDATIONS, Bench, Figures
 from bench.results import Results
 from bench.servers import USERS, Servers
@@ -16,6 +16,8 @@ from bench.variants import Variant, select
 EXISTING = click.Path(path_type=Path, exists=True)
 MIDDLEWARE = "middleware"
 """Named like a variant, but measured without a load."""
+SPANS = "spans"
+"""Likewise."""
 FOLDER = Path(__file__).parent / "results"
 
 
@@ -35,7 +37,7 @@ def main(variants: Sequence[str], rounds: int, loads: Sequence[str], again: Path
     """Measure VARIANTS in rounds, each as a ratio to the empty RPC of its round.
 
     A variant is named by its subject or by subject and load, as in a shell: fresh, 'batch-*', 'fresh 64'. Without
-    any, all are measured, and the client's middleware, memory and the units that each RPC consumes.
+    any, all are measured, and the client's middleware, spans, memory and the units that each RPC consumes.
     """
     results = Results.read(again) if again else _results(variants, loads, rounds)
     say(report.whole(results))
@@ -53,6 +55,9 @@ def _results(words: Sequence[str], loads: Sequence[str], rounds: int) -> Results
         if MIDDLEWARE in words or not (words or loads):
             say(MIDDLEWARE)
             results.middleware = middleware.added_microseconds(servers)
+        if SPANS in words or not (words or loads):
+            say(SPANS)
+            results.spans = spans.added_microseconds()
         if not words and not loads:
             _measure_the_rest(bench, servers, results)
     path = FOLDER / f"{datetime.now(UTC):%Y-%m-%dT%H%M}.json"

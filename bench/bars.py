@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from bench.measure import MEMORY_VALIDATIONS
 from bench.results import Results, Spread
+from bench.spans import NOT_SAMPLED
 from bench.variants import MANY_USERS
 
 
@@ -89,6 +90,10 @@ def _middleware(results: Results) -> Spread | None:
     return Spread.of(results.middleware)
 
 
+def _spans(results: Results) -> Spread | None:
+    return Spread.of(results.spans.get(NOT_SAMPLED, ()))
+
+
 def _has_memory(results: Results) -> bool:
     return bool(results.memory) and results.memory[-1][0] >= MEMORY_VALIDATIONS
 
@@ -125,6 +130,7 @@ def _bars() -> Iterator[Bar]:
     yield Bar(f"{above}: CPU of the server / empty RPC", 0.10, 0.04, steady)
     yield Bar("client library, a cache hit: µs", 5, 2, _client_cpu_above("hit 1", "loop 1"), "{:.1f}")
     yield Bar("client library, ASGI middleware on a hit: CPU above the bare app, µs", 25, 12, _middleware, "{:.1f}")
+    yield Bar("spans are exported, not this call's: CPU above a service without them, µs", 2, None, _spans, "{:.1f}")
     yield Bar("memory after 1,000,000 validations of 100,000 users, MiB", 150, None, _memory, "{:.0f}")
     yield Bar("its growth in the second half", 0.02, None, _growth, "{:+.1%}")
 

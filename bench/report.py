@@ -49,6 +49,11 @@ def _bar_row(results: Results, bar: Bar) -> Sequence[str]:
     )
 
 
+def spans_table(results: Results) -> str:
+    """Return what spans add to a call."""
+    return table(("call", "CPU µs"), [(k, _spread(Spread.of(v), "{:.2f}")) for k, v in results.spans.items()])
+
+
 def units_table(results: Results) -> str:
     """Return the read units of a fresh validation."""
     return table(("fresh validations", "read units each"), [(k, f"{v:.2f}") for k, v in results.units.items()])
@@ -119,6 +124,8 @@ def _titled(sections: Iterable[tuple[str, str]]) -> str:
 def _tables(results: Results) -> Iterator[tuple[str, str]]:
     left_out = "".join(f"\n\nLeft out: {name}: {reason}." for name, reason in results.left_out.items())
     yield "Every variant", figures_table(results) + left_out
+    if results.spans:
+        yield "What spans and their identifiers add to a call", spans_table(results)
     if results.units:
         yield "Read units of a fresh validation", units_table(results)
     if results.costs:

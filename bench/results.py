@@ -42,6 +42,7 @@ class Results:
         costs: Read and write units of each RPC.
         item_bytes: What is stored for a user.
         middleware: CPU microseconds that the client's ASGI middleware adds to a request, by round.
+        spans: CPU microseconds that spans add to a call, by what the call is and by round.
         left_out: Variants that were not measured, and why.
     """
 
@@ -51,6 +52,7 @@ class Results:
     costs: dict[str, tuple[float, float]] = field(default_factory=dict)
     item_bytes: int = 0
     middleware: list[float] = field(default_factory=list)
+    spans: dict[str, list[float]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
     machine: str = field(default_factory=lambda: f"{cores.describe()}; Python {platform.python_version()}")

@@ -20,11 +20,11 @@ HEADER = "# Written by requirements/lock.py from pyproject.toml; do not edit.\n"
 # In this order: others take their versions from `dev`: what is tested is what ships.
 LOCKS = {
     "bootstrap": ["--group", "pyproject.toml:bootstrap"],
-    "dev": ["pyproject.toml", "--extra", "server", "--group", "pyproject.toml:dev"],
+    "dev": ["pyproject.toml", "--extra", "server", "--extra", "otel", "--group", "pyproject.toml:dev"],
     "build": ["--group", "pyproject.toml:build", "--constraint", "requirements/dev.txt"],
     "bench": ["--group", "pyproject.toml:bench", "--constraint", "requirements/dev.txt"],
     "kubernetes": ["--group", "pyproject.toml:kubernetes", "--constraint", "requirements/dev.txt"],
-    "run": ["pyproject.toml", "--extra", "server", "--constraint", "requirements/dev.txt"],
+    "run": ["pyproject.toml", "--extra", "server", "--extra", "otel", "--constraint", "requirements/dev.txt"],
     # Environments of their own: what generates authsvc/v1, and the ends of what a backend may have.
     "stubs": ["--group", "pyproject.toml:stubs"],
     "client-oldest": ["pyproject.toml", "--resolution=lowest"],

@@ -40,12 +40,23 @@ class BareEnvironment:
         return subprocess.run(command, cwd=self.home, env={}, capture_output=True, text=True, check=False)
 
 
-def build_wheel(folder: Path) -> Path:
+def build_wheel(folder: Path, source: Path = ROOT) -> Path:
     """Build authsvc's wheel into a folder, with the locked build tools of this environment."""
-    command = [UV, "build", "--quiet", "--wheel", "--no-build-isolation", f"--python={sys.executable}"]
-    run_installer([*command, f"--out-dir={folder}", str(ROOT)], ROOT)
+    _build(folder, source, "--wheel")
     (wheel,) = folder.glob("*.whl")
     return wheel
+
+
+def build_sdist(folder: Path, source: Path = ROOT) -> Path:
+    """Build authsvc's source distribution in the same way."""
+    _build(folder, source, "--sdist")
+    (sdist,) = folder.glob("*.tar.gz")
+    return sdist
+
+
+def _build(folder: Path, source: Path, kind: str) -> None:
+    command = [UV, "build", "--quiet", kind, "--no-build-isolation", f"--python={sys.executable}"]
+    run_installer([*command, f"--out-dir={folder}", str(source)], ROOT)
 
 
 def bare_environment(home: Path, lock: str, wheel: Path) -> BareEnvironment:

@@ -18,6 +18,7 @@ from authsvc.models import utc_now
 from authsvc.server.app import Limits
 from authsvc.telemetry import logs
 from authsvc.tokens.key_file import generate_key_file
+from tests.bare import build_wheel
 from tests.engines import CONCURRENT_ENGINES, ENGINES, QUICK_ENGINE, Engine, require_or_skip
 from tests.support import PASSWORD, PATIENT_LIMITS, WITNESS, Client, FakeClock, make_settings, served
 
@@ -111,6 +112,11 @@ def signing_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("keys") / "keys.json"
     generate_key_file(path, "ES256", utc_now())
     return path
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture

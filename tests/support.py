@@ -20,12 +20,15 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from authsvc.config import Address, ServeSettings
+from authsvc.config import Address, KeyLocation, ServeSettings
 from authsvc.models import Budget
 from authsvc.server import app
 from authsvc.server.app import Limits
 from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
 from authsvc.stores.opening import open_store
+from authsvc.tokens.key_file import KeyFile
+from authsvc.tokens.key_store import rotate_keys
+from authsvc.tokens.keys import Key, KeyStatus
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from authsvc.v1 import resources_pb2
@@ -287,17 +290,52 @@ async def _admin_token(client: Client) -> str:
 
 
 @asynccontextmanager
-async def served(settings: ServeSettings, clock: FakeClock, limits: Limits = PATIENT_LIMITS) -> AsyncIterator[Client]:
-    """Run a service with tables and an admin, and yield a client of it."""
+async def served(
+    settings: ServeSettings,
+    clock: FakeClock,
+    limits: Limits = PATIENT_LIMITS,
+    credentials: grpc.ChannelCredentials | None = None,
+    api_key: str = "",
+) -> AsyncIterator[Client]:
+    """Run a service with tables and an admin, and yield a client of it.
+
+    Args:
+        settings: Of the service.
+        clock: Of the service.
+        limits: Of the service.
+        credentials: Of the client, where the service speaks TLS.
+        api_key: Of the client, where the service knows callers; it stands for the admin's token, too.
+    """
     async with open_store(settings, timeouts=limits.dynamodb) as store:
         await store.create_tables()
-    async with app.run_app(settings, clock, clock.monotonic, limits) as service, connected(service) as client:
+    async with (
+        app.run_app(settings, clock, clock.monotonic, limits) as service,
+        connected(service, credentials, api_key) as client,
+    ):
         await service.users.create_user(email=ADMIN_EMAIL, role="admin", password=PASSWORD)
-        token = await _admin_token(client)
-        yield replace(client, admin=(("authorization", f"Bearer {token}"),))
+        admin = () if api_key else (("authorization", f"Bearer {await _admin_token(client)}"),)
+        yield replace(client, admin=admin)
 
 
-def make_settings(signing_keys: Path, store: str, **changes: Any) -> ServeSettings:
+@dataclass(frozen=True)
+class Rotation:
+    """The keys that a rotation of a file changed."""
+
+    retired: Key | None
+    signing: Key
+    following: Key
+
+
+async def rotate(path: Path, ttl: timedelta, now: datetime) -> Rotation:
+    change = await rotate_keys(KeyFile(path), ttl, now)
+    before = {key.kid: key.status for key in change.before}
+    (signing,) = (key for key in change.after if key.status is KeyStatus.SIGNING)
+    (added,) = (key for key in change.after if key.kid not in before)
+    retired = [key for key in change.after if key.status is KeyStatus.RETIRED != before[key.kid]]
+    return Rotation(retired[0] if retired else None, signing, added)
+
+
+def make_settings(signing_keys: KeyLocation, store: str, **changes: Any) -> ServeSettings:
     """Return settings of a service on a free port, with hashes of the lowest cost."""
     settings = ServeSettings(
         store=store,

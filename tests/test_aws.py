@@ -22,12 +22,14 @@ from botocore.compat import HTTPHeaders
 from cryptography import x509
 
 from authsvc import aws
-from authsvc.errors import StoreUnavailableError
+from authsvc.config import AwsKeys
+from authsvc.errors import KeyFileError, StoreUnavailableError
 from authsvc.request_context import time_limit
 from authsvc.server.app import App, run_app
 from authsvc.stores.dynamodb.batch_get import BatchGet
 from authsvc.stores.dynamodb.client import open_client
 from authsvc.stores.dynamodb.timeouts import DynamoDBTimeouts
+from authsvc.tokens import aws_keys
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from tests.e2e.certificates import Authority, Pair
 from tests.e2e.process import invoke
@@ -203,6 +205,24 @@ async def test_commands_say_what_is_wrong_with_the_certificate(
             assert ("SSLError" in result.output) is (case != "right"), command
             assert ("the certificate of the endpoint" in result.output) is (case != "right"), command
             assert ("AWS_CA_BUNDLE" in result.output) is (case != "right"), command
+        assert bool(targets) is is_proxied
+
+
+@WAYS
+@CASES
+async def test_signing_keys_are_read_from_no_other_server(
+    case: str,
+    is_proxied: bool,  # noqa: FBT001 - a parameter of the test
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(aws_keys, "MAX_ATTEMPTS", 1)
+    async with peer(case, tmp_path, monkeypatch, is_proxied=is_proxied) as targets:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SSM", os.environ["AWS_ENDPOINT_URL_DYNAMODB"])
+        told = "an unreadable response" if case == "right" else "cannot be reached: SSLError"
+        async with aws_keys.open_aws_keys(AwsKeys("ssm", "keys")) as store:
+            with pytest.raises(KeyFileError, match=told):
+                await store.read()
         assert bool(targets) is is_proxied
 
 
@@ -548,12 +568,12 @@ async def test_every_http_session_checks_certificates(
             async with session.client("sts", region_name="eu-west-1") as client:
                 with contextlib.suppress(Exception):
                     await client.get_caller_identity()
-            async with session.client("ssm", region_name="eu-west-1") as client:
-                await client.get_parameter(Name="x")
+            async with session.client("ssm", region_name="eu-west-1") as ssm:
+                await ssm.get_parameter(Name="x")
             async with aws.http_session(url, 5.0, 5.0, 10) as http:
                 await http.send(AWSPreparedRequest("GET", url, HTTPHeaders(), b"", stream_output=False))  # type: ignore[arg-type]  # the stubs name another class
-            async with session.client("secretsmanager", region_name="eu-west-1") as client:
-                await client.get_secret_value(SecretId="x")
+            async with session.client("secretsmanager", region_name="eu-west-1") as secrets_manager:
+                await secrets_manager.get_secret_value(SecretId="x")
     assert len(connecting) >= 6
     assert set(connecting) == {aws.CheckingHttpSession}
 

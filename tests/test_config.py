@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from authsvc import config
-from authsvc.config import Address, ServeSettings, describe, load, load_setting, load_store, unknown_settings
+from authsvc.config import Address, AwsKeys, ServeSettings, describe, load, load_setting, load_store, unknown_settings
 from authsvc.errors import ConfigError
 from authsvc.models import Budget
 
@@ -50,7 +50,7 @@ def test_only_what_has_no_sensible_default_must_be_set() -> None:
         "AUTHSVC_STORE: must be set: dynamodb, or sqlite:PATH",
         "AUTHSVC_ISSUER: must be set: URL of this deployment, the iss claim of its tokens",
         "AUTHSVC_AUDIENCE: must be set: aud claim of the tokens",
-        "AUTHSVC_SIGNING_KEYS: must be set: key file, created by authsvc keys generate",
+        "AUTHSVC_SIGNING_KEYS: must be set: key file, ssm:NAME or secretsmanager:NAME; see authsvc keys",
     ]
 
 
@@ -174,6 +174,17 @@ GOOD: list[tuple[str, str, object]] = [
     ("issuer", "https://example.com/auth/v1", "https://example.com/auth/v1"),
     ("audience", "https://api.example.com", "https://api.example.com"),
     ("signing_keys", "/etc/keys.json", Path("/etc/keys.json")),
+    ("signing_keys", "ssm.json", Path("ssm.json")),
+    ("signing_keys", "./ssm:keys", Path("./ssm:keys")),
+    ("signing_keys", "s3:keys", Path("s3:keys")),
+    ("signing_keys", "ssm:/authsvc/prod-1/keys_2.json", AwsKeys("ssm", "/authsvc/prod-1/keys_2.json")),
+    ("signing_keys", "ssm:keys", AwsKeys("ssm", "keys")),
+    ("signing_keys", "secretsmanager:authsvc/keys+1=a@b", AwsKeys("secretsmanager", "authsvc/keys+1=a@b")),
+    (
+        "signing_keys",
+        "secretsmanager:arn:aws-cn:secretsmanager:cn-north-1:123456789012:secret:authsvc/keys-AbCdEf",
+        AwsKeys("secretsmanager", "arn:aws-cn:secretsmanager:cn-north-1:123456789012:secret:authsvc/keys-AbCdEf"),
+    ),
     ("access_token_ttl", "1s", timedelta(seconds=1)),
     ("access_token_ttl", "90m", timedelta(minutes=90)),
     ("access_token_ttl", "24h", timedelta(days=1)),
@@ -260,6 +271,16 @@ BAD: list[tuple[str, str, tuple[str, ...]]] = [
     ),
     ("failures_per_pair", "must have a window of at least 1s", ("10/0s",)),
     ("failures_per_pair", "must be at most 36500d", ("10/36501d",)),
+    (
+        "signing_keys",
+        "must have a name without a version after ssm:, for instance ssm:authsvc/keys",
+        ("ssm:", "ssm:keys:3", "ssm:/", "ssm:a//b", "ssm:a/", "ssm:a b", "ssm:ä", "ssm:arn:aws:ssm:x:1:parameter/a"),
+    ),
+    (
+        "signing_keys",
+        "must have a name without a version after secretsmanager:, for instance secretsmanager:authsvc/keys",
+        ("secretsmanager:", "secretsmanager:a:b", "secretsmanager:a b", "secretsmanager:arn:aws:iam::1:secret:a"),
+    ),
     ("workers", "must be a whole number from 1 to 256", ("0", "257", "all")),
     ("reflection", "must be true or false", ("True", "1", "yes", "on")),
     ("log_format", "must be console or json", ("JSON", "text")),
@@ -370,6 +391,9 @@ def test_stray_characters_in_what_aws_reads_are_refused(text: str, problem: str)
                 read({**REQUIRED, name: text})
             assert refused.value.problems == [f"{name}: {problem}"]
             read({**REQUIRED, name: text, "AUTHSVC_STORE": "sqlite:x"})  # uses nothing of AWS
+        with pytest.raises(ConfigError) as refused:
+            load({**REQUIRED, name: text, "AUTHSVC_STORE": "sqlite:x", "AUTHSVC_SIGNING_KEYS": "ssm:keys"})
+        assert refused.value.problems == [f"{name}: {problem}"]
 
 
 @pytest.mark.parametrize("text", ["AKIA EXAMPLE", "AKIA\u200bEXAMPLE", "AKIAÉXAMPLE"])

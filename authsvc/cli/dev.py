@@ -5,8 +5,9 @@ import os
 import secrets
 import shlex
 import shutil
+import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dotenv import dotenv_values
@@ -34,6 +35,7 @@ from authsvc.tokens.access_tokens import IssuedToken
 from authsvc.tokens.key_file import generate_key_file, read_keys
 from authsvc.usecases.users import Users
 
+KEY_FILE = "keys.json"
 ADMIN_EMAIL = "admin@example.com"
 EMAIL_VARIABLE = "AUTHSVC_ADMIN_EMAIL"
 PASSWORD_VARIABLE = "AUTHSVC_ADMIN_PASSWORD"  # noqa: S105 - the variable's name
@@ -56,7 +58,7 @@ def environment(data_dir: Path, environ: Mapping[str, str]) -> dict[str, str]:
     """
     own = {
         "AUTHSVC_STORE": f"sqlite:{data_dir / 'authsvc.db'}",
-        "AUTHSVC_SIGNING_KEYS": str(data_dir / "keys.json"),
+        "AUTHSVC_SIGNING_KEYS": str(data_dir / KEY_FILE),
         # The printed commands use plain text, no API key, and reflection.
         "AUTHSVC_CALLERS": "",
         "AUTHSVC_TLS_CERT": "",
@@ -94,7 +96,7 @@ async def run(data_dir: Path, settings: ServeSettings, limits: Limits = PRODUCTI
         OperatorError: The folder cannot be used, or the service cannot start.
     """
     _make_folder(data_dir)
-    _prepare_keys(settings.signing_keys)
+    _prepare_keys(data_dir / KEY_FILE)
     credentials = data_dir / "dev.env"
     with request_context.time_limit(request_context.COMMAND_DEADLINE_SECONDS):
         await _prepare_store(settings, credentials)
@@ -194,17 +196,18 @@ def _welcome(service: app.App, token: IssuedToken | None, credentials: Path, set
         advice = "correct it, or remove the file to get a new one."
         return f"{greeting}\nThe admin cannot log in with the password in {credentials}: {advice}"
     example = {"email": _EXAMPLE_EMAIL, "password": _EXAMPLE_PASSWORD}
+    tool = _find_tool(address)
     admin = f"-H {shlex.quote(f'authorization: Bearer {token.text}')} "
-    create = _grpcurl(address, "UserService/CreateUser", json.dumps({**example, "request_id": "first"}), admin)
-    log_in = _grpcurl(address, "AuthService/Authenticate", json.dumps(example))
-    to_request = r"""sed -n 's/.*"access_*[tT]oken": \("[^"]*"\).*/{"token": \1}/p'"""
-    validate = _grpcurl(address, "AuthService/ValidateToken", "@")
+    create = tool.call("UserService/CreateUser", {**example, "request_id": "first"}, admin)
+    log_in = tool.call("AuthService/Authenticate", example)
+    to_request = r"""sed -n 's/.*"access_*[tT]oken": *\("[^"]*"\).*/{"token": \1}/p'"""
+    validate = tool.call("AuthService/ValidateToken")
     return f"""\
 {greeting}
 Data, keys and the admin's password (dev.env) are in {credentials.parent}.
 {_describe_public_keys(service)}\
 The token below is the admin's, good until {token.expire_time.astimezone():%H:%M}; each start prints a new one.
-{_grpcurl_advice()}
+{tool.advice}
 # Create a user:
 {create}
 
@@ -223,13 +226,36 @@ def _describe_public_keys(service: app.App) -> str:
     return f"Public keys are at http://{service.http_address}{http_server.JWKS_PATH}.\n"
 
 
-def _grpcurl_advice() -> str:
-    """Return how to install grpcurl; empty where it is installed."""
+@dataclass(frozen=True, slots=True)
+class _Tool:
+    """A command-line client that calls the service.
+
+    Args:
+        command: What a call begins with, for a shell.
+        stdin: What stands for a request on standard input.
+        target: What stands before the method: the service's address.
+        advice: How to install the tool, a line; empty where it is installed.
+    """
+
+    command: str
+    stdin: str
+    target: str
+    advice: str = ""
+
+    def call(self, method: str, request: Mapping[str, str] | None = None, options: str = "") -> str:
+        """Return the command that calls a method; without a request it reads one from standard input."""
+        data = self.stdin if request is None else shlex.quote(json.dumps(request))
+        return f"{self.command} {options}-d {data} {self.target}authsvc.v1.{method}"
+
+
+def _find_tool(address: str) -> _Tool:
+    """Return grpcurl; where it is missing, the buf that is installed beside this Python, if it is."""
+    grpcurl = _Tool("grpcurl -plaintext", "@", f"{shlex.quote(address)} ")
     if shutil.which("grpcurl"):
-        return ""
+        return grpcurl
+    # The whole path: the terminal into which the commands are pasted may be in another folder.
+    buf = shutil.which(str(Path(sys.executable).with_name("buf")))
+    if buf is not None:
+        return _Tool(f"{shlex.quote(buf)} curl --protocol grpc", "@-", f"{shlex.quote(f'http://{address}')}/")
     releases = "https://github.com/fullstorydev/grpcurl/releases"
-    return f"The commands need grpcurl: brew install grpcurl, or download it from {releases}\n"
-
-
-def _grpcurl(address: str, method: str, request: str, options: str = "") -> str:
-    return f"grpcurl -plaintext {options}-d {shlex.quote(request)} {shlex.quote(address)} authsvc.v1.{method}"
+    return replace(grpcurl, advice=f"The commands need grpcurl: brew install grpcurl, or download it from {releases}\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 from cryptography import x509
 
 from authsvc import config
-from authsvc.config import ServeSettings
+from authsvc.config import KeyLocation, ServeSettings
 from authsvc.errors import (
     WRONG_CLOCK,
     CallersFileError,
@@ -26,8 +26,8 @@ from authsvc.rpc.callers import read_callers
 from authsvc.server.certificates import read_certificates
 from authsvc.server.tls_handshake import try_handshake
 from authsvc.stores.opening import open_store
-from authsvc.tokens.key_file import read_keys
 from authsvc.tokens.keys import KeyStatus
+from authsvc.tokens.opening import open_key_store
 from authsvc.usecases import data_checks
 
 MAX_CLOCK_DIFFERENCE = timedelta(seconds=5)
@@ -47,7 +47,9 @@ def remedy_for(error: StoreUnavailableError) -> str:
     if "ResourceNotFoundException" in error.cause:
         return "authsvc tables create, where AWS_REGION and AUTHSVC_TABLE_PREFIX are right"
     if error.cause.startswith("sqlite"):
-        return "check that the disk has space and no other program locks or changes the file"
+        is_damaged = "damaged" in error.cause or "malformed" in error.cause
+        check = "check that the disk has space and no other program locks or changes the file"
+        return "restore the file from a backup" if is_damaged else check
     if WRONG_CLOCK in error.cause:
         return _CLOCK_REMEDY
     if "SSLError" in error.cause:
@@ -79,7 +81,7 @@ async def examine(environ: Mapping[str, str], clock: Clock) -> AsyncIterator[Fin
     for line in config.unknown_settings(environ):
         problem, _, meant = line.partition("; ")
         yield Finding("settings", problem, f"write {meant.removesuffix('?')}" if meant else "remove it")
-    yield _examine_keys(settings.signing_keys, clock)
+    yield await _examine_keys(settings.signing_keys, clock)
     for finding in _examine_callers(settings):
         yield finding
     async for finding in _examine_tls(settings, clock):
@@ -90,21 +92,22 @@ async def examine(environ: Mapping[str, str], clock: Clock) -> AsyncIterator[Fin
         yield finding
 
 
-def _examine_keys(path: Path, clock: Clock) -> Finding:
-    subject, file = f"keys in {path}", shlex.quote(str(path))
+async def _examine_keys(location: KeyLocation, clock: Clock) -> Finding:
+    subject, quoted = f"keys in {location}", shlex.quote(str(location))
     try:
-        keys = read_keys(path)
+        async with open_key_store(location) as store:
+            keys = (await store.read()).key_set.keys
+    except ConfigError as error:
+        return Finding(subject, str(error), "correct AWS's own settings")
     except KeyFileError as error:
-        problem, _, remedy = str(error).removeprefix(f"{path}: ").partition("; ")
-        if problem == "no such file":
-            remedy = f"authsvc keys generate {file}"
-        return Finding(subject, problem, remedy or _broken_keys_remedy(file))
-    if _is_readable_by_others(path.stat()):
-        return Finding(subject, "other users than the owner may read the file", f"chmod 600 {file}")
+        problem, _, remedy = str(error).removeprefix(f"{location}: ").partition("; ")
+        return Finding(subject, problem, remedy.removeprefix("create it: ") or _broken_keys_remedy(quoted))
+    if isinstance(location, Path) and _is_readable_by_others(location.stat()):
+        return Finding(subject, "other users than the owner may read the file", f"chmod 600 {quoted}")
     if max(key.create_time for key in keys) > clock().timestamp():
         return Finding(subject, "were created in the future: this host's clock is slow", "set the clock")
     if not any(key.status is KeyStatus.NEXT for key in keys):
-        return Finding(subject, "no next key is published", f"authsvc keys rotate {file}, which adds one")
+        return Finding(subject, "no next key is published", f"authsvc keys rotate {quoted}, which adds one")
     return Finding(subject)
 
 
@@ -114,9 +117,9 @@ def _is_readable_by_others(status: os.stat_result) -> bool:
     return bool(status.st_mode & (0o007 if is_for_service_group else 0o077))
 
 
-def _broken_keys_remedy(file: str) -> str:
+def _broken_keys_remedy(keys: str) -> str:
     lost = "after which every access token is invalid and clients refresh"
-    return f"restore it from a backup; without one, move it away and authsvc keys generate {file}, {lost}"
+    return f"restore it from a backup; without one, move it away and authsvc keys generate {keys}, {lost}"
 
 
 def _examine_callers(settings: ServeSettings) -> Iterator[Finding]:

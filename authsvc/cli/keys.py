@@ -1,104 +1,145 @@
-"""`authsvc keys`: the file of the keys that sign access tokens."""
+"""`authsvc keys`: the keys that sign access tokens, in a file or in AWS."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from authsvc import config
 from authsvc.cli.command import command, echo
+from authsvc.config import AwsKeys, KeyLocation
 from authsvc.models import utc_now
 
 if TYPE_CHECKING:
+    from authsvc.tokens.key_store import KeyStore
     from authsvc.tokens.keys import Key
 
-_KEY_FILE = click.argument("file", type=click.Path(path_type=Path))
+
+class _Location(click.ParamType[KeyLocation]):
+    """A place of keys, as the setting has it."""
+
+    name = "keys"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> KeyLocation:
+        """See click."""
+        try:
+            return config.key_location(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+_LOCATION = click.argument("location", metavar="KEYS", type=_Location())
 
 
 @click.group()
 def keys() -> None:
-    """Administer the keys that sign access tokens."""
+    """Administer the keys that sign access tokens.
+
+    KEYS is a file, ssm:NAME (AWS Parameter Store) or secretsmanager:NAME (AWS Secrets Manager),
+    as in AUTHSVC_SIGNING_KEYS. Commands that run at the same time lose no key.
+    """
 
 
 @keys.command(name="generate")
-@_KEY_FILE
+@_LOCATION
 @click.option(
     "--alg",
     type=click.Choice(["ES256", "RS256"]),
     default="ES256",
     show_default=True,
-    help="RS256 for gateways that accept only RSA.",
+    help="RS256 for gateways that accept only RSA; not in ssm:NAME, whose 4 KB it exceeds.",
 )
 @command
-async def generate_keys(file: Path, alg: str) -> None:
-    """Create FILE with a signing key and the next one.
+async def generate_keys(location: KeyLocation, alg: str) -> None:
+    """Create KEYS with a signing key and the next one.
 
-    Only its owner may read it.
+    Only its owner may read the file; a parameter is a SecureString.
     """
-    from authsvc.tokens.key_file import generate_key_file
+    from authsvc.tokens import key_store
 
-    _print_keys(generate_key_file(file, alg, utc_now()))
+    async with _open(location) as store:
+        _print_keys(await key_store.generate_keys(store, alg, utc_now()))
 
 
 @keys.command(name="list")
-@_KEY_FILE
+@_LOCATION
 @command
-async def list_keys(file: Path) -> None:
-    """Print each key of FILE: id, algorithm, status.
+async def list_keys(location: KeyLocation) -> None:
+    """Print each key of KEYS: id, algorithm, status.
 
     A retired key is followed by the time until which it verifies.
     """
-    from authsvc.tokens.key_file import read_keys
-
-    _print_keys(read_keys(file))
+    async with _open(location) as store:
+        _print_keys((await store.read()).key_set.keys)
 
 
 @keys.command(name="rotate")
-@_KEY_FILE
+@_LOCATION
 @command
-async def rotate_keys(file: Path) -> None:
-    """Let the next key of FILE sign, and add a new next one.
+async def rotate_keys(location: KeyLocation) -> None:
+    """Let the next key of KEYS sign, and add a new next one.
 
     The old key verifies until its last token has expired, by AUTHSVC_ACCESS_TOKEN_TTL as the
-    service has it. Running services reload the file within 2 seconds.
+    service has it. Running services read a changed file within 2 seconds, keys in AWS within 60,
+    and both at once after SIGHUP.
     """
-    from authsvc.tokens import key_file
+    from authsvc.tokens import key_store
 
     now = utc_now()
     lifetime = config.load_setting(os.environ, "access_token_ttl")
-    rotation = key_file.rotate_keys(file, lifetime, now)
-    _print_keys(filter(None, (rotation.retired, rotation.signing, rotation.following)))
-    if rotation.retired is None:
+    async with _open(location) as store:
+        change = await key_store.rotate_keys(store, lifetime, now)
+    _print_keys(key for key in change.after if key.status == "signing" or key not in change.before)
+    before, after = _signing_key(change.before), _signing_key(change.after)
+    if before == after:
         echo("there was no next key: one is published now; rotate again in 2 hours", err=True)
     else:
         echo(f"the old key verifies until that time, for tokens of AUTHSVC_ACCESS_TOKEN_TTL={lifetime}", err=True)
-        _warn_of_early_use(rotation.signing, now)
+        _warn_of_early_use(after, now)
 
 
 @keys.command(name="remove")
-@_KEY_FILE
+@_LOCATION
 @click.argument("kid")
 @command
-async def remove_key(file: Path, kid: str) -> None:
-    """Remove the key KID from FILE; its tokens become invalid.
+async def remove_key(location: KeyLocation, kid: str) -> None:
+    """Remove the key KID from KEYS; its tokens become invalid.
 
-    For a key that has leaked. Where it signed, the next one signs. Running services reload the
-    file within 2 seconds. The remaining keys are printed. A KID that begins with a dash goes
-    after --.
+    For a key that has leaked. Where it signed, the next one signs. Running services read a
+    changed file within 2 seconds, keys in AWS within 60, and both at once after SIGHUP. The
+    remaining keys are printed. A KID that begins with a dash goes after --.
     """
-    from authsvc.tokens import key_file
+    from authsvc.tokens import key_store
 
     now = utc_now()
-    remaining = key_file.remove_key(file, kid, now)
-    _print_keys(remaining)
-    _warn_of_early_use(next(key for key in remaining if key.status == "signing"), now)
+    async with _open(location) as store:
+        change = await key_store.remove_key(store, kid, now)
+    _print_keys(change.after)
+    _warn_of_early_use(_signing_key(change.after), now)
+
+
+@asynccontextmanager
+async def _open(location: KeyLocation) -> "AsyncIterator[KeyStore]":
+    from authsvc.tokens.opening import open_key_store
+
+    if isinstance(location, AwsKeys):
+        from authsvc.telemetry import logs
+
+        config.check_aws_variables(os.environ)
+        logs.configure(config.load_setting(os.environ, "log_format"), "warning")
+    async with open_key_store(location) as store:
+        yield store
+
+
+def _signing_key(listed: "Sequence[Key]") -> "Key":
+    return next(key for key in listed if key.status == "signing")
 
 
 def _warn_of_early_use(key: "Key", now: datetime) -> None:
-    from authsvc.tokens.key_file import was_just_published
+    from authsvc.tokens.key_store import was_just_published
 
     if was_just_published(key, now):
         text = f"key {key.kid} signs less than 2 hours after it was published: gateways may not know it yet"

@@ -1,4 +1,4 @@
-"""The `authsvc` command: `dev`, `serve`, `doctor`, `health`, and the groups of the other modules.
+"""The `authsvc` command: `dev`, `serve`, `doctor`, `health`, `descriptor`, and the groups of the other modules.
 
 A command imports what it needs when it runs, so that help is printed at once.
 """
@@ -16,6 +16,7 @@ from authsvc.cli.callers import callers
 from authsvc.cli.command import command, echo, log_line, report, serving_command
 from authsvc.cli.keys import keys
 from authsvc.cli.tables import tables
+from authsvc.cli.tokens import token
 from authsvc.cli.users import users
 from authsvc.config import ServeSettings
 from authsvc.errors import OperatorError
@@ -34,7 +35,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-for group in (tables, users, keys, callers):
+for group in (tables, users, keys, callers, token):
     main.add_command(group)
 
 
@@ -50,8 +51,9 @@ for group in (tables, users, keys, callers):
 async def run_dev(data_dir: Path) -> None:
     """Serve on this machine, ready to call.
 
-    The store is embedded. The first start creates an admin; each start prints grpcurl commands
-    that work as pasted. Settings come from the environment and from a file .env beside it.
+    The store is embedded. The first start creates an admin; each start prints commands that work
+    as pasted, for grpcurl or, where that is not on the path, for the buf of this environment.
+    Settings come from the environment and from a file .env beside it.
     """
     from authsvc.cli import dev
 
@@ -120,6 +122,22 @@ async def check_health() -> None:
     if not health.is_serving(listen, has_tls=has_tls):
         raise OperatorError(f"no service serves on {listen}")
     echo("serving")
+
+
+@main.command(name="descriptor")
+@command
+async def write_descriptor() -> None:
+    """Write the API's descriptor set, which is binary.
+
+    For gateways, and for tools where reflection is off: authsvc descriptor > authsvc.binpb, then
+    grpcurl -protoset authsvc.binpb, or buf curl --schema authsvc.binpb. The types of the error
+    details are in it.
+    """
+    if sys.stdout is None or sys.stdout.isatty():
+        raise click.UsageError("the output is binary: write it to a file, authsvc descriptor > authsvc.binpb")
+    from authsvc.cli.descriptor import descriptor_set
+
+    sys.stdout.buffer.write(descriptor_set())
 
 
 def _configure_logs(settings: ServeSettings, environ: Mapping[str, str]) -> None:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from authsvc.cli.command import command, echo, load_existing_store_settings, open_users
+from authsvc.cli.command import command, echo, load_existing_store_settings, open_users, read_secret
 from authsvc.config import StoreSettings
 from authsvc.errors import (
-    ConfigError,
     EmailAlreadyExistsError,
     InvalidFieldError,
     OperatorError,
@@ -49,7 +48,9 @@ def create_user(email: str, role: str, *, temporary: bool) -> Coroutine[Any, Any
     """
     settings = load_existing_store_settings()
     # Before the event loop runs, whose signal handling would keep Ctrl-C from the prompt.
-    return _create_user(settings, email, role, None if temporary else _read_password())
+    return _create_user(
+        settings, email, role, None if temporary else read_secret("Password", PASSWORD_LINE_MAX_BYTES, confirm=True)
+    )
 
 
 async def _create_user(settings: StoreSettings, email: str, role: str, password: str | None) -> None:
@@ -166,19 +167,6 @@ async def _find_user_id(use_cases: "Users", name: str) -> str:
         if "@" not in name:
             raise
         return (await use_cases.get_user_by_email(name)).user_id
-
-
-def _read_password() -> str:
-    if sys.stdin is None:
-        raise ConfigError(["standard input: is closed; the password is its first line"])
-    try:
-        if sys.stdin.isatty():
-            password: str = click.prompt("Password", hide_input=True, confirmation_prompt=True)
-            return password
-        line = sys.stdin.buffer.readline(PASSWORD_LINE_MAX_BYTES)
-        return line.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError:
-        raise ConfigError(["standard input: the password is not UTF-8"]) from None
 
 
 def _print_user(user: User) -> None:

@@ -79,11 +79,11 @@ class Authorization:
 
     async def _authorize_caller(self, permissions: frozenset[Permission], context: Context) -> None:
         """Require a caller; a bearer that is not an API key is ignored, for it may be an end user's token."""
-        self._require_caller(_bearer(context), permissions, context)
+        self._require_caller(_bearer(), permissions, context)
 
     async def _authorize_caller_or_admin(self, permissions: frozenset[Permission], context: Context) -> None:
         """Require a caller or an admin; a bearer decides before the TLS identity."""
-        bearer = _bearer(context)
+        bearer = _bearer()
         if bearer and not bearer.startswith(API_KEY_PREFIX):
             await self._require_admin(bearer)
         else:
@@ -133,13 +133,13 @@ def is_loopback(peer: str) -> bool:
     return Address(peer_host(peer), 0).is_loopback
 
 
-def _bearer(context: Context) -> str:
+def _bearer() -> str:
     """Return the bearer credential, empty where there is none.
 
     Raises:
         CallerUnauthenticatedError: There are two headers: a proxy and this service could each read another one.
     """
-    credentials = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+    credentials = [value for key, value in request_context.trace.get().metadata if key == "authorization"]
     if not credentials:
         return ""
     if len(credentials) > 1:

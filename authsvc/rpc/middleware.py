@@ -1,4 +1,4 @@
-"""RPC middleware: trace id, deadline, authorization, decoding, metrics and errors around every handler.
+"""RPC middleware: trace, deadline, authorization, decoding, metrics and errors around every handler.
 
 grpc.aio sends the text of a handler's exception to the client, and its own decoding error before any handler runs. So
 methods are registered with plain bytes, and no exception leaves the wrapper. Errors are sent as Trailers-Only, for
@@ -9,7 +9,7 @@ import asyncio
 import time
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import grpc
 import structlog
@@ -19,10 +19,15 @@ from google.protobuf.message import DecodeError, Message
 
 from authsvc import request_context
 from authsvc.errors import CallerRefusedError, CorruptItemError, MalformedRequestError, StoreUnavailableError
+from authsvc.request_context import Trace
 from authsvc.rpc.authorization import Authorization, Context, is_loopback, peer_host
+from authsvc.rpc.messages import validation_outcome
 from authsvc.rpc.statuses import INTERNAL, Metadata, Status, error_metadata, status_for
 from authsvc.telemetry import audit, metrics
 from authsvc.telemetry.audit import Event
+
+if TYPE_CHECKING:
+    from authsvc.telemetry.spans import Spans
 
 HASHING_METHODS = frozenset(
     {
@@ -57,6 +62,7 @@ class Middleware:
         authorization: Decides who may call.
         request_seconds: Deadline of a request whose client set no earlier one.
         hashing_seconds: The same for HASHING_METHODS.
+        spans: Records the spans of sampled calls; None: no spans are exported.
     """
 
     def __init__(
@@ -64,10 +70,12 @@ class Middleware:
         authorization: Authorization,
         request_seconds: float = request_context.DEFAULT_DEADLINE_SECONDS,
         hashing_seconds: float = request_context.HASHING_DEADLINE_SECONDS,
+        spans: "Spans | None" = None,
     ) -> None:
         self._authorization = authorization
         self._request_seconds = request_seconds
         self._hashing_seconds = hashing_seconds
+        self._spans = spans
 
     def wrap_service(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
         """Return a service's wrapped methods, ready to be added to a server.
@@ -91,12 +99,12 @@ class Middleware:
         authorize = self._authorization.for_method(method.full_name)
         # Without authenticated callers, only a client on this machine is believed.
         distrusts_address = not self._authorization.has_callers and CLIENT_ADDRESS in method.input_type.fields_by_name
-        calls = metrics.MethodCalls(method.full_name)
+        record = _Record(method, self._spans)
         max_seconds = self._hashing_seconds if method.full_name in HASHING_METHODS else self._request_seconds
 
         async def wrapped(data: bytes, context: Context) -> bytes:
             begin = time.perf_counter()
-            trace_id = request_context.new_trace_id()
+            trace = request_context.start_trace(context.invocation_metadata)
             try:
                 request_context.start_deadline(context.time_remaining(), max_seconds)
                 if authorize is not None:
@@ -108,22 +116,46 @@ class Middleware:
                 answer = response.SerializeToString()
             except (asyncio.CancelledError, Exception) as error:  # the last resort: the client gets a status
                 if _is_cancelled(error):
-                    calls.failed(begin, "CANCELLED")
+                    record.failed(trace, begin, "CANCELLED")
                     raise
                 status = status_for(error)
-                calls.failed(begin, status.code.name, status.reason)
+                record.failed(trace, begin, status.code.name, status.reason)
                 _log_error(method.full_name, context.peer(), status, error)
                 error_answer = answer_error(error)
                 if error_answer is not None:
                     return error_answer.SerializeToString()
-                metadata = error_metadata(status, error, str(trace_id))
+                metadata = error_metadata(status, error, trace.trace_id)
             else:
-                calls.succeeded(begin)
+                record.succeeded(trace, begin, response)
                 return answer
             await _abort(context, status, metadata)
             return b""  # ignored
 
         return wrapped
+
+
+class _Record:
+    """Counts the finished calls of a method, and records the spans of those that are sampled.
+
+    Args:
+        method: Of the calls.
+        spans: None: no spans are exported.
+    """
+
+    def __init__(self, method: MethodDescriptor, spans: "Spans | None") -> None:
+        self._calls = metrics.MethodCalls(method.full_name)
+        self._spans = spans
+        self._span_name = f"{method.containing_service.full_name}/{method.name}"
+
+    def succeeded(self, trace: Trace, begin: float, response: Message) -> None:
+        self._calls.succeeded(begin)
+        if self._spans is not None and self._spans.is_sampled(trace):
+            self._spans.record(self._span_name, begin, "OK", outcome=validation_outcome(response))
+
+    def failed(self, trace: Trace, begin: float, code: str, reason: str = "") -> None:
+        self._calls.failed(begin, code, reason)
+        if self._spans is not None and self._spans.is_sampled(trace):
+            self._spans.record(self._span_name, begin, code, reason)
 
 
 def _no_answer(_: BaseException) -> None:

@@ -3,17 +3,18 @@
 import asyncio
 import contextlib
 import gc
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from prometheus_client import REGISTRY
 
-from authsvc import request_context
+from authsvc import otel_variables, request_context
 from authsvc.config import Address, ServeSettings
 from authsvc.errors import OperatorError, StoreUnavailableError
 from authsvc.models import Clock, utc_now
@@ -39,13 +40,17 @@ from authsvc.telemetry import metrics
 from authsvc.throttling.budgets import Budgets
 from authsvc.throttling.login_throttle import LoginThrottle
 from authsvc.tokens.access_tokens import AccessTokens
-from authsvc.tokens.key_file import watch_key_file
+from authsvc.tokens.opening import POLL_SECONDS as KEY_POLL_SECONDS
+from authsvc.tokens.opening import watch_keys
 from authsvc.usecases.login import Logins
 from authsvc.usecases.sessions import SessionLifetimes, Sessions
 from authsvc.usecases.user_state_cache import STALE_FALLBACK_TIMEOUT_SECONDS, StalenessLimits, UserStateCache
 from authsvc.usecases.users import Users
 from authsvc.usecases.validation import Validations
-from authsvc.watched_file import WatchedFile
+from authsvc.watched_file import Watched
+
+if TYPE_CHECKING:
+    from authsvc.telemetry.spans import Spans
 
 GC_THRESHOLDS = (700, 10, 1000)
 """Python's own but for the last: a full collection stops all calls for 20 ms once the caches are full."""
@@ -64,7 +69,9 @@ class Limits:
         stale_fallback_seconds: How long a validation waits for the store where an older read may answer instead.
         drain_seconds: From NOT_SERVING to the end of new calls beyond loopback: balancers need time to notice.
         stop_grace_seconds: Calls in flight have this long to finish.
+        span_flush_seconds: Then the spans that wait have this long to be exported.
         file_poll_seconds: Between two checks of the watched files.
+        key_poll_seconds: Between two reads of signing keys in AWS.
         hash_queue_capacity: Slots of the hash queue.
         connections: Of the gRPC port.
         http: Of the side port.
@@ -76,7 +83,9 @@ class Limits:
     stale_fallback_seconds: float = STALE_FALLBACK_TIMEOUT_SECONDS
     drain_seconds: float = 2.0
     stop_grace_seconds: float = 10.0
+    span_flush_seconds: float = 3.0
     file_poll_seconds: float = 0.5
+    key_poll_seconds: float = KEY_POLL_SECONDS
     hash_queue_capacity: int = HASH_QUEUE_CAPACITY
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     http: HttpLimits = field(default_factory=HttpLimits)
@@ -127,18 +136,18 @@ async def run_app(
         CallersFileError: The callers file cannot be used.
         StoreSetupError: The store cannot be opened.
     """
-    key_file = watch_key_file(settings.signing_keys, clock)
     callers_file = None if settings.callers is None else watch_callers_file(settings.callers)
     certificates = watch_certificates(settings)
-    tokens = AccessTokens(key_file.content, settings.issuer, settings.audience, settings.access_token_ttl)
-
-    def use_content() -> None:
-        tokens.ring = key_file.content
-        if certificates is not None:
-            publish_expiry(certificates.content)
-
-    use_content()
     async with AsyncExitStack() as stack:
+        keys = await stack.enter_async_context(watch_keys(settings.signing_keys, clock, limits.key_poll_seconds))
+        tokens = AccessTokens(keys.content, settings.issuer, settings.audience, settings.access_token_ttl)
+
+        def use_content() -> None:
+            tokens.ring = keys.content
+            if certificates is not None:
+                publish_expiry(certificates.content)
+
+        use_content()
         cache = UserStateCache(monotonic)
         store = await stack.enter_async_context(open_store(settings, cache.invalidate, limits.dynamodb))
         lifetimes = SessionLifetimes(settings.session_idle_ttl, settings.session_max_ttl, settings.refresh_grace)
@@ -160,7 +169,10 @@ async def run_app(
             http_server.serve_http(settings, lambda: sessions.jwks, REGISTRY, limits.http)
         )
         middleware = Middleware(
-            Authorization(validations, callers_file), limits.request_seconds, limits.hashing_seconds
+            Authorization(validations, callers_file),
+            limits.request_seconds,
+            limits.hashing_seconds,
+            _open_spans(stack, limits.span_flush_seconds),
         )
         servicers = (
             AuthService(logins, sessions, validations),
@@ -172,7 +184,7 @@ async def run_app(
         stack.push_async_callback(server.stop, limits.stop_grace_seconds)
         stack.callback(health.end_streams)
         metrics.STARTS.inc()
-        files = [file for file in (key_file, callers_file, certificates) if file is not None]
+        files = [file for file in (keys, callers_file, certificates) if file is not None]
         for work in (
             metrics.sample({"verified_tokens": lambda: tokens.cache_size, "standings": lambda: len(cache)}),
             _reload_files(files, reload or asyncio.Event(), limits.file_poll_seconds, use_content),
@@ -181,6 +193,17 @@ async def run_app(
             _run_in_background(stack, work)
         address = str(Address(settings.listen.host, port))
         yield App(address, http_address, logins, sessions, validations, users, health)
+
+
+def _open_spans(stack: AsyncExitStack, flush_seconds: float) -> "Spans | None":
+    """Open the export of spans, which is closed when the stack unwinds; None where it is off."""
+    if not otel_variables.exports_spans(os.environ):
+        return None
+    from authsvc.telemetry.spans import open_spans  # noqa: PLC0415 - of the extra `otel`
+
+    spans = open_spans()
+    stack.push_async_callback(spans.close, flush_seconds)
+    return spans
 
 
 def _warn_of_slow_hashes(hasher: Hasher) -> None:
@@ -246,7 +269,7 @@ async def _set_serving_when_store_answers(store: Store, health: Health) -> None:
 
 
 async def _reload_files(
-    files: Sequence[WatchedFile[Any]], demanded: asyncio.Event, poll_seconds: float, use_content: Callable[[], None]
+    files: Sequence[Watched[Any]], demanded: asyncio.Event, poll_seconds: float, use_content: Callable[[], None]
 ) -> None:
     """Follow the files' changes; read all of them, changed or not, where that is demanded."""
     while True:

@@ -27,9 +27,9 @@ from authsvc.server import http_server, listening
 from authsvc.server.process import on_signals, raise_open_files_limit
 from authsvc.telemetry import metrics
 from authsvc.telemetry.worker_metrics import WorkerMetrics, metrics_folder
-from authsvc.tokens.key_file import watch_key_file
 from authsvc.tokens.keys import KeyRing
-from authsvc.watched_file import WatchedFile
+from authsvc.tokens.opening import watch_keys
+from authsvc.watched_file import Watched
 
 _LISTEN = "AUTHSVC_LISTEN"
 
@@ -84,14 +84,14 @@ async def serve(settings: ServeSettings, limits: SupervisionLimits = PRODUCTION_
 
 
 async def _run_workers(settings: ServeSettings, limits: SupervisionLimits, reload: asyncio.Event) -> None:
-    key_file = watch_key_file(settings.signing_keys, utc_now)
-
-    def jwks() -> str:
-        return key_file.reload_if_changed().jwks(utc_now().timestamp())
-
     with _reserve_port(settings.listen) as address, metrics_folder() as folder:
         counts = WorkerMetrics(folder)
-        async with http_server.serve_http(settings, jwks, counts.registry) as http_address:
+        async with (
+            watch_keys(settings.signing_keys, utc_now) as keys,
+            http_server.serve_http(
+                settings, lambda: keys.reload_if_changed().jwks(utc_now().timestamp()), counts.registry
+            ) as http_address,
+        ):
             environ = _environ(settings, address, folder)
             workers = [_Worker(number + 1, environ, counts, limits) for number in range(settings.workers)]
             first, *others = workers
@@ -104,21 +104,19 @@ async def _run_workers(settings: ServeSettings, limits: SupervisionLimits, reloa
                     for work in (
                         first.supervise(),
                         *(worker.run() for worker in others),
-                        _reload_on_demand(reload, key_file, workers),
+                        _reload_on_demand(reload, keys, workers),
                     ):
                         group.create_task(work)
             finally:
                 await asyncio.gather(*(worker.stop() for worker in workers))
 
 
-async def _reload_on_demand(
-    demanded: asyncio.Event, key_file: WatchedFile[KeyRing], workers: "Sequence[_Worker]"
-) -> None:
-    """Read the key file again, here and with the other watched files in each worker, whenever that is demanded."""
+async def _reload_on_demand(demanded: asyncio.Event, keys: Watched[KeyRing], workers: "Sequence[_Worker]") -> None:
+    """Read the keys again, here and with the other watched files in each worker, whenever that is demanded."""
     while True:
         await demanded.wait()
         demanded.clear()
-        key_file.reload()
+        keys.reload()
         for worker in workers:
             worker.reload()
 

@@ -59,6 +59,13 @@ WRITE_LOCK_SECONDS = 2.0
 READ_LOCK_SECONDS = 0.1
 _WAL_POLL_SECONDS = 0.01
 _LOCAL = "it must be on a local file system with locks and shared memory, not on SMB or NFS"
+_REMEDIES = {
+    sqlite3.SQLITE_IOERR: _LOCAL,
+    sqlite3.SQLITE_PROTOCOL: _LOCAL,
+    sqlite3.SQLITE_CORRUPT: "restore it from a backup",
+    sqlite3.SQLITE_NOTADB: "restore it from a backup",
+}
+"""Where a file cannot be opened, by SQLite's kind of error."""
 
 _VERSION_1 = """
 CREATE TABLE users (
@@ -174,9 +181,9 @@ class SQLiteStore:
     def _user_state(self, user_id: str) -> UserState | Exception | None:
         try:
             rows = self._read(_SELECT_USER_STATE, user_id)
+            return _user_state(rows[0]) if rows else None
         except StoreUnavailableError as error:
             return error
-        return _user_state(rows[0]) if rows else None
 
     async def get_user_by_email(self, email: Email) -> EmailOwner:
         """See Store: only this service writes the file, so every address is in a normal form."""
@@ -421,11 +428,11 @@ def _put_attempts(db: sqlite3.Connection, key: str, attempt_ids: set[str], expir
 
 
 def _attempt_ids(row: sqlite3.Row) -> set[str]:
-    return set(json.loads(row["attempts"]))
+    return set(_texts(row["attempts"]))
 
 
 def _expiry(row: sqlite3.Row) -> datetime:
-    return datetime.fromisoformat(row["expire_time"])
+    return _required_time(row["expire_time"])
 
 
 def _create_schema(db: sqlite3.Connection) -> list[str]:
@@ -496,7 +503,7 @@ def _user_state_values(row: sqlite3.Row) -> dict[str, Any]:
         "role": row["role"],
         "is_active": bool(row["is_active"]),
         "token_generation": row["token_generation"],
-        "revoked_sessions": frozenset(json.loads(row["revoked_sessions"])),
+        "revoked_sessions": frozenset(_texts(row["revoked_sessions"])),
     }
 
 
@@ -536,7 +543,27 @@ def _text(time: datetime) -> str:
 
 
 def _time(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text)
+    return None if text is None else _required_time(text)
+
+
+def _required_time(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        raise _damaged_row() from None
+
+
+def _texts(text: str) -> Collection[str]:
+    try:
+        texts: list[str] = json.loads(text)
+    except (TypeError, ValueError):
+        raise _damaged_row() from None
+    return texts
+
+
+def _damaged_row() -> StoreUnavailableError:
+    """Return the error for what only a damaged file can hold: SQLite notices the damage in pages, not in values."""
+    return StoreUnavailableError("sqlite: a row is damaged")
 
 
 @contextmanager
@@ -593,7 +620,8 @@ def _reason(error: OSError | sqlite3.Error) -> str:
         return str(error.strerror)
     # The lowest byte is the kind of an extended code.
     kind = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    return f"{error}; {_LOCAL}" if kind in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PROTOCOL) else str(error)
+    remedy = _REMEDIES.get(kind)
+    return f"{error}; {remedy}" if remedy else str(error)
 
 
 @asynccontextmanager

@@ -1,6 +1,6 @@
 """The audit log: one line per login, refusal, session and user change, with fixed members per event.
 
-docs/operations.md lists events and members. Every log line also has the request's `trace_id` and `caller`.
+docs/operations.md lists events and members. Every log line also has the request's `trace_id`, `span_id` and `caller`.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Structured logs: one line per event, to stderr, with the trace id and caller of its request.
+"""Structured logs: one line per event, to stderr, with the trace id, span id and caller of its request.
 
 No line holds a password, token, key or hash, nor an email in clear: `email_digest` replaces it.
 """
@@ -16,7 +16,7 @@ from typing import Protocol, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from authsvc.request_context import caller, trace_id
+from authsvc.request_context import caller, trace
 from authsvc.telemetry.log_queue import COUNT_DROPPED, Kind, LogQueue, stderr_queue
 from authsvc.telemetry.printable import escape
 
@@ -181,10 +181,12 @@ def _escape_control_characters(_logger: WrappedLogger, _method: str, event: Even
 
 
 def _add_request(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    for variable in (caller, trace_id):
-        value = variable.get(None)
-        if value is not None:
-            event[variable.name] = str(value)
+    name, request = caller.get(None), trace.get(None)
+    if name is not None:
+        event["caller"] = name
+    if request is not None:
+        event["trace_id"] = request.trace_id
+        event["span_id"] = request.span_id
     return event
 
 

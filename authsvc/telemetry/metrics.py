@@ -55,6 +55,7 @@ HASHES_REFUSED = Counter("authsvc_hashes_refused", "Password hashes refused: que
 CACHE_ENTRIES = Gauge("authsvc_cache_entries", "Entries in a cache", ["cache"], multiprocess_mode="livesum")
 EVENT_LOOP_LAG = Histogram("authsvc_event_loop_lag_seconds", "Event loop lag in seconds", buckets=_SECONDS)
 LOG_LINES_DROPPED = Counter("authsvc_log_lines_dropped", "Log lines that could not be written, by kind", ["kind"])
+SPANS_DROPPED = Counter("authsvc_spans_dropped", "Spans of sampled calls that were not exported, by cause", ["cause"])
 CERTIFICATE_EXPIRY = Gauge(
     "authsvc_certificate_expiry_timestamp_seconds",
     "End of a certificate that is served with, in seconds since 1970",

@@ -109,12 +109,20 @@ class AccessTokens:
         Returns:
             The token's claims, or why it is inactive.
         """
-        now_seconds = int(now.timestamp())
         try:
-            token = self._verify_signature(text, now_seconds)
-            check_claims(token, self._issuer, self._audience, now_seconds)
+            return self.check(text, now)
         except InactiveTokenError as error:
-            return error.reason
+            return error.check.reason
+
+    def check(self, text: str, now: datetime) -> AccessToken:
+        """Do the same; raise where the token is inactive.
+
+        Raises:
+            InactiveTokenError: The first check that failed.
+        """
+        now_seconds = int(now.timestamp())
+        token = self._verify_signature(text, now_seconds)
+        check_claims(token, self._issuer, self._audience, now_seconds)
         return token
 
     def identify_session(self, text: str, now: datetime) -> tuple[str, str] | None:

@@ -1,42 +1,21 @@
-"""The key file: read, write, rotate, remove, and watch for changes. A file is written whole or not at all."""
+"""The key file: read, write, and watch for changes. A file is written whole or not at all."""
 
 import contextlib
 import fcntl
-import json
 import os
 import shlex
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from authsvc.errors import KeyFileError
-from authsvc.models import LEEWAY, Clock
-from authsvc.tokens.keys import Key, KeyRing, KeyStatus, new_jwk, parse_keys
+from authsvc.models import Clock
+from authsvc.tokens.key_set import KeySet, StoredKeys, located, new_key_set, parse_key_set
+from authsvc.tokens.keys import Key, KeyRing, parse_keys
 from authsvc.watched_file import WatchedFile
-
-RETIRE_MARGIN = timedelta(seconds=60)
-PUBLISHED_BEFORE_SIGNING = timedelta(hours=2)
-"""How long gateways may cache the public keys."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rotation:
-    """The result of a rotation.
-
-    Args:
-        retired: The key that signed before; None where no next key was published, so that it still signs.
-        signing: The key that signs now.
-        following: The next key.
-    """
-
-    retired: Key | None
-    signing: Key
-    following: Key
 
 
 def read_key_ring(path: Path, now: datetime) -> KeyRing:
@@ -54,19 +33,9 @@ def read_keys(path: Path) -> list[Key]:
     Raises:
         KeyFileError: The file cannot be read, or a key in it cannot be used.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise KeyFileError(f"{path}: no such file; create it: authsvc keys generate {shlex.quote(str(path))}") from None
-    except PermissionError as error:
-        raise KeyFileError(f"{path}: cannot be read: {error.strerror}; run this as the file's owner") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise KeyFileError(f"{path}: cannot be read: {reason}") from None
-    try:
+    text = _read_text(path)
+    with located(path):
         return parse_keys(text)
-    except KeyFileError as error:
-        raise KeyFileError(f"{path}: {error}") from None
 
 
 def watch_key_file(path: Path, clock: Clock) -> WatchedFile[KeyRing]:
@@ -80,72 +49,60 @@ def watch_key_file(path: Path, clock: Clock) -> WatchedFile[KeyRing]:
     )
 
 
-def generate_key_file(path: Path, alg: str, now: datetime) -> list[Key]:
+def generate_key_file(path: Path, alg: str, now: datetime) -> Sequence[Key]:
     """Create a file with a signing key and the next one.
 
     Raises:
         KeyFileError: The file exists, or cannot be written.
     """
-    jwks = [new_jwk(alg, status, now) for status in (KeyStatus.SIGNING, KeyStatus.NEXT)]
-    _create_file(path, json.dumps({"keys": jwks}, indent=2))
-    return read_keys(path)
+    key_set = new_key_set(alg, now)
+    _create_file(path, key_set.to_json(indent=2))
+    return key_set.keys
 
 
-def rotate_keys(path: Path, access_token_ttl: timedelta, now: datetime) -> Rotation:
-    """Let the next key sign, add a new next one, and retire the old one until its last token has expired.
-
-    Where there is no next key, one is added and nothing else changes: a key must be published before it signs.
+class KeyFile:
+    """A key file, as a store of keys.
 
     Args:
-        path: The key file.
-        access_token_ttl: Longest lifetime of the tokens that the old key has signed.
-        now: Retired keys that are expired by then are dropped.
-
-    Raises:
-        KeyFileError: The file cannot be used or written.
+        path: Of the file.
     """
-    with _locked(path):
-        keys = {key.kid: key for key in read_keys(path)}
-        jwks = [jwk for jwk in _read_jwks(path) if not keys[jwk["kid"]].is_expired(now.timestamp())]
-        signing = next(jwk for jwk in jwks if jwk["status"] == KeyStatus.SIGNING)
-        following = next((jwk for jwk in jwks if jwk["status"] == KeyStatus.NEXT), None)
-        if following is not None:
-            retire_time = now + access_token_ttl + LEEWAY + RETIRE_MARGIN
-            signing.update(status=KeyStatus.RETIRED, retire_time=int(retire_time.timestamp()))
-            following.update(status=KeyStatus.SIGNING)
-        added = new_jwk(signing["alg"], KeyStatus.NEXT, now)
-        written = {key.kid: key for key in _write_jwks(path, [*jwks, added])}
-        if following is None:
-            return Rotation(None, written[signing["kid"]], written[added["kid"]])
-        return Rotation(written[signing["kid"]], written[following["kid"]], written[added["kid"]])
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __str__(self) -> str:
+        """Return the path."""
+        return str(self._path)
+
+    async def read(self) -> StoredKeys:
+        """See KeyStore; the version is the text."""
+        text = _read_text(self._path)
+        with located(self._path):
+            return StoredKeys(parse_key_set(text), text)
+
+    async def create(self, key_set: KeySet) -> None:
+        """See KeyStore."""
+        _create_file(self._path, key_set.to_json(indent=2))
+
+    async def write(self, key_set: KeySet, version: object) -> bool:
+        """See KeyStore."""
+        with _locked(self._path):
+            is_unchanged = _read_text(self._path) == version
+            if is_unchanged:
+                _replace_file(self._path, key_set.to_json(indent=2))
+            return is_unchanged
 
 
-def remove_key(path: Path, kid: str, now: datetime) -> list[Key]:
-    """Remove a key and with it its tokens; another key takes over its status.
-
-    Raises:
-        KeyFileError: The file cannot be used or written, or has no such key.
-    """
-    with _locked(path):
-        keys = read_keys(path)
-        removed = next((key for key in keys if key.kid == kid), None)
-        if removed is None:
-            raise KeyFileError(f"{path}: has no key {kid}")
-        jwks = [jwk for jwk in _read_jwks(path) if jwk["kid"] != kid]
-        if removed.status is KeyStatus.SIGNING:
-            following = next((jwk for jwk in jwks if jwk["status"] == KeyStatus.NEXT), None)
-            if following is None:
-                remedy = f"authsvc keys rotate {shlex.quote(str(path))}"
-                raise KeyFileError(f"{path}: has no next key to sign instead of {kid}; add one: {remedy}")
-            following.update(status=KeyStatus.SIGNING)
-        if removed.status is not KeyStatus.RETIRED:
-            jwks.append(new_jwk(removed.alg, KeyStatus.NEXT, now))
-        return _write_jwks(path, jwks)
-
-
-def was_just_published(key: Key, now: datetime) -> bool:
-    """Tell whether a key is so new that gateways may not know it yet."""
-    return now.timestamp() - key.create_time < PUBLISHED_BEFORE_SIGNING.total_seconds()
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise KeyFileError(f"{path}: no such file; create it: authsvc keys generate {shlex.quote(str(path))}") from None
+    except PermissionError as error:
+        raise KeyFileError(f"{path}: cannot be read: {error.strerror}; run this as the file's owner") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise KeyFileError(f"{path}: cannot be read: {reason}") from None
 
 
 @contextmanager
@@ -185,16 +142,6 @@ def _lock_file(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.unlink(missing_ok=True)
-
-
-def _read_jwks(path: Path) -> list[dict[str, Any]]:
-    jwks: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8-sig"))["keys"]
-    return jwks
-
-
-def _write_jwks(path: Path, jwks: list[dict[str, Any]]) -> list[Key]:
-    _replace_file(path, json.dumps({"keys": jwks}, indent=2))
-    return read_keys(path)
 
 
 def _create_file(path: Path, text: str) -> None:

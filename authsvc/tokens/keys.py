@@ -75,7 +75,7 @@ class Key:
 
 
 class KeyRing:
-    """The keys of one key file, immutable.
+    """The keys of one key set, immutable.
 
     Args:
         keys: Exactly one of them has the status signing.

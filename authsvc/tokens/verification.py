@@ -23,7 +23,9 @@ ACCESS_TOKEN_TYPE = "at+jwt"  # noqa: S105 - RFC 9068 §2.1
 MAX_TOKEN_LENGTH = 8 * 1024
 LEEWAY_SECONDS = int(LEEWAY.total_seconds())
 
+NOT_AN_OBJECT = "not a JSON object, or one with duplicate members or deep nesting"
 _HEADER_MEMBERS = {"alg", "kid", "typ"}
+_CLAIM_FORMS = {str: "a text, not empty", int: "a whole number"}
 _SEGMENTS = re.compile(r"([\w-]+)\.([\w-]+)\.([\w-]+)", re.ASCII)
 
 T = TypeVar("T", str, int)
@@ -44,16 +46,47 @@ class InactiveReason(Enum):
     SESSION_REVOKED = auto()
 
 
+class TokenCheck(Enum):
+    """The checks of a token in the order of decision, those of its user last: the first that fails is the answer.
+
+    Args:
+        reason: Why a token that fails the check is inactive.
+        requirement: What the check requires.
+    """
+
+    KIND = InactiveReason.WRONG_TYPE, "the token is not a refresh token"
+    LENGTH = InactiveReason.MALFORMED, f"the token is ASCII of at most {MAX_TOKEN_LENGTH:,} characters"
+    SEGMENTS = InactiveReason.MALFORMED, "the token is three segments of base64url, joined by dots"
+    HEADER = InactiveReason.MALFORMED, "the header is a JSON object of alg, kid and typ, all strings"
+    TYPE = InactiveReason.WRONG_TYPE, f"typ is {ACCESS_TOKEN_TYPE}"
+    KEY = InactiveReason.BAD_SIGNATURE, "a current key has the kid and the alg"
+    SIGNATURE = InactiveReason.BAD_SIGNATURE, "the signature is that key's"
+    CLAIMS = InactiveReason.MALFORMED, "every claim is there and well-formed"
+    ISSUER = InactiveReason.WRONG_ISSUER, "iss is the issuer of this service"
+    AUDIENCE = InactiveReason.WRONG_AUDIENCE, "aud is the audience of this service"
+    EXPIRY = InactiveReason.EXPIRED, f"exp is in the future, or less than {LEEWAY_SECONDS} s ago"
+    START = InactiveReason.NOT_YET_VALID, f"iat and nbf are in the past, or at most {LEEWAY_SECONDS} s ahead"
+    USER = InactiveReason.USER_NOT_FOUND, "the user exists"
+    ENABLED = InactiveReason.USER_DISABLED, "the user is not disabled"
+    SESSION = InactiveReason.SESSION_REVOKED, "the session is not revoked"
+
+    def __init__(self, reason: InactiveReason, requirement: str) -> None:
+        self.reason = reason
+        self.requirement = requirement
+
+
 class InactiveTokenError(Exception):
     """A check of a token failed.
 
     Args:
-        reason: The first check that failed.
+        check: The first check that failed.
+        problem: What is wrong, where the check does not say it: a fixed text, without anything of the token.
     """
 
-    def __init__(self, reason: InactiveReason) -> None:
-        super().__init__(reason.name)
-        self.reason = reason
+    def __init__(self, check: TokenCheck, problem: str = "") -> None:
+        super().__init__(check.name)
+        self.check = check
+        self.problem = problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +112,9 @@ def check_form(text: str) -> None:
         InactiveTokenError: The text is a refresh token, too long, or not ASCII.
     """
     if text.startswith(REFRESH_TOKEN_PREFIX):
-        raise InactiveTokenError(InactiveReason.WRONG_TYPE)
+        raise InactiveTokenError(TokenCheck.KIND)
     if len(text) > MAX_TOKEN_LENGTH or not text.isascii():
-        raise InactiveTokenError(InactiveReason.MALFORMED)
+        raise InactiveTokenError(TokenCheck.LENGTH)
 
 
 def verify_signature(text: str, ring: KeyRing, now_seconds: int) -> tuple[Key, AccessToken]:
@@ -97,12 +130,12 @@ def verify_signature(text: str, ring: KeyRing, now_seconds: int) -> tuple[Key, A
     """
     match = _SEGMENTS.fullmatch(text)  # unlike `$`, fullmatch accepts no trailing newline
     if match is None:
-        raise InactiveTokenError(InactiveReason.MALFORMED)
+        raise InactiveTokenError(TokenCheck.SEGMENTS)
     header, payload, signature = (_decode_segment(segment) for segment in match.groups())
-    key = _find_key(_parse_object(header), ring, now_seconds)
-    if key is None or not key.verify(text.rpartition(".")[0].encode(), signature):
-        raise InactiveTokenError(InactiveReason.BAD_SIGNATURE)
-    return key, _parse_claims(_parse_object(payload))
+    key = _find_key(_parse_object(header, TokenCheck.HEADER), ring, now_seconds)
+    if not key.verify(text.rpartition(".")[0].encode(), signature):
+        raise InactiveTokenError(TokenCheck.SIGNATURE)
+    return key, _parse_claims(_parse_object(payload, TokenCheck.CLAIMS))
 
 
 def check_claims(token: AccessToken, issuer: str, audience: str, now_seconds: int) -> None:
@@ -112,30 +145,45 @@ def check_claims(token: AccessToken, issuer: str, audience: str, now_seconds: in
         InactiveTokenError: The token is of another issuer or audience, expired, or not yet valid.
     """
     if token.issuer != issuer:
-        raise InactiveTokenError(InactiveReason.WRONG_ISSUER)
+        raise InactiveTokenError(TokenCheck.ISSUER)
     if token.audience != audience:
-        raise InactiveTokenError(InactiveReason.WRONG_AUDIENCE)
+        raise InactiveTokenError(TokenCheck.AUDIENCE)
     if now_seconds >= token.expires_at + LEEWAY_SECONDS:
-        raise InactiveTokenError(InactiveReason.EXPIRED)
+        raise InactiveTokenError(TokenCheck.EXPIRY)
     if now_seconds < max(token.issued_at, token.not_before) - LEEWAY_SECONDS:
-        raise InactiveTokenError(InactiveReason.NOT_YET_VALID)
+        raise InactiveTokenError(TokenCheck.START)
+
+
+def read_unverified(text: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return header and claims as anyone may have written them, for display alone; empty where they are unreadable."""
+    header, payload, *_ = [*text.split(".", 2), ""]
+    return _read_unverified(header), _read_unverified(payload)
+
+
+def _read_unverified(segment: str) -> Mapping[str, Any]:
+    try:
+        return _parse_object(_decode_segment(segment), TokenCheck.SEGMENTS)
+    except InactiveTokenError:
+        return {}
 
 
 def _decode_segment(segment: str) -> bytes:
     try:
         return base64url.decode(segment)
     except ValueError:
-        raise InactiveTokenError(InactiveReason.MALFORMED) from None
+        raise InactiveTokenError(TokenCheck.SEGMENTS) from None
 
 
-def _find_key(header: Mapping[str, Any], ring: KeyRing, now_seconds: int) -> Key | None:
-    """Return the key that a header names; None where the ring has none for the header's algorithm."""
+def _find_key(header: Mapping[str, Any], ring: KeyRing, now_seconds: int) -> Key:
+    """Return the key of the ring that a header names."""
     if header.keys() != _HEADER_MEMBERS or not all(isinstance(value, str) for value in header.values()):
-        raise InactiveTokenError(InactiveReason.MALFORMED)
+        raise InactiveTokenError(TokenCheck.HEADER)
     if header["typ"] != ACCESS_TOKEN_TYPE:
-        raise InactiveTokenError(InactiveReason.WRONG_TYPE)
+        raise InactiveTokenError(TokenCheck.TYPE)
     key = ring.get(header["kid"], now_seconds)
-    return key if key is not None and key.alg == header["alg"] else None
+    if key is None or key.alg != header["alg"]:
+        raise InactiveTokenError(TokenCheck.KEY)
+    return key
 
 
 def _parse_claims(claims: Mapping[str, Any]) -> AccessToken:
@@ -155,30 +203,31 @@ def _parse_claims(claims: Mapping[str, Any]) -> AccessToken:
     )
     try:
         fields.user_id(token.user_id)
-    except InvalidFieldError:
-        raise InactiveTokenError(InactiveReason.MALFORMED) from None
+    except InvalidFieldError as error:
+        raise InactiveTokenError(TokenCheck.CLAIMS, f"sub {error.problem}") from None
     lifetime_seconds = token.expires_at - token.issued_at
     if not 0 <= lifetime_seconds <= ACCESS_TOKEN_MAX_LIFETIME.total_seconds():
-        raise InactiveTokenError(InactiveReason.MALFORMED)
+        raise InactiveTokenError(TokenCheck.CLAIMS, "exp must be at most 24 hours after iat")
     return token
 
 
 def _claim(claims: Mapping[str, Any], name: str, expected: type[T]) -> T:
     value = claims.get(name)
     if type(value) is not expected or value == "":  # isinstance would accept a bool as an int
-        raise InactiveTokenError(InactiveReason.MALFORMED)
+        problem = "must be" if name in claims else "is missing:"
+        raise InactiveTokenError(TokenCheck.CLAIMS, f"{name} {problem} {_CLAIM_FORMS[expected]}")
     return value
 
 
-def _parse_object(text: bytes) -> Mapping[str, Any]:
+def _parse_object(text: bytes, check: TokenCheck) -> Mapping[str, Any]:
     """Return a JSON object, refusing duplicate members, NaN, lone surrogates and deep nesting."""
     try:
         value = json.loads(text.decode(), object_pairs_hook=_unique_members, parse_constant=_refuse_constant)
         json.dumps(value, ensure_ascii=False).encode()  # fails for an escaped lone surrogate
     except (ValueError, RecursionError):
-        raise InactiveTokenError(InactiveReason.MALFORMED) from None
+        raise InactiveTokenError(check, NOT_AN_OBJECT) from None
     if not isinstance(value, dict):
-        raise InactiveTokenError(InactiveReason.MALFORMED)
+        raise InactiveTokenError(check, NOT_AN_OBJECT)
     return value
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import costs, report
+from bench import costs, report, spans
 from bench.bars import BARS, Bar
 from bench.measure import Figures
 from bench.results import Results, Spread
@@ -22,7 +22,15 @@ def results() -> Results:
     units = {"one at a time": 1.0, "64 at once, one user": 0.1}
     memory = [(0, 90.0), (500_000, 100.0), (1_000_000, 101.0)]
     rpcs = dict.fromkeys(costs.CALLS_A_MONTH, (1.0, 2.0))
-    return Results(rounds=[first, second], units=units, memory=memory, costs=rpcs, item_bytes=1000, middleware=[9.0])
+    return Results(
+        rounds=[first, second],
+        units=units,
+        memory=memory,
+        costs=rpcs,
+        item_bytes=1000,
+        middleware=[9.0],
+        spans={spans.NOT_SAMPLED: [1.0, 1.5]},
+    )
 
 
 def test_each_variant_is_chosen_with_what_it_is_compared_with() -> None:

@@ -30,7 +30,8 @@ from authsvc.rpc.callers import api_key_digest, read_callers
 from authsvc.tokens import key_file as key_file_module
 from authsvc.tokens import keys
 from tests.e2e.certificates import Authority
-from tests.e2e.process import AUTHSVC, GIVE_UP_SECONDS, environment, invoke, poll, run
+from tests.e2e.process import AUTHSVC, GIVE_UP_SECONDS, Terminal, environment, invoke, run
+from tests.fake_aws import FakeAws, serving_aws
 from tests.support import PASSWORD, WITNESS
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +97,9 @@ def test_every_command_has_help(path: tuple[str, ...], option: str) -> None:
 def test_help_of_serve_names_every_setting() -> None:
     shown = invoke("serve", "--help").stdout
     assert "AUTHSVC_BCRYPT_COST          bcrypt cost of new password hashes, 10 to 16 (default 12)" in shown
-    assert "AUTHSVC_SIGNING_KEYS         key file, created by authsvc keys generate (required)" in shown
+    assert (
+        "AUTHSVC_SIGNING_KEYS         key file, ssm:NAME or secretsmanager:NAME; see authsvc keys (required)" in shown
+    )
 
 
 def test_tells_its_version() -> None:
@@ -159,7 +162,7 @@ def test_serve_names_every_problem_at_once() -> None:
         "error: AUTHSVC_LISTEN: must be HOST:PORT, for instance 127.0.0.1:50051",
         "error: AUTHSVC_ISSUER: must be set: URL of this deployment, the iss claim of its tokens",
         "error: AUTHSVC_AUDIENCE: must be set: aud claim of the tokens",
-        "error: AUTHSVC_SIGNING_KEYS: must be set: key file, created by authsvc keys generate",
+        "error: AUTHSVC_SIGNING_KEYS: must be set: key file, ssm:NAME or secretsmanager:NAME; see authsvc keys",
     ]
 
 
@@ -268,10 +271,10 @@ def test_an_engine_that_does_not_answer_is_said(command: list[str]) -> None:
 
 
 def test_an_error_without_a_text_is_told_by_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    def raise_it(_: Path) -> list[keys.Key]:
+    async def raise_it(_: key_file_module.KeyFile) -> None:
         raise UserNotFoundError
 
-    monkeypatch.setattr(key_file_module, "read_keys", raise_it)
+    monkeypatch.setattr(key_file_module.KeyFile, "read", raise_it)
     assert invoke("keys", "list", "file").stderr == "error: There is no such user.\n"
     assert all(cls.__doc__ for cls in AuthsvcError.__subclasses__())
 
@@ -665,6 +668,46 @@ def test_a_key_whose_id_begins_with_a_dash_is_removed(key_file: Path) -> None:
     assert kid not in removed.stdout
 
 
+@pytest.fixture
+def aws() -> Iterator[FakeAws]:
+    with serving_aws() as aws:
+        yield aws
+
+
+@pytest.mark.parametrize("keys", ["ssm:/authsvc/keys", "secretsmanager:authsvc/keys"])
+def test_keys_in_aws_have_the_same_commands(aws: FakeAws, keys: str) -> None:
+    made = invoke("keys", "generate", keys, **aws.environ())
+    assert (made.exit_code, made.stderr) == (0, "")
+    signing, following = (line.split("\t")[0] for line in made.stdout.splitlines())
+    assert invoke("keys", "list", keys, **aws.environ()).stdout == made.stdout
+    rotated = invoke("keys", "rotate", keys, **aws.environ())
+    assert [line.split("\t")[2] for line in rotated.stdout.splitlines()] == ["retired", "signing", "next"]
+    assert rotated.stdout.splitlines()[1].startswith(following)
+    assert "signs less than 2 hours after it was published" in rotated.stderr
+    removed = invoke("keys", "remove", keys, signing, **aws.environ())
+    assert removed.exit_code == 0
+    assert signing not in removed.stdout
+    assert invoke("keys", "list", keys, **aws.environ()).stdout == removed.stdout
+    again = invoke("keys", "generate", keys, **aws.environ())
+    assert (again.exit_code, again.stderr) == (1, f"error: {keys}: exists; keys are never overwritten\n")
+
+
+@pytest.mark.parametrize(
+    ("keys", "settings", "told"),
+    [
+        ("ssm:none", {}, "error: ssm:none: no such parameter in eu-west-1; create it: authsvc keys generate ssm:none"),
+        ("ssm:none", {"AWS_REGION": "x "}, "error: AWS_REGION: must not end with a blank"),
+        ("ssm:none", {"AWS_REGION": "", "AWS_CONFIG_FILE": "/nowhere"}, "error: AWS_REGION: must be set for what is"),
+        ("ssm:none:3", {}, "must have a name without a version after ssm:, for instance ssm:authsvc/keys"),
+        ("secretsmanager:", {}, "must have a name without a version after secretsmanager:"),
+    ],
+)
+def test_what_is_wrong_with_keys_in_aws_is_said(aws: FakeAws, keys: str, settings: dict[str, str], told: str) -> None:
+    listed = invoke("keys", "list", keys, **{**aws.environ(), **settings})
+    assert listed.exit_code == (2 if "must have a name" in told else 1)
+    assert told in listed.stderr
+
+
 # Callers
 
 
@@ -745,41 +788,6 @@ def test_a_closed_standard_output_is_no_problem(store: dict[str, str]) -> None:
     assert invoke("users", "create", "--email", "alice@example.com", stdin=PASSWORD, **store).exit_code == 0
     done = run("/bin/bash", "-c", f"exec {AUTHSVC} users list >&-", environ=environment(**store))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-class Terminal:
-    """A command on a terminal of its own."""
-
-    # The helper copies what it is given to the terminal, and what the terminal shows to its output.
-    SPAWN = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
-
-    def __init__(self, output: Path, *arguments: str, environ: dict[str, str]) -> None:
-        self._output = output
-        with output.open("wb") as file:
-            self._helper = subprocess.Popen(
-                [sys.executable, "-c", self.SPAWN, AUTHSVC, *arguments],
-                env=environ,
-                stdin=subprocess.PIPE,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
-
-    @property
-    def shown(self) -> str:
-        return self._output.read_text()
-
-    def answer(self, question: str, line: str) -> None:
-        poll(lambda: self.shown.endswith(question), f"asked {question!r}")
-        assert self._helper.stdin is not None
-        self._helper.stdin.write(line.encode())
-        self._helper.stdin.flush()
-
-    def wait(self) -> int:
-        try:
-            return self._helper.wait(GIVE_UP_SECONDS)
-        finally:
-            self._helper.communicate()
-            WITNESS.add_messages(self.shown)
 
 
 def test_a_terminal_is_asked_for_the_password_twice_and_does_not_show_it(store: dict[str, str], tmp_path: Path) -> None:

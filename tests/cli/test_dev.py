@@ -3,8 +3,10 @@
 import asyncio
 import os
 import re
+import shlex
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -125,7 +127,7 @@ async def test_a_password_that_is_gone_is_replaced(used: Path, capsys: pytest.Ca
     before = (used / "dev.env").read_text()
     for _ in range(2):
         (used / "dev.env").unlink()
-        assert "\ngrpcurl " in await started(used, capsys), "the new password lets the admin in"
+        assert "/CreateUser" in await started(used, capsys), "the new password lets the admin in"
     assert (used / "dev.env").read_text() != before
     assert (used / "dev.env").stat().st_mode & 0o777 == 0o600
 
@@ -209,11 +211,38 @@ async def started(folder: Path, capsys: pytest.CaptureFixture[str], **more: str)
     return await screen(config.load(dev.environment(folder, given), dev.DEFAULTS), folder, capsys)
 
 
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The one folder of the path, empty."""
+    folder = tmp_path / "bin, it's"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:0"])
-async def test_shows_three_commands(address: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_shows_three_commands(
+    address: str, folder: Path, path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path / "grpcurl").touch(mode=0o755)
     shown = await started(folder, capsys, AUTHSVC_LISTEN=address)
     assert shown.count("\ngrpcurl -plaintext ") == 3
     assert ("'[::1]:" in shown) == ("::1" in address), "a shell would look for files named so"
+    assert "brew" not in shown
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:0"])
+async def test_shows_them_for_the_buf_beside_python_where_grpcurl_is_missing(
+    address: str, folder: Path, path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buf = path / "buf"
+    buf.touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(path / "python"))
+    monkeypatch.setenv("PATH", "")
+    shown = await started(folder, capsys, AUTHSVC_LISTEN=address)
+    assert shown.count(f"\n{shlex.quote(str(buf))} curl --protocol grpc ") == 3
+    assert shown.count(" 'http://[::1]:" if "::1" in address else " http://127.0.0.1:") == 4
+    assert "grpcurl" not in shown
 
 
 @pytest.mark.parametrize(
@@ -228,16 +257,16 @@ async def test_a_password_that_is_wrong_is_said(written: str, used: Path, capsys
     (used / "dev.env").write_text(written)
     shown = await started(used, capsys)
     assert "correct it, or remove the file to get a new one." in shown
-    assert "grpcurl" not in shown
+    assert "/CreateUser" not in shown
 
 
-async def test_names_the_tool_that_the_commands_need_where_it_is_missing(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+async def test_names_the_tool_that_the_commands_need_where_there_is_none(
+    folder: Path, path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert (await started(folder, capsys)).count("brew install grpcurl") == 1
-    (tmp_path / "grpcurl").touch(mode=0o755)
-    assert "brew" not in await started(folder, capsys)
+    monkeypatch.setattr(sys, "executable", str(path / "python"))
+    shown = await started(folder, capsys)
+    assert shown.count("brew install grpcurl") == 1
+    assert shown.count("\ngrpcurl -plaintext ") == 3
 
 
 async def test_says_where_the_keys_are_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

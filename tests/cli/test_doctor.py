@@ -24,6 +24,7 @@ from authsvc.tokens.key_file import generate_key_file
 from tests.e2e.certificates import Authority, Pair
 from tests.e2e.process import invoke
 from tests.engines import Engine
+from tests.fake_aws import serving_aws
 from tests.support import PASSWORD
 
 
@@ -185,6 +186,22 @@ def test_keys_that_others_can_read(settings: dict[str, str], keys: Path) -> None
     assert "other users than the owner may read the file" in line
     subprocess.run(shlex.split(remedy(line)), check=True)
     assert invoke("doctor", **settings).exit_code == 0
+
+
+@pytest.mark.parametrize("keys_in_aws", ["ssm:/authsvc/keys", "secretsmanager:authsvc/keys"])
+def test_keys_in_aws(settings: dict[str, str], keys_in_aws: str) -> None:
+    with serving_aws() as aws:
+        settings |= {**aws.environ(), "AUTHSVC_SIGNING_KEYS": keys_in_aws}
+        missing = wrong(invoke("doctor", **settings))
+        assert missing.startswith(f"keys in {keys_in_aws}: no such ")
+        assert remedy(missing) == f"authsvc keys generate {keys_in_aws}; or correct AWS_REGION"
+        assert invoke("keys", "generate", keys_in_aws, **settings).exit_code == 0
+        assert f"ok    keys in {keys_in_aws}" in invoke("doctor", **settings).stdout
+        aws.refusals = dict.fromkeys(("GetParameter", "GetSecretValue"), "AccessDeniedException")
+        denied = wrong(invoke("doctor", **settings))
+        assert " is refused: AccessDeniedException. Remedy: allow " in denied
+        without_region = {**settings, "AWS_REGION": "", "AWS_CONFIG_FILE": "/nowhere"}
+        assert wrong(invoke("doctor", **without_region)).endswith("Remedy: correct AWS's own settings")
 
 
 def change_keys(path: Path, change: Callable[[list[dict[str, object]]], object]) -> None:
@@ -353,6 +370,8 @@ def test_a_store_of_another_version(settings: dict[str, str], tmp_path: Path) ->
         ("sqlite: no such table: users", "authsvc tables create"),
         ("ResourceNotFoundException", "authsvc tables create"),
         ("sqlite: database is locked", "check that the disk has space and no other program locks or changes the file"),
+        ("sqlite: database disk image is malformed", "restore the file from a backup"),
+        ("sqlite: a row is damaged", "restore the file from a backup"),
         ("no AWS credentials are configured", "check AWS_REGION, "),
         (f"InvalidSignatureException: {WRONG_CLOCK}, 3:00:00 slow", "run a time service, "),
         ("DescribeTable: SSLError", "check the certificate of the endpoint or of the proxy, "),

@@ -20,11 +20,6 @@ SERVICE_LIBRARIES = {"aioboto3", "bcrypt", "click", "structlog"}
 PROGRAMS = Path(__file__).parent
 
 
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bare.build_wheel(tmp_path_factory.mktemp("wheel"))
-
-
 @pytest.fixture(scope="session", params=["client-oldest", "client-newest"])
 def installation(
     request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory

@@ -1,6 +1,7 @@
 """Every RPC through the client: credentials, deadlines, errors, and what a call drops from the cache."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -223,6 +224,18 @@ async def test_the_trace_of_a_single_call_is_passed_on(traces: list[str], backen
     await backend.auth.GetJwks(auth_pb2.GetJwksRequest())
     its = "00-" + "0" * 30 + "5f-" + "0" * 15 + "1-01"
     assert traces == [its, "", its, "its own", ""]
+
+
+async def test_the_trace_of_the_backend_is_the_trace_of_the_service(backend: AsyncClient) -> None:
+    position = len(WITNESS.lines.getvalue())
+    context = trace.SpanContext(0x5F, 0x1, is_remote=False, trace_flags=trace.TraceFlags(1))
+    with trace.use_span(trace.NonRecordingSpan(context)), pytest.raises(InvalidCredentialsError) as caught:
+        await log_in(backend)
+    assert caught.value.trace_id == "0" * 30 + "5f"
+    lines = [json.loads(line) for line in WITNESS.lines.getvalue()[position:].splitlines()]
+    (refused,) = (line for line in lines if line["event"] == "login_refused")
+    assert refused["trace_id"] == caught.value.trace_id
+    assert refused["span_id"] != "0" * 15 + "1"
 
 
 @pytest.fixture

@@ -124,13 +124,13 @@ class Process:
 
 
 @contextmanager
-def started(*arguments: str, cwd: Path, environ: Mapping[str, str]) -> Iterator[Process]:
+def started(*arguments: str, cwd: Path, environ: Mapping[str, str], program: str = AUTHSVC) -> Iterator[Process]:
     """Run `authsvc` with arguments; it is ended on leaving, and its log is searched for secrets."""
     with tempfile.TemporaryDirectory(prefix="authsvc-") as name:
         folder = Path(name)
         with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
             popen = subprocess.Popen(
-                [AUTHSVC, *arguments], cwd=cwd, env=environ, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
+                [program, *arguments], cwd=cwd, env=environ, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
             )
         process = Process(popen, folder)
         try:
@@ -152,6 +152,41 @@ def run(*arguments: str, environ: Mapping[str, str], stdin: bytes = b"") -> "sub
     )
     WITNESS.add_messages(done.stderr.decode())
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+class Terminal:
+    """A command on a terminal of its own."""
+
+    # The helper copies what it is given to the terminal, and what the terminal shows to its output.
+    SPAWN = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+
+    def __init__(self, output: Path, *arguments: str, environ: dict[str, str]) -> None:
+        self._output = output
+        with output.open("wb") as file:
+            self._helper = subprocess.Popen(
+                [sys.executable, "-c", self.SPAWN, AUTHSVC, *arguments],
+                env=environ,
+                stdin=subprocess.PIPE,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def shown(self) -> str:
+        return self._output.read_text()
+
+    def answer(self, question: str, line: str) -> None:
+        poll(lambda: self.shown.endswith(question), f"asked {question!r}")
+        assert self._helper.stdin is not None
+        self._helper.stdin.write(line.encode())
+        self._helper.stdin.flush()
+
+    def wait(self) -> int:
+        try:
+            return self._helper.wait(GIVE_UP_SECONDS)
+        finally:
+            self._helper.communicate()
+            WITNESS.add_messages(self.shown)
 
 
 @contextmanager

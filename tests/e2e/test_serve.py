@@ -6,6 +6,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -293,6 +294,28 @@ def test_reflection_can_be_turned_off(start: Start, store: dict[str, str], grpcu
     refused = ask(grpcurl, address, "list")
     assert refused.returncode != 0
     assert "does not support the reflection API" in refused.stderr
+
+
+@pytest.mark.engines
+def test_the_descriptor_set_stands_in_for_reflection(
+    start: Start, store: dict[str, str], grpcurl: Path, tmp_path: Path
+) -> None:
+    address = address_of(start("serve", **store, AUTHSVC_REFLECTION="false"))
+    file = tmp_path / "authsvc.binpb"
+    file.write_bytes(invoke("descriptor").stdout_bytes)
+    validate, log_in = "authsvc.v1.AuthService/ValidateToken", "authsvc.v1.AuthService/Authenticate"
+    garbage, wrong = '{"token": "garbage"}', json.dumps({"email": EMAIL, "password": "wrong"})
+
+    validated = ask(grpcurl, "-protoset", str(file), "-d", garbage, address, validate)
+    assert json.loads(validated.stdout)["reason"] == "INACTIVE_REASON_MALFORMED"
+    refused = ask(grpcurl, "-protoset", str(file), "-d", wrong, address, log_in)
+    assert '"reason": "INVALID_CREDENTIALS"' in refused.stderr, "the types of error details are there"
+
+    buf = [str(Path(sys.executable).with_name("buf")), "curl", "--schema", str(file), "--protocol", "grpc"]
+    by_buf = subprocess.run(
+        [*buf, "-d", garbage, f"http://{address}/{validate}"], capture_output=True, timeout=GIVE_UP_SECONDS, check=True
+    )
+    assert json.loads(by_buf.stdout)["reason"] == "INACTIVE_REASON_MALFORMED"
 
 
 # End

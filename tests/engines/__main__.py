@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 from tests import tools
+from tests.earlier import earlier_version
 from tests.engines import ENGINES, EngineUnavailableError, launch
 
 
@@ -12,8 +13,11 @@ def main() -> None:
     for name in sys.argv[1:] or ENGINES:
         _report(name, partial(_start, name))
     _report("grpcurl", tools.grpcurl)
+    _report("Envoy", tools.envoy)
     _report("the Go client", tools.go_client)
     _report("the Go backend", tools.go_backend)
+    if not sys.argv[1:]:
+        _report("the first complete service", earlier_version)
 
 
 def _start(name: str) -> None:

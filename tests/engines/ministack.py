@@ -37,7 +37,7 @@ LACKS = {
 
 
 @contextmanager
-def launch(services: str = "dynamodb,dynamodbstreams") -> Iterator[Engine]:
+def launch(services: str = "dynamodb,dynamodbstreams,secretsmanager,ssm") -> Iterator[Engine]:
     """Run a fresh ministack that keeps its data over a restart.
 
     Args:

@@ -4,7 +4,7 @@ import http.client
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 READY_SECONDS = 20.0
@@ -35,10 +35,20 @@ class ServerProcess:
         port: on 127.0.0.1, what readiness is judged by.
         cwd: an existing folder; the server's output goes to `server.log` in it.
         env: the whole environment, so that nothing of the developer's changes the engine.
+        ready: whether the server at the port answers; None: as DynamoDB does.
     """
 
-    def __init__(self, command: Sequence[str], *, port: int, cwd: Path, env: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        port: int,
+        cwd: Path,
+        env: Mapping[str, str],
+        ready: Callable[[int], bool] | None = None,
+    ) -> None:
         self.port = port
+        self._ready = ready or answers
         self._command = command
         self._cwd = cwd
         self._env = env
@@ -81,7 +91,7 @@ class ServerProcess:
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + READY_SECONDS
-        while not answers(self.port):
+        while not self._ready(self.port):
             if process.poll() is not None:
                 raise RuntimeError(self._failure(f"ended with status {process.returncode}"))
             if time.monotonic() > deadline:

@@ -22,13 +22,13 @@ from authsvc.server.certificates import Certificates, watch_certificates
 from authsvc.stores.opening import open_store
 from authsvc.telemetry import logs
 from authsvc.telemetry.audit import Event
-from authsvc.tokens.key_file import generate_key_file, rotate_keys
+from authsvc.tokens.key_file import generate_key_file
 from authsvc.tokens.refresh_tokens import new_refresh_token
 from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from authsvc.watched_file import WatchedFile
 from tests.e2e.certificates import Authority, Pair
-from tests.support import PATIENT_LIMITS, WITNESS, Client, FakeClock, connected, failure, make_settings
+from tests.support import PATIENT_LIMITS, WITNESS, Client, FakeClock, connected, failure, make_settings, rotate
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
 ROW = re.compile(r"\| `(\w+)` \| (\w+) \| (.*?) \| .* \|")
@@ -166,10 +166,7 @@ async def caller_refused(stage: Stage) -> Awaitable[object]:
 
 
 async def keys_reloaded(stage: Stage) -> Awaitable[object]:
-    async def rotate() -> None:
-        rotate_keys(stage.keys, timedelta(minutes=15), stage.clock())
-
-    return rotate()
+    return rotate(stage.keys, timedelta(minutes=15), stage.clock())
 
 
 async def keys_not_reloaded(stage: Stage) -> Awaitable[object]:
@@ -254,7 +251,8 @@ async def test_each_event_is_one_line_with_exactly_its_members(stage: Stage, sce
     assert [other["event"] for other in more] == FOLLOWED_BY.get(scene, [])
     outcome, members = documented()[line["event"]]
     is_of_file = "reloaded" in line["event"]
-    of_request = set() if is_of_file else {"trace_id"} if line["event"] == "caller_refused" else {"trace_id", "caller"}
+    of_request = set() if is_of_file else {"trace_id", "span_id"}
+    of_request |= set() if is_of_file or line["event"] == "caller_refused" else {"caller"}
     assert line["event"] == scene.__name__
     assert line["outcome"] == outcome
     assert line.keys() == OF_EVERY_LINE | of_request | members

@@ -30,6 +30,8 @@ from tests.support import PATIENT_LIMITS, failure
 
 Code = grpc.StatusCode
 INTERNAL_TEXT = "the text of an exception"
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+TRACEPARENT = ("traceparent", f"00-{TRACE_ID}-00f067aa0ba902b7-01")
 VALIDATE = "/authsvc.v1.AuthService/ValidateToken"
 
 # Every error that a client can get, with its code and reason in the API.
@@ -271,11 +273,45 @@ async def test_a_refusal_is_no_noise_in_the_log() -> None:
         assert (event["event"], event["reason"], event["level"]) == ("refused", "USER_NOT_FOUND", "debug")
 
 
-async def test_every_request_has_a_trace_id_of_its_own() -> None:
+async def test_every_request_has_a_trace_id_and_a_span_id_of_its_own() -> None:
     async with served(raising(errors.UserNotFoundError())) as service:
         refusals = await asyncio.gather(*(failure(service.validate()) for _ in range(20)))
         assert len({refusal.trace_id for refusal in refusals}) == 20
         assert {event["trace_id"] for event in service.events()} == {refusal.trace_id for refusal in refusals}
+        assert len({event["span_id"] for event in service.events()}) == 20
+
+
+async def test_the_trace_id_of_the_caller_is_in_the_error_and_in_every_line() -> None:
+    async with served(raising(errors.UserNotFoundError())) as service:
+        refusals = [await failure(service.validate(metadata=(TRACEPARENT,))) for _ in range(2)]
+        refusals.append(await failure(service.get_user(TRACEPARENT)))
+        assert [refusal.trace_id for refusal in refusals] == [TRACE_ID] * 3
+        events = service.events()
+        assert [(event["event"], event["trace_id"]) for event in events] == [
+            ("refused", TRACE_ID),
+            ("refused", TRACE_ID),
+            ("caller_refused", TRACE_ID),
+        ]
+        assert len({event["span_id"] for event in events}) == 3
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (),
+        (("traceparent", ""),),
+        (("traceparent", "its own"),),
+        (("traceparent", "00-" + "0" * 32 + "-00f067aa0ba902b7-01"),),
+        (TRACEPARENT, ("traceparent", "its own")),  # gRPC itself drops all but the last
+    ],
+    ids=["absent", "empty", "malformed", "all zero", "two"],
+)
+async def test_without_a_single_valid_traceparent_the_trace_id_is_our_own(headers: tuple[tuple[str, str], ...]) -> None:
+    async with served(raising(errors.UserNotFoundError())) as service:
+        refusal = await failure(service.validate(metadata=headers))
+        assert refusal.trace_id not in {TRACE_ID, "0" * 32}
+        assert len(refusal.trace_id) == 32
+        assert [event["trace_id"] for event in service.events()] == [refusal.trace_id]
 
 
 @pytest.mark.parametrize("data", [b"\xff", b"\x0a\xff", b"\x0a\x01\xff", b"\x0b", b"\x00", b"\x0a\x05abc"])
@@ -420,6 +456,9 @@ class FakeContext:
 
     def peer(self) -> str:
         return self.address
+
+    def invocation_metadata(self) -> None:
+        return None
 
 
 @pytest.mark.parametrize("method", ["Authenticate", "RefreshTokens", "ChangePassword"])

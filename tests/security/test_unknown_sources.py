@@ -61,8 +61,14 @@ async def test_no_metadata_stands_for_a_token(client: Client, metadata: tuple[st
 
 # No other module may use them, and these modules only the listed names.
 NOT_FOR_SECRETS = {
-    # Backoff, pushback, cache lifetimes.
-    "random": {"timeouts": {"SystemRandom"}, "statuses": {"SystemRandom"}, "login_throttle": {"SystemRandom"}},
+    # Backoff, pushback, cache lifetimes; which calls get a span.
+    "random": {
+        "timeouts": {"SystemRandom"},
+        "statuses": {"SystemRandom"},
+        "login_throttle": {"SystemRandom"},
+        "key_store": {"SystemRandom"},
+        "spans": {"random"},
+    },
     # Idempotency tokens: of a transaction, of CreateUser.
     "uuid": {"client": {"uuid4"}, "async_client": {"uuid4"}},
 }

@@ -15,9 +15,9 @@ from authsvc.config import Address, ServeSettings
 from authsvc.errors import ConfigError
 from authsvc.server import app, http_server
 from authsvc.server.http_connections import HttpLimits
-from authsvc.tokens.key_file import generate_key_file, rotate_keys
+from authsvc.tokens.key_file import generate_key_file
 from authsvc.v1 import auth_service_pb2 as auth_pb2
-from tests.support import PATIENT_LIMITS, WITNESS, Client, FakeClock, make_settings, served
+from tests.support import PATIENT_LIMITS, WITNESS, Client, FakeClock, make_settings, rotate, served
 
 JWKS_PATH = "/.well-known/jwks.json"
 DISCOVERY_PATH = "/.well-known/openid-configuration"
@@ -111,7 +111,7 @@ async def test_the_keys_are_those_of_the_api_before_and_after_a_rotation(
 
     before = await published(http)
     assert before == await by_api()
-    rotation = rotate_keys(signing_keys, TTL, clock())
+    rotation = await rotate(signing_keys, TTL, clock())
     while (after := await published(http)) == before:
         pass
     assert after == await by_api() == [*before, rotation.following.kid]
@@ -121,7 +121,7 @@ async def test_a_retired_key_is_gone_at_its_time_though_the_file_stays(
     client: Client, http: aiohttp.ClientSession, signing_keys: Path, clock: FakeClock
 ) -> None:
     """ASVS-11.1.1."""
-    rotation = rotate_keys(signing_keys, TTL, clock())
+    rotation = await rotate(signing_keys, TTL, clock())
     assert rotation.retired is not None
     while rotation.following.kid not in await published(http):
         pass

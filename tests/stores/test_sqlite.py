@@ -16,7 +16,7 @@ import pytest
 
 from authsvc import fields, request_context
 from authsvc.errors import EmailAlreadyExistsError, StoreSetupError, StoreUnavailableError, UserNotFoundError
-from authsvc.models import Email
+from authsvc.models import Email, UserState
 from authsvc.stores.sqlite import SQLiteStore, open_sqlite_store
 from tests.stores.contract.test_attempts import counter
 from tests.stores.contract.test_store import DIGEST, NOW, new_user
@@ -150,6 +150,21 @@ async def test_counters_that_have_expired_are_removed(store: SQLiteStore, path: 
     await store.reserve_attempt("new", [counter("new", span=timedelta(hours=1))], NOW + timedelta(minutes=16))
     with closing(sqlite3.connect(path)) as other:
         assert other.execute("SELECT attempt_key FROM login_attempts").fetchall() == [("new",)]
+
+
+@pytest.mark.parametrize(("column", "value"), [("revoked_sessions", "["), ("create_time", "yesterday")])
+async def test_a_damaged_row_is_unavailable_and_fails_no_other(
+    store: SQLiteStore, path: Path, column: str, value: str
+) -> None:
+    damaged = await store.create_user(new_user(), NOW)
+    other = await store.create_user(new_user("bob@example.com"), NOW)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(f"UPDATE users SET {column} = ? WHERE user_id = ?", (value, damaged.user_id))  # noqa: S608
+    with pytest.raises(StoreUnavailableError, match="sqlite: a row is damaged"):
+        await store.get_user(damaged.user_id)
+    states = await store.get_user_states([damaged.user_id, other.user_id])
+    assert isinstance(states[other.user_id], UserState)
+    assert isinstance(states[damaged.user_id], StoreUnavailableError) == (column == "revoked_sessions")
 
 
 async def test_a_file_without_tables_is_unavailable(path: Path) -> None:

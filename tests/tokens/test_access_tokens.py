@@ -15,8 +15,8 @@ from authsvc.tokens import keys as keys_module
 from authsvc.tokens.access_tokens import AccessTokens
 from authsvc.tokens.key_file import generate_key_file, read_keys
 from authsvc.tokens.keys import Key, KeyRing
-from authsvc.tokens.verification import LEEWAY_SECONDS, AccessToken, InactiveReason
-from tests.security.forgeries import Forge
+from authsvc.tokens.verification import LEEWAY_SECONDS, AccessToken, InactiveReason, InactiveTokenError, TokenCheck
+from tests.security.forgeries import Forge, encode
 from tests.support import FakeClock
 
 ISSUER, AUDIENCE = "https://auth.example.com", "backends"
@@ -65,6 +65,44 @@ def issue(tokens: AccessTokens, **changes: Any) -> str:
 def parts_of(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
     header, payload, _ = token.split(".")
     return json.loads(base64.urlsafe_b64decode(header + "==")), json.loads(base64.urlsafe_b64decode(payload + "=="))
+
+
+def faulty(forge: Forge, faults: "set[TokenCheck]") -> str:
+    """A token that fails these checks."""
+    header, claims = dict(forge.header), dict(forge.claims)
+    changes: dict[TokenCheck, tuple[dict[str, Any], dict[str, Any]]] = {
+        TokenCheck.HEADER: (header, {"x": "y"}),
+        TokenCheck.TYPE: (header, {"typ": "JWT"}),
+        TokenCheck.KEY: (header, {"kid": "x"}),
+        TokenCheck.CLAIMS: (claims, {"jti": 1}),
+        TokenCheck.ISSUER: (claims, {"iss": "x"}),
+        TokenCheck.AUDIENCE: (claims, {"aud": "x"}),
+        TokenCheck.EXPIRY: (claims, {"iat": SECOND - 900, "exp": SECOND - 60}),
+        TokenCheck.START: (claims, {"nbf": SECOND + 60}),
+    }
+    for check in faults & changes.keys():
+        members, changed = changes[check]
+        members.update(changed)
+    text = forge.signed(header, claims)
+    if TokenCheck.SIGNATURE in faults:
+        text = f"{text.rpartition('.')[0]}.{encode(bytes(64))}"
+    text += ".x" * (TokenCheck.SEGMENTS in faults) + "é" * (TokenCheck.LENGTH in faults)
+    return "rt_" * (TokenCheck.KIND in faults) + text
+
+
+def test_the_first_check_of_the_list_decides(tokens: AccessTokens, forge: Forge) -> None:
+    without_store = list(TokenCheck)[:12]
+    for number, first in enumerate(without_store):
+        for second in without_store[number:]:
+            with pytest.raises(InactiveTokenError) as failed:
+                tokens.check(faulty(forge, {first, second}), NOW)
+            assert failed.value.check is first
+
+
+def test_the_list_of_checks_has_the_order_of_reasons_but_for_malformed() -> None:
+    reasons = list(dict.fromkeys(check.reason for check in TokenCheck))
+    assert sorted(reasons, key=lambda reason: reason.value) == list(InactiveReason)
+    assert reasons[2:] == list(InactiveReason)[2:]
 
 
 def test_an_issued_token_has_exactly_these_members(tokens: AccessTokens, keys: list[Key]) -> None:

@@ -7,11 +7,10 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from aiobotocore.config import AioConfig
-from botocore.exceptions import BotoCoreError
 from botocore.model import OperationModel
 
 from authsvc import aws, request_context
-from authsvc.errors import ConfigError, StoreUnavailableError
+from authsvc.errors import StoreUnavailableError
 from authsvc.stores.dynamodb.direct_api import DirectApi
 from authsvc.stores.dynamodb.responses import (
     FAILURES,
@@ -138,18 +137,17 @@ async def open_client(timeouts: DynamoDBTimeouts) -> AsyncIterator[DynamoDBClien
         account_id_endpoint_mode="disabled",
         endpoint_discovery_enabled=False,
     )
-    region = aws.region()
-    async with aws.open_session() as session, AsyncExitStack() as stack:
-        try:
-            api = await stack.enter_async_context(session.client("dynamodb", region_name=region, config=config))
-        except (BotoCoreError, ValueError) as error:
-            raise ConfigError([f"AWS's settings: {error}"]) from None
+    async with (
+        aws.open_session() as session,
+        aws.open_client(session, "dynamodb", config) as api,
+        AsyncExitStack() as stack,
+    ):
         api.meta.events.register("before-parse.dynamodb", _read_strictly)
         http = aws.http_session(
             api.meta.endpoint_url, timeouts.connect_seconds, timeouts.read_seconds, POOL_CONNECTIONS
         )
         await stack.enter_async_context(http)
         credentials: Any = session.get_credentials()  # a coroutine here, whatever its type says
-        direct = DirectApi(http, api.meta.endpoint_url, region, await credentials)
+        direct = DirectApi(http, api.meta.endpoint_url, api.meta.region_name, await credentials)
         stack.callback(direct.close)  # a batch outlives its callers, and may retry
         yield DynamoDBClient(api, direct, timeouts)
