@@ -90,7 +90,7 @@ def _faster(duration: "re.Match[str]") -> str:
 def dashboard_expressions() -> dict[str, str]:
     """Return each expression of the dashboard by its panel and letter, for all jobs and instances."""
     panels = json.loads(DASHBOARD.read_text())["panels"]
-    variables = {"$job": ".*", "$instance": ".*", "$__rate_interval": "20s"}
+    variables = {"$job": ".*", "$instance": ".*", "$__rate_interval": "5m"}
 
     def filled_in(expression: str) -> str:
         for variable, value in variables.items():

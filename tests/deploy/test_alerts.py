@@ -333,6 +333,7 @@ def without_data(watch: Prometheus) -> list[str]:
     return [name for name, series in found.items() if all(value != value for _, value in series)]  # noqa: PLR0124 - NaN
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /dev/full")
 def test_each_alert_fires_for_its_fault_and_the_dashboard_shows_data(
     tmp_path: Path, instances: dict[str, Instance], proxies: dict[str, FaultyProxy], tables: Tables
 ) -> None:
