@@ -145,12 +145,17 @@ def instances(
     own_keys = Path(shutil.copy(sqlite["AUTHSVC_SIGNING_KEYS"], tmp_path / "own-keys.json"))
     files = {**sqlite, "AUTHSVC_SIGNING_KEYS": str(own_keys)}
     expiring = with_tls(files, Authority(tmp_path).issue("server", days=1))
+    spans = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{free_port()}", "OTEL_EXPORTER_OTLP_TIMEOUT": "0.5"}
     return {
         "quiet": Instance(on_proxy("quiet"), set()),
         "stopped": Instance(
             on_proxy("stopped"), critical("StoreStopped", "ErrorRatioHigh") | warning("ValidationsSlow")
         ),
-        "rows": Instance(on_proxy("rows"), critical("UnreadableResponses") | warning("BrokenRows", "InternalErrors")),
+        # Nobody takes its spans either.
+        "rows": Instance(
+            {**on_proxy("rows"), **spans, "OTEL_BSP_SCHEDULE_DELAY": "200"},
+            critical("UnreadableResponses") | warning("BrokenRows", "InternalErrors", "SpansDropped"),
+        ),
         "slow": Instance(on_proxy("slow"), warning("ValidationsSlow", "StoreThrottled")),
         "hashing": Instance(with_ports(sqlite), warning("HashingFull") | critical("ErrorRatioHigh")),
         "stalled": Instance(
