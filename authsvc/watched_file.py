@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from authsvc.errors import OperatorError
-from authsvc.telemetry import audit
+from authsvc.telemetry import audit, metrics
 from authsvc.telemetry.audit import Event
 
 T = TypeVar("T")
@@ -50,10 +50,12 @@ class WatchedFile(Generic[T]):
         self._read = read
         self._subject = subject
         self._describe = describe
+        self._set_failing = metrics.RELOAD_FAILING.labels(subject).set
         self._failed_version: object = None
         self._reported_version: object = None
         self._loaded_version = self._version()
         self.content = read()
+        self._set_failing(0)
 
     def reload_if_changed(self) -> T:
         """Read the files if one has changed; return the last good content.
@@ -63,6 +65,7 @@ class WatchedFile(Generic[T]):
         """
         version = self._version()
         if version == self._loaded_version:
+            self._forget_failure()
             return self.content
         error = self._load(version)
         if error is not None:
@@ -89,13 +92,18 @@ class WatchedFile(Generic[T]):
         except OperatorError as error:
             return error
         self._loaded_version = version
-        self._failed_version = self._reported_version = None
+        self._forget_failure()
         audit.record(Event(f"{self._subject}_reloaded"), **self._describe(self.content))
         return None
 
     def _report(self, version: object, error: OperatorError) -> None:
         self._reported_version = version
+        self._set_failing(1)
         audit.record(Event(f"{self._subject}_not_reloaded"), reason=str(error))
+
+    def _forget_failure(self) -> None:
+        self._failed_version = self._reported_version = None
+        self._set_failing(0)
 
     def _version(self) -> object:
         """Return what differs after any change of a file."""

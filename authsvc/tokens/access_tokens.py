@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import jwt
 
+from authsvc.telemetry import metrics
 from authsvc.tokens.keys import Key, KeyRing
 from authsvc.tokens.verification import (
     ACCESS_TOKEN_TYPE,
@@ -22,6 +23,8 @@ from authsvc.tokens.verification import (
 CACHE_SIZE = 16_384
 """Verified tokens, about 12 MiB. An evicted token costs one more signature check."""
 TOKEN_ID_BYTES = 16
+
+_count_miss = metrics.CACHE_MISSES.labels("verified_tokens").inc
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,7 @@ class AccessTokens:
         # A key that was removed, retired or replaced under its kid invalidates its cached tokens.
         if key is not None and token is not None and self.ring.get(key.kid, now_seconds) is key:
             return token
+        _count_miss()
         key, token = verify_signature(text, self.ring, now_seconds)
         if len(self._cache) >= self._cache_capacity:
             self._cache.popitem(last=False)

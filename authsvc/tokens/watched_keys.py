@@ -5,7 +5,7 @@ import contextlib
 
 from authsvc.errors import KeyFileError
 from authsvc.models import Clock
-from authsvc.telemetry import audit
+from authsvc.telemetry import audit, metrics
 from authsvc.telemetry.audit import Event
 from authsvc.tokens.key_set import StoredKeys
 from authsvc.tokens.key_store import KeyStore
@@ -28,6 +28,8 @@ class WatchedKeys:
         self._failure: str | None = None
         self._demanded = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self._set_failing = metrics.RELOAD_FAILING.labels("keys").set
+        self._set_failing(0)
         self.content = self._ring(stored)
 
     def reload_if_changed(self) -> KeyRing:
@@ -56,7 +58,9 @@ class WatchedKeys:
             if is_demanded or failure != self._failure:
                 audit.record(Event.KEYS_NOT_RELOADED, reason=failure)
             self._failure = failure
+            self._set_failing(1)
             return
+        self._set_failing(0)
         if is_demanded or self._failure is not None or stored.version != self._version:
             self._version, self._failure = stored.version, None
             self.content = self._ring(stored)

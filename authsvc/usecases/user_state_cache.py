@@ -12,10 +12,13 @@ from authsvc import request_context
 from authsvc.errors import StoreUnavailableError
 from authsvc.models import UserState
 from authsvc.stores.interface import Store
+from authsvc.telemetry import metrics
 
 MAX_USERS = 16_384
 """About 10 MiB."""
 STALE_FALLBACK_TIMEOUT_SECONDS = 0.5
+
+_count_misses = metrics.CACHE_MISSES.labels("standings").inc
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,7 @@ class UserStates:
     ) -> Mapping[str, CachedRead | Exception]:
         """Read from the store and fill the cache; without the full timeout, give up early for a stale fallback."""
         start = self._cache.start_read()
+        _count_misses(len(user_ids))
         if use_full_timeout:
             states = await self._store.get_user_states(user_ids)
         else:

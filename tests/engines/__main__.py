@@ -16,8 +16,9 @@ def main() -> None:
     _report("Envoy", tools.envoy)
     _report("the Go client", tools.go_client)
     _report("the Go backend", tools.go_backend)
-    if not sys.argv[1:]:
+    if not sys.argv[1:]:  # what `make test` does not need
         _report("the first complete service", earlier_version)
+        _report("Prometheus", tools.prometheus)
 
 
 def _start(name: str) -> None:

@@ -31,7 +31,7 @@ def installed(name: str, install: Callable[[Path], None], cache: Path = CACHE) -
     return home
 
 
-def run_installer(command: Sequence[str], cwd: Path) -> None:
+def run_installer(command: Sequence[str], cwd: Path, timeout_seconds: float = INSTALL_TIMEOUT_SECONDS) -> None:
     """Run one installer to its end.
 
     Raises:
@@ -45,12 +45,12 @@ def run_installer(command: Sequence[str], cwd: Path) -> None:
             check=True,
             capture_output=True,
             text=True,
-            timeout=INSTALL_TIMEOUT_SECONDS,
+            timeout=timeout_seconds,
         )
     except FileNotFoundError:
         raise EngineUnavailableError(f"{tool} is not installed") from None
     except subprocess.TimeoutExpired:
-        raise EngineUnavailableError(f"{tool} took over {INSTALL_TIMEOUT_SECONDS:.0f} s") from None
+        raise EngineUnavailableError(f"{tool} took over {timeout_seconds:.0f} s") from None
     except subprocess.CalledProcessError as error:
         raise EngineUnavailableError(f"{tool} failed: {error.stderr.strip()[-500:]}") from error
 

@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
+from google.protobuf import duration_pb2
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -80,6 +81,13 @@ async def test_a_call_whose_client_has_gone_counts_as_cancelled(proxied: Proxied
         await until(lambda: cancelled.growth)
         await channel.close()
     assert cancelled.growth == 1
+
+
+async def test_internal_errors_are_counted_from_zero(client: Client) -> None:
+    """Prometheus sees no increase in a series that begins with 1."""
+    for method in (AUTH + "ValidateToken", "authsvc.v1.UserService.GetUser"):
+        labels = {"method": method, "code": "INTERNAL", "reason": "INTERNAL"}
+        assert REGISTRY.get_sample_value("authsvc_rpc_total", labels) is not None
 
 
 async def test_validations_count_by_outcome_in_batches_too(client: Client) -> None:
@@ -188,6 +196,19 @@ async def test_caches_tell_their_size(client: Client) -> None:
     await client.validate(await client.access_token())
     of_admin_and_alice = 2
     await until(lambda: value("authsvc_cache_entries", cache="verified_tokens") == of_admin_and_alice)
+
+
+async def test_what_caches_cannot_answer_counts(client: Client) -> None:
+    await client.create_user()
+    token = await client.access_token()
+    signatures, states = (Since("authsvc_cache_misses_total", cache=c) for c in ("verified_tokens", "standings"))
+    for _ in range(2):
+        await client.validate(token)
+    assert (signatures.growth, states.growth) == (1, 2), "each validation is fresh"
+    within_a_minute = auth_pb2.ValidateTokenRequest(token=token, max_staleness=duration_pb2.Duration(seconds=60))
+    await client.auth.ValidateToken(within_a_minute)
+    await client.auth.BatchValidateTokens(auth_pb2.BatchValidateTokensRequest(requests=[within_a_minute] * 2))
+    assert (signatures.growth, states.growth) == (1, 2)
 
 
 async def test_a_blocked_event_loop_is_noticed(client: Client) -> None:

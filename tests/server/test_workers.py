@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from authsvc import config
 from authsvc.errors import ConfigError, OperatorError
@@ -70,11 +71,14 @@ async def two_workers(
 
 
 async def test_a_worker_that_lived_long_is_replaced_at_once(settings: config.ServeSettings) -> None:
+    ends = REGISTRY.get_sample_value("authsvc_worker_ends_total") or 0.0
     async with two_workers(settings, SupervisionLimits(backoff_reset_seconds=0.0)) as log:
         for time in range(3):
             os.kill(log.events("worker_started")[-1]["pid"], signal.SIGKILL)
             await until(lambda: len(log.events("worker_started")) == 3 + time)  # noqa: B023 - is awaited here
     assert [line["restart_seconds"] for line in log.events("worker_ended")] == [0.0, 0.0, 0.0]
+    # The two that ended in order at the end do not count.
+    assert REGISTRY.get_sample_value("authsvc_worker_ends_total") == ends + 3
 
 
 async def test_a_worker_that_does_not_end_is_killed(settings: config.ServeSettings) -> None:

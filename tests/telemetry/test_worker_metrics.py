@@ -5,6 +5,7 @@ import shutil
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -138,13 +139,22 @@ def test_a_process_killed_while_it_makes_a_file_breaks_no_scrape(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_lines_that_the_parent_could_not_log_are_in_the_sum(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sample", "labels", "count"),
+    [
+        ("authsvc_log_lines_dropped_total", {"kind": "event"}, COUNT_DROPPED[Kind.EVENT]),
+        ("authsvc_worker_ends_total", {}, metrics.WORKER_ENDS.inc),
+    ],
+    ids=["lost lines", "ended workers"],
+)
+def test_what_the_parent_counts_is_in_the_sum(
+    tmp_path: Path, sample: str, labels: dict[str, str], count: Callable[[], None]
+) -> None:
     workers = WorkerMetrics(tmp_path)
-    sample = "authsvc_log_lines_dropped_total", {"kind": "event"}
-    before = workers.registry.get_sample_value(*sample)
+    before = workers.registry.get_sample_value(sample, labels)
     assert before is not None
-    COUNT_DROPPED[Kind.EVENT]()
-    assert workers.registry.get_sample_value(*sample) == before + 1
+    count()
+    assert workers.registry.get_sample_value(sample, labels) == before + 1
 
 
 def test_its_families_are_those_of_one_process(workers: WorkerMetrics) -> None:

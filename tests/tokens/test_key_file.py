@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
+from authsvc import watched_file
 from authsvc.errors import KeyFileError
 from authsvc.tokens import key_file, key_store
 from authsvc.tokens.key_file import KeyFile, generate_key_file, read_key_ring, read_keys, watch_key_file
@@ -534,6 +536,39 @@ def test_a_version_that_could_not_be_read_is_tried_again(
             watched.reload()
     assert watched.reload() == rotation.signing.kid
     assert watched.events == ["keys_not_reloaded", "keys_reloaded"]
+
+
+def is_failing() -> float | None:
+    return REGISTRY.get_sample_value("authsvc_reload_failing", {"file": "keys"})
+
+
+def test_a_metric_tells_whether_the_newest_version_cannot_be_used(watched: WatchedKeys) -> None:
+    good = watched.path.read_text()
+    assert is_failing() == 0
+    replace(watched.path, "{")
+    watched.reload()
+    assert is_failing() == 0, "it may be in the middle of a replacement"
+    watched.reload()
+    assert is_failing() == 1
+    replace(watched.path, good)
+    watched.reload()
+    assert is_failing() == 0
+
+
+def test_a_file_that_returns_as_it_was_is_no_longer_failing(
+    watched: WatchedKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For instance on a file system that is mounted again."""
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(watched_file, "_version", lambda _: ())
+            patch.setattr(key_file, "read_key_ring", lambda _, now: read_key_ring(Path("/nowhere/keys.json"), now))
+            for _ in range(2):
+                watched.file.reload_if_changed()
+        assert is_failing() == 1
+        watched.reload()
+        assert is_failing() == 0
+    assert watched.events == ["keys_not_reloaded"] * 2
 
 
 def test_a_reload_on_demand_is_logged_whatever_its_outcome(watched: WatchedKeys) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from authsvc.config import AwsKeys
 from authsvc.errors import KeyFileError
@@ -45,6 +46,10 @@ class Log:
     @property
     def events(self) -> list[str]:
         return [line["event"] for line in self.read()]
+
+
+def failing() -> float | None:
+    return REGISTRY.get_sample_value("authsvc_reload_failing", {"file": "keys"})
 
 
 @asynccontextmanager
@@ -119,10 +124,10 @@ async def test_a_broken_ring_changes_nothing(monkeypatch: pytest.MonkeyPatch) ->
         versions.append({**versions[0], "Version": 2, "Value": "{"})
         await asyncio.sleep(300)
         assert keys.content is ring
-        assert log.events == ["keys_not_reloaded"]
+        assert (log.events, failing()) == (["keys_not_reloaded"], 1)
         versions.append({**versions[0], "Version": 3})
         await asyncio.sleep(61)
-        assert log.events == ["keys_reloaded"]
+        assert (log.events, failing()) == (["keys_reloaded"], 0)
 
 
 @jumping
