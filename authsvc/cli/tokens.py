@@ -51,7 +51,7 @@ class _Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """See click."""
         if args[0] not in self.commands:
-            raise click.UsageError("there is no such command, and no token belongs on the command line", ctx)
+            raise click.UsageError("there is no such command, and tokens do not belong on the command line", ctx)
         return super().resolve_command(ctx, args)
 
 

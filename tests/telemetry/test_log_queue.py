@@ -200,7 +200,7 @@ def test_without_a_stderr_at_the_start_nothing_is_written(monkeypatch: pytest.Mo
     log_queue.stderr_queue().put(Kind.EVENT, "lost")
     log_queue.stderr_queue().flush(PATIENT_SECONDS)
     log_queue.stderr_queue.cache_clear()
-    assert dropped(Kind.EVENT) == before + 1
+    assert dropped(Kind.EVENT) > before  # other tests may leave a line
 
 
 @pytest.mark.parametrize(

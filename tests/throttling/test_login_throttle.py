@@ -120,7 +120,7 @@ async def test_a_guess_that_is_cancelled_while_it_waits_does_not_count(
 async def test_a_guess_whose_time_is_up_counts_if_it_was_evaluated(
     use_cases: UseCases, store: SQLiteStore, clock: FakeClock, gate: Gate
 ) -> None:
-    with request_context.time_limit(0.5):
+    with request_context.time_limit(1.5):
         evaluated = await all_running(use_cases)
         waiting = guessing(use_cases)
     for guess in (*evaluated, waiting):
