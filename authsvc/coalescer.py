@@ -4,6 +4,8 @@
 - Deduplication: a batch has a key once, however many callers wait for it, and at most MAX_KEYS keys, oldest first.
 - Flush policy: at once with no batch in flight or MAX_KEYS keys waiting; else when a batch returns, at the latest after
   MAX_WAIT_SECONDS. At most MAX_IN_FLIGHT batches are in flight.
+- Gathering: when a batch of several keys returns, its callers often ask again, so the next one is sent once no key has
+  come for GATHER_SECONDS.
 - Cancellation: a caller that is cancelled or out of time leaves without harm to others; a key that no caller waits for
   is not sent.
 """
@@ -12,12 +14,15 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextvars import Context
+from functools import partial
 from typing import Generic, TypeAlias, TypeVar
 
 MAX_KEYS = 100  # BatchGetItem takes no more
 MAX_IN_FLIGHT = 8
 MAX_WAIT_SECONDS = 0.025
 """Longer than a read takes on a busy core: with 5 ms many small batches overlapped there, at half as much CPU again."""
+
+GATHER_SECONDS = 0.001
 
 V = TypeVar("V")
 Read: TypeAlias = Callable[[Sequence[str]], AsyncIterator[Mapping[str, V]]]
@@ -35,6 +40,7 @@ class Coalescer(Generic[V]):
         self._waiting: dict[str, list[asyncio.Future[V | Exception]]] = {}
         self._in_flight: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._is_gathering = False
 
     async def get(self, keys: Collection[str], deadline: float) -> Mapping[str, V | Exception]:
         """Return the value of each key, or the error of its read; TimeoutError where neither came by the deadline.
@@ -58,8 +64,9 @@ class Coalescer(Generic[V]):
 
     def _flush(self) -> None:
         """Send the batches that are due; let the rest wait for the timer."""
-        while self._waiting and (not self._in_flight or len(self._waiting) >= MAX_KEYS) and self._send():
-            pass
+        is_idle = not self._in_flight and not self._is_gathering
+        while self._waiting and (is_idle or len(self._waiting) >= MAX_KEYS) and self._send():
+            is_idle = False
         if self._waiting and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(MAX_WAIT_SECONDS, self._send)
 
@@ -75,11 +82,21 @@ class Coalescer(Generic[V]):
             # In a context of its own: a batch does not belong to one request.
             task = asyncio.get_running_loop().create_task(self._run(batch), context=Context())
             self._in_flight.add(task)
-            task.add_done_callback(self._returned)
+            task.add_done_callback(partial(self._returned, len(batch)))
         return True
 
-    def _returned(self, task: asyncio.Task[None]) -> None:
+    def _returned(self, size: int, task: asyncio.Task[None]) -> None:
         self._in_flight.discard(task)
+        if size == 1 or self._is_gathering:
+            self._flush()
+        else:
+            self._gather(-1)
+
+    def _gather(self, seen: int) -> None:
+        """Send the next batch, unless more keys wait than a moment ago."""
+        self._is_gathering = len(self._waiting) > seen
+        if self._is_gathering:
+            asyncio.get_running_loop().call_later(GATHER_SECONDS, self._gather, len(self._waiting))
         self._flush()
 
     async def _run(self, batch: dict[str, list[asyncio.Future[V | Exception]]]) -> None:

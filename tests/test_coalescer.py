@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from authsvc.coalescer import MAX_IN_FLIGHT, MAX_KEYS, MAX_WAIT_SECONDS, Coalescer
+from authsvc.coalescer import GATHER_SECONDS, MAX_IN_FLIGHT, MAX_KEYS, MAX_WAIT_SECONDS, Coalescer
 from tests.virtual_clock import jumping, now
 
 MOMENT_SECONDS = MAX_WAIT_SECONDS / 1000
@@ -135,6 +135,60 @@ async def test_company_goes_together_in_order_and_once(reads: Reads, ask: Callab
     reads.batches[1].answer(value="other")
     assert await first == {"first": "value"}
     assert [list(answer) for answer in await asyncio.gather(*others)] == [["c"], ["a", "b"], ["c"], ["b", "d"]]
+
+
+@jumping
+async def test_after_a_batch_of_several_the_next_one_gathers_while_keys_come(
+    reads: Reads, ask: Callable[..., Asked]
+) -> None:
+    _ = ask("a", "b")
+    await moment()
+    reads.batches[0].answer()
+    await moment()
+    for key in ("c", "d", "e"):
+        _ = ask(key)
+        await asyncio.sleep(GATHER_SECONDS * 0.9)
+    await asyncio.sleep(2 * GATHER_SECONDS)
+    assert reads.keys == [["a", "b"], ["c", "d", "e"]]
+    reads.batches[1].answer()
+    await asyncio.sleep(3 * GATHER_SECONDS)  # nobody comes
+    _ = ask("f")
+    await moment()
+    assert reads.keys[2:] == [["f"]]
+
+
+@jumping
+async def test_gathering_ends_with_a_full_batch_and_never_outlasts_the_wait(
+    reads: Reads, ask: Callable[..., Asked]
+) -> None:
+    _ = ask("a", "b")
+    await moment()
+    reads.batches[0].answer()
+    await moment()
+    _ = ask(*HUNDRED)
+    await moment()
+    assert reads.keys[1:] == [HUNDRED]
+    reads.batches[1].answer()
+    await moment()
+    begun = now()
+    keys = count()
+    while len(reads.batches) == 2:
+        _ = ask(f"more {next(keys)}")
+        await asyncio.sleep(GATHER_SECONDS / 2)
+    assert reads.batches[2].at == pytest.approx(begun + MAX_WAIT_SECONDS)
+
+
+@jumping
+async def test_batches_that_return_while_keys_are_gathered(reads: Reads, ask: Callable[..., Asked]) -> None:
+    _ = ask("a", "b")
+    _ = ask(*HUNDRED)
+    await moment()
+    for batch in reads.batches[:2]:
+        batch.answer()
+    await moment()
+    _ = ask("c")
+    await asyncio.sleep(3 * GATHER_SECONDS)
+    assert [batch.keys for batch in reads.batches[2:]] == [["c"]]
 
 
 @jumping
@@ -293,7 +347,7 @@ async def test_an_error_is_that_of_every_key_without_a_value(reads: Reads, ask: 
     assert await asked == {"a": "value", "b": error}
     # The error leaves no state.
     again = ask("b")
-    await moment()
+    await asyncio.sleep(3 * GATHER_SECONDS)
     reads.batches[1].answer()
     assert await again == {"b": "value"}
 
