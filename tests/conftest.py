@@ -55,10 +55,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         others = OTHER_ENGINES - {"moto"} if item.path in MOTO_IN_EVERY_RUN else OTHER_ENGINES
-        if item.get_closest_marker("long_on_dynoxide"):
+        if item.get_closest_marker("long_on_dynoxide") or _is_repeated_on_dynoxide(item):
             others = others | {"dynoxide"}
         if isinstance(item, pytest.Function) and not others.isdisjoint(_engines_of(item)):
             item.add_marker(pytest.mark.engines)
+
+
+def _is_repeated_on_dynoxide(item: pytest.Item) -> bool:
+    """Tell whether a test of the API runs on each store: on SQLite in every run, on the others in `make test-engines`.
+
+    What the API needs of a store is the contract that tests/stores checks in every run.
+    """
+    is_repeated = item.path.is_relative_to(TESTS / "rpc") and item.path not in MOTO_IN_EVERY_RUN
+    return is_repeated and "[dynoxide" in item.name
 
 
 def _engines_of(item: pytest.Function) -> set[str]:
