@@ -4,7 +4,7 @@ import functools
 import logging
 import os
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from pathlib import Path
 
 import aiobotocore.httpsession
@@ -53,21 +53,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     `make test-engines` runs them, `make test` does not.
     """
+    node_ids = {item.nodeid for item in items}
     for item in items:
         others = OTHER_ENGINES - {"moto"} if item.path in MOTO_IN_EVERY_RUN else OTHER_ENGINES
-        if item.get_closest_marker("long_on_dynoxide") or _is_repeated_on_dynoxide(item):
+        if item.get_closest_marker("long_on_dynoxide") or _is_repeated_on_dynoxide(item, node_ids):
             others = others | {"dynoxide"}
         if isinstance(item, pytest.Function) and not others.isdisjoint(_engines_of(item)):
             item.add_marker(pytest.mark.engines)
 
 
-def _is_repeated_on_dynoxide(item: pytest.Item) -> bool:
-    """Tell whether a test of the API runs on each store: on SQLite in every run, on the others in `make test-engines`.
+def _is_repeated_on_dynoxide(item: pytest.Item, node_ids: Collection[str]) -> bool:
+    """Tell whether a test of the API runs on dynoxide after it ran on SQLite.
 
     What the API needs of a store is the contract that tests/stores checks in every run.
     """
-    is_repeated = item.path.is_relative_to(TESTS / "rpc") and item.path not in MOTO_IN_EVERY_RUN
-    return is_repeated and "[dynoxide" in item.name
+    is_on_dynoxide = "[dynoxide" in item.name and item.path not in MOTO_IN_EVERY_RUN
+    is_of_the_api = item.path.is_relative_to(TESTS / "rpc")
+    return is_of_the_api and is_on_dynoxide and item.nodeid.replace("[dynoxide", "[sqlite") in node_ids
 
 
 def _engines_of(item: pytest.Function) -> set[str]:
