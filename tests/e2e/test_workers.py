@@ -236,9 +236,9 @@ def test_workers_end_in_order_when_their_parent_is_killed(start: Start, sqlite: 
 def test_a_worker_that_keeps_ending_is_started_after_growing_pauses(start: Start, sqlite: dict[str, str]) -> None:
     serve = start("serve", **sqlite)
     serving(serve)
-    for time in range(3):
+    for ends in range(3):
         os.kill(pid_of(serve, 2), signal.SIGKILL)
-        serving(serve, 3 + time)
+        serving(serve, 3 + ends)
     assert [line["restart_seconds"] for line in events(serve, "worker_ended")] == [0.0, 0.5, 1.0]
 
 
