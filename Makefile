@@ -1,7 +1,7 @@
 # Needs Python >= 3.11 and make; everything else is installed into .venv by hash.
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST = $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --durations=30
+PYTEST = $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --durations=30 $(PYTEST_OPTIONS)
 
 .DEFAULT_GOAL := help
 .PHONY: help dev test test-engines soak bench sbom dist check proto .venv
