@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from authsvc.coalescer import MAX_IN_FLIGHT
 from authsvc.config import Address, ServeSettings
 from authsvc.server import app
 from authsvc.usecases.validation import Check, Validation
+from tests.client.switch import switch_to
 from tests.e2e.certificates import Authority
 from tests.engines import Engine
 from tests.engines.process import free_port
@@ -164,57 +165,19 @@ async def test_a_stopped_service_is_an_outage_until_it_is_back(
             assert await gateway.identity("/", bearer(token))
 
 
-class Relay:
-    """Passes bytes between Envoy and the service, until it stalls: connections stay open, and nothing comes through."""
-
-    def __init__(self, upstream: str) -> None:
-        self._upstream = int(upstream.rpartition(":")[2])
-        self._flowing = asyncio.Event()
-        self._flowing.set()
-
-    @asynccontextmanager
-    async def run(self) -> AsyncIterator[str]:
-        """Listen, and return where; connections end with it."""
-        async with asyncio.TaskGroup() as connections:
-
-            def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-                tasks.append(connections.create_task(self._relay(reader, writer)))
-
-            tasks: list[asyncio.Task[None]] = []
-            async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
-                yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-                for task in tasks:
-                    task.cancel()
-
-    def stall(self) -> None:
-        self._flowing.clear()
-
-    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._upstream)
-        try:
-            await asyncio.gather(self._pipe(reader, up_writer), self._pipe(up_reader, writer))
-        finally:
-            for each in (writer, up_writer):
-                each.transport.abort()
-
-    async def _pipe(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        while data := await source.read(1 << 16):
-            await self._flowing.wait()
-            target.write(data)
-        target.write_eof()
-
-
 async def test_a_stalled_service_is_an_outage(
     secured: ServeSettings, serve_secured: ServeSecured, in_front: RunEnvoy, backend: Backend
 ) -> None:
-    async with serve_secured(secured) as client:
-        relay = Relay(client.address)
-        async with relay.run() as address, in_front(address) as envoy:
-            gateway = Gateway(client, envoy, backend)
-            token = await client.access_token(ADMIN_EMAIL)
-            assert await gateway.identity("/", bearer(token))
-            relay.stall()
-            assert (await gateway.refusal("/", bearer(token))).status == 503
+    async with (
+        serve_secured(secured) as client,
+        switch_to(client.address) as switch,
+        in_front(switch.address) as envoy,
+    ):
+        gateway = Gateway(client, envoy, backend)
+        token = await client.access_token(ADMIN_EMAIL)
+        assert await gateway.identity("/", bearer(token))
+        switch.freeze()
+        assert (await gateway.refusal("/", bearer(token))).status == 503
 
 
 @dataclass(frozen=True)
