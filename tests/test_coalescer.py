@@ -137,14 +137,19 @@ async def test_company_goes_together_in_order_and_once(reads: Reads, ask: Callab
     assert [list(answer) for answer in await asyncio.gather(*others)] == [["c"], ["a", "b"], ["c"], ["b", "d"]]
 
 
-@jumping
-async def test_after_a_batch_of_several_the_next_one_gathers_while_keys_come(
-    reads: Reads, ask: Callable[..., Asked]
-) -> None:
+async def return_two(reads: Reads, ask: Callable[..., Asked]) -> None:
+    """Let a batch of two keys return, after which the next one is gathered."""
     _ = ask("a", "b")
     await moment()
     reads.batches[0].answer()
     await moment()
+
+
+@jumping
+async def test_after_a_batch_of_several_the_next_one_gathers_while_keys_come(
+    reads: Reads, ask: Callable[..., Asked]
+) -> None:
+    await return_two(reads, ask)
     for key in ("c", "d", "e"):
         _ = ask(key)
         await asyncio.sleep(GATHER_SECONDS * 0.9)
@@ -161,10 +166,7 @@ async def test_after_a_batch_of_several_the_next_one_gathers_while_keys_come(
 async def test_gathering_ends_with_a_full_batch_and_never_outlasts_the_wait(
     reads: Reads, ask: Callable[..., Asked]
 ) -> None:
-    _ = ask("a", "b")
-    await moment()
-    reads.batches[0].answer()
-    await moment()
+    await return_two(reads, ask)
     _ = ask(*HUNDRED)
     await moment()
     assert reads.keys[1:] == [HUNDRED]

@@ -9,29 +9,17 @@ from typing import Any
 
 from click.testing import Result
 
+from tests import dynamodb
 from tests.e2e.process import invoke
 from tests.engines import Engine
 
 
 @dataclass(frozen=True)
-class Tables:
-    """Tables of a test's own on an engine.
+class Tables(dynamodb.Tables):
+    """Tables of a test's own on an engine."""
 
-    Args:
-        client: boto3's, as other programs have it.
-    """
-
+    dynamodb: Any  # the tests write rows and definitions that its type forbids
     engine: Engine
-    prefix: str
-    client: Any
-
-    @property
-    def users(self) -> str:
-        return f"{self.prefix}users"
-
-    @property
-    def unique(self) -> str:
-        return f"{self.prefix}unique"
 
     def authsvc(self, *arguments: str, stdin: str = "") -> Result:
         settings = {
@@ -75,11 +63,11 @@ class Tables:
             return
         names = [_camel(option.removeprefix("--")) for option in options[::2]]
         values = [_value(option) for option in options[1::2]]
-        getattr(self.client, operation.replace("-", "_"))(**dict(zip(names, values, strict=True)))
+        getattr(self.dynamodb, operation.replace("-", "_"))(**dict(zip(names, values, strict=True)))
 
     def _wait(self, waiter: str, option: str, table: str) -> None:
         assert option == "--table-name"
-        self.client.get_waiter(waiter.replace("-", "_")).wait(TableName=table)
+        self.dynamodb.get_waiter(waiter.replace("-", "_")).wait(TableName=table)
 
 
 def _camel(option: str) -> str:

@@ -139,7 +139,7 @@ async def test_dynamodb(
     """On ministack, whose restored tables lack TTL and PITR, as DynamoDB's do, but are as of now, not of a moment."""
     use_engine(ministack, monkeypatch)
     settings = make_settings(keys, "dynamodb", table_prefix=table_prefix)
-    restored = Tables(ministack, f"restored-{table_prefix}", boto3.client("dynamodb", **ministack.client_options()))
+    restored = Tables(boto3.client("dynamodb", **ministack.client_options()), f"restored-{table_prefix}", ministack)
     script = commands("Restore DynamoDB tables").replace("auth-", table_prefix).replace("restored-", restored.prefix)
     calls = [shlex.split(line) for line in shell(RECORD + script, tmp_path, AUTHSVC_TABLE_PREFIX="").splitlines()]
     restores, checks = calls[:-2], calls[-2:]

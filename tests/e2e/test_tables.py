@@ -15,7 +15,7 @@ from tests.support import PASSWORD
 @pytest.fixture(params=["dynoxide", "ministack"])
 def tables(request: pytest.FixtureRequest, table_prefix: str) -> Tables:
     engine: Engine = request.getfixturevalue(request.param)
-    return Tables(engine, table_prefix, boto3.client("dynamodb", **engine.client_options()))
+    return Tables(boto3.client("dynamodb", **engine.client_options()), table_prefix, engine)
 
 
 def users_table(tables: Tables, **changes: object) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def test_without_tables_it_says_what_makes_them(tables: Tables) -> None:
 def test_a_missing_table(tables: Tables) -> None:
     tables.create()
     sessions = f"{tables.prefix}sessions"
-    tables.client.delete_table(TableName=sessions)
+    tables.dynamodb.delete_table(TableName=sessions)
     line = tables.wrong()
     assert line == f"WRONG table {sessions}: is missing. Remedy: authsvc tables create"
     tables.mend(line)
@@ -87,7 +87,7 @@ def test_a_missing_table(tables: Tables) -> None:
 def test_a_table_with_other_keys(tables: Tables) -> None:
     keys = [{"AttributeName": "id", "KeyType": "HASH"}]
     types = [{"AttributeName": "id", "AttributeType": "S"}]
-    tables.client.create_table(
+    tables.dynamodb.create_table(
         TableName=tables.unique, KeySchema=keys, AttributeDefinitions=types, BillingMode="PAY_PER_REQUEST"
     )
     created = tables.authsvc("tables", "create")
@@ -102,7 +102,7 @@ def test_a_table_with_other_keys(tables: Tables) -> None:
 def test_a_missing_index(tables: Tables) -> None:
     definition = users_table(tables, AttributeDefinitions=users_table(tables)["AttributeDefinitions"][:1])
     del definition["GlobalSecondaryIndexes"]
-    tables.client.create_table(**definition)
+    tables.dynamodb.create_table(**definition)
     assert f"WRONG table {tables.users}: index email-index: is missing. " in tables.authsvc("tables", "check").stdout
     assert f"created index email-index on {tables.users}" in tables.create().stdout.splitlines()
     _turn_on_pitr(tables)
@@ -111,14 +111,14 @@ def test_a_missing_index(tables: Tables) -> None:
 
 def test_an_index_on_something_else(tables: Tables) -> None:
     tables.create()
-    tables.client.delete_table(TableName=tables.users)
+    tables.dynamodb.delete_table(TableName=tables.users)
     index = {
         "IndexName": "email-index",
         "KeySchema": [{"AttributeName": "user_id", "KeyType": "HASH"}],
         "Projection": {"ProjectionType": "ALL"},
     }
     types = users_table(tables)["AttributeDefinitions"][:1]
-    tables.client.create_table(**users_table(tables, GlobalSecondaryIndexes=[index], AttributeDefinitions=types))
+    tables.dynamodb.create_table(**users_table(tables, GlobalSecondaryIndexes=[index], AttributeDefinitions=types))
     _turn_on_pitr(tables)
     line = tables.wrong()
     assert f"WRONG table {tables.users}: index email-index: its index email-index must have the key email. " in line
@@ -128,13 +128,13 @@ def test_an_index_on_something_else(tables: Tables) -> None:
 
 def test_provisioned_billing(tables: Tables) -> None:
     tables.create()
-    tables.client.delete_table(TableName=tables.users)
+    tables.dynamodb.delete_table(TableName=tables.users)
     units = {"ReadCapacityUnits": 5, "WriteCapacityUnits": 5}
     index = {**users_table(tables)["GlobalSecondaryIndexes"][0], "ProvisionedThroughput": units}
     definition = users_table(
         tables, BillingMode="PROVISIONED", ProvisionedThroughput=units, GlobalSecondaryIndexes=[index]
     )
-    tables.client.create_table(**definition)
+    tables.dynamodb.create_table(**definition)
     _turn_on_pitr(tables)
     line = tables.wrong()
     assert f"WRONG table {tables.users}: billing: is PROVISIONED: it throttles above its provisioned capacity. " in line
@@ -158,7 +158,7 @@ def test_time_to_live_is_off_or_on_something_else(tables: Tables, attribute: str
 def test_point_in_time_recovery_is_off(tables: Tables) -> None:
     tables.engine.skip_unless(Capability.PITR)
     tables.create()
-    tables.client.update_continuous_backups(
+    tables.dynamodb.update_continuous_backups(
         TableName=tables.users, PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": False}
     )
     line = tables.wrong()
@@ -168,7 +168,7 @@ def test_point_in_time_recovery_is_off(tables: Tables) -> None:
 
 
 def test_a_users_table_of_another_program_is_accepted_with_its_rows(tables: Tables) -> None:
-    tables.client.create_table(**users_table(tables))
+    tables.dynamodb.create_table(**users_table(tables))
     row = {
         "user_id": {"S": "u-1"},
         "email": {"S": "alice@example.com"},
@@ -176,12 +176,12 @@ def test_a_users_table_of_another_program_is_accepted_with_its_rows(tables: Tabl
         "is_active": {"BOOL": True},
         "created_at": {"S": "2024-01-01T00:00:00Z"},
     }
-    tables.client.put_item(TableName=tables.users, Item=row)
+    tables.dynamodb.put_item(TableName=tables.users, Item=row)
     assert tables.users not in tables.create().stdout
     _turn_on_pitr(tables)
     assert tables.is_good()
     assert tables.authsvc("users", "list").stdout == "u-1\talice@example.com\tuser\tactive\n"
-    assert tables.client.get_item(TableName=tables.users, Key={"user_id": {"S": "u-1"}})["Item"] == row
+    assert tables.dynamodb.get_item(TableName=tables.users, Key={"user_id": {"S": "u-1"}})["Item"] == row
 
 
 def test_addresses_that_no_login_finds_are_listed(tables: Tables) -> None:
@@ -189,7 +189,7 @@ def test_addresses_that_no_login_finds_are_listed(tables: Tables) -> None:
     addresses = {"u-1": "Alice@example.com", "u-2": "alice@example.com", "u-3": "nobody", "u-4": "bob@example.com"}
     for user_id, email in addresses.items():
         row = {"user_id": {"S": user_id}, "email": {"S": email}, "role": {"S": "user"}}
-        tables.client.put_item(TableName=tables.users, Item=row)
+        tables.dynamodb.put_item(TableName=tables.users, Item=row)
     check = tables.authsvc("tables", "check")
     assert check.exit_code == 1
     wrong = [line for line in check.stdout.splitlines() if line.startswith("WRONG")]
@@ -210,12 +210,12 @@ def test_claims_that_are_dead_are_counted_and_unreadable_rows_listed(tables: Tab
     tables.create()
     for email in ("alice@example.com", "bob@example.com"):
         assert tables.authsvc("users", "create", "--email", email, stdin=PASSWORD).exit_code == 0
-    rows = tables.client.scan(TableName=tables.users)["Items"]
-    tables.client.delete_item(TableName=tables.users, Key={"user_id": rows[0]["user_id"]})
+    rows = tables.dynamodb.scan(TableName=tables.users)["Items"]
+    tables.dynamodb.delete_item(TableName=tables.users, Key={"user_id": rows[0]["user_id"]})
     check = tables.authsvc("tables", "check")
     assert check.exit_code == 0
     assert check.stdout.splitlines()[-1] == "ok    addresses (1 stale claims: harmless)"
-    tables.client.put_item(TableName=tables.users, Item={**rows[1], "is_active": {"N": "1"}})
+    tables.dynamodb.put_item(TableName=tables.users, Item={**rows[1], "is_active": {"N": "1"}})
     user_id = rows[1]["user_id"]["S"]
     assert tables.wrong() == (
         f"WRONG user {user_id}: attribute is_active is missing or unreadable: the user cannot log in. "
@@ -237,12 +237,12 @@ def test_users_are_imported(tables: Tables, tmp_path: Path) -> None:
 def _turn_on_pitr(tables: Tables) -> None:
     """Turn on what only a check asks for of tables that others made."""
     if tables.engine.can(Capability.PITR):
-        tables.client.update_continuous_backups(
+        tables.dynamodb.update_continuous_backups(
             TableName=tables.users, PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": True}
         )
 
 
 def _set_ttl(tables: Tables, attribute: str, *, is_on: bool) -> None:
-    tables.client.update_time_to_live(
+    tables.dynamodb.update_time_to_live(
         TableName=tables.unique, TimeToLiveSpecification={"Enabled": is_on, "AttributeName": attribute}
     )
