@@ -67,7 +67,7 @@ def explain_token(data_dir: Path | None) -> Coroutine[Any, Any, None]:
     """Say what ValidateToken answers to a token, and why.
 
     A terminal prompts for the token; otherwise it is the first line of standard input. Neither
-    the token nor its signature is printed: with the output nobody can call a backend.
+    the token nor its signature is printed: the output cannot be used as a token.
 
     Every check is listed in the order of decision: ok, WRONG with the remedy, or - where an
     earlier check decides. AUTHSVC_ISSUER, AUTHSVC_AUDIENCE and AUTHSVC_SIGNING_KEYS are read as

@@ -213,4 +213,4 @@ class _BoundedQueue(SpanProcessor):
 
     def shutdown(self) -> None:
         """See SpanProcessor."""
-        self._batches.shutdown()  # type: ignore[no-untyped-call]
+        self._batches.shutdown()  # type: ignore[no-untyped-call]  # the SDK leaves its return type out

@@ -2,9 +2,9 @@
 
 Secrets Manager refuses to move the label of the current version where another command has moved it: the loser merges.
 Parameter Store has no such condition: a write replaces whatever was written since the read, and only the new version's
-number shows it. So each set says up to which version it holds everything (`merged_version`). Whoever reads a set adds
-the versions between, which are in the parameter's history: nobody sees a set that lacks them, even where the command
-that wrote it died before it could write the merged one.
+number shows it. So each set has the last version that is merged into it (`merged_version`). Each read merges the later
+versions, which are in the parameter's history. So no read misses a key, even if the command that wrote the set died
+before it wrote the merged one.
 
 No text of AWS goes into an error: it may repeat the keys.
 """

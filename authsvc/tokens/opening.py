@@ -29,7 +29,7 @@ async def open_key_store(location: KeyLocation) -> AsyncIterator[KeyStore]:
         yield KeyFile(location)
         return
     # AWS's libraries take a second to import, and a file needs none of them.
-    from authsvc.tokens.aws_keys import open_aws_keys  # noqa: PLC0415
+    from authsvc.tokens.aws_keys import open_aws_keys  # noqa: PLC0415 - imported where it is needed
 
     async with open_aws_keys(location) as store:
         yield store
