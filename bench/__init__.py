@@ -1,1 +1,1 @@
-"""What a validation costs, measured on real servers and a real engine: `python -m bench --help`."""
+"""Measures what a validation costs, on real servers and a real engine: `python -m bench --help`."""

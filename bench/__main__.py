@@ -15,14 +15,14 @@ from bench.variants import Variant, select
 
 EXISTING = click.Path(path_type=Path, exists=True)
 MIDDLEWARE = "middleware"
-"""Named like a variant, but measured without a load."""
+"""Selected like a variant, but measured without a load."""
 SPANS = "spans"
 """Likewise."""
 FOLDER = Path(__file__).parent / "results"
 
 
 def say(line: str) -> None:
-    """Print a line at once."""
+    """Print a line and flush it."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
@@ -30,14 +30,14 @@ def say(line: str) -> None:
 @click.command()
 @click.argument("variants", nargs=-1)
 @click.option("--rounds", default=4, show_default=True, help="How often each variant is run.")
-@click.option("--load", "loads", multiple=True, help="Only these loads: calls in flight as 64, or a second as 300/s.")
-@click.option("--again", type=EXISTING, help="File of earlier results, to be shown instead of measuring.")
-@click.option("--docs", type=EXISTING, help="Folder of performance.md: write tables and plots there.")
+@click.option("--load", "loads", multiple=True, help="Only these loads: calls in flight (64) or per second (300/s).")
+@click.option("--again", type=EXISTING, help="Show the results of this file instead of measuring.")
+@click.option("--docs", type=EXISTING, help="Folder of performance.md: write tables and plots into it.")
 def main(variants: Sequence[str], rounds: int, loads: Sequence[str], again: Path | None, docs: Path | None) -> None:
     """Measure VARIANTS in rounds, each as a ratio to the empty RPC of its round.
 
-    A variant is named by its subject or by subject and load, as in a shell: fresh, 'batch-*', 'fresh 64'. Without
-    any, all are measured, and the client's middleware, spans, memory and the units that each RPC consumes.
+    A variant is named by its subject, or by subject and load; wildcards work: fresh, 'batch-*', 'fresh 64'. Without
+    any, all are measured, and also the client's middleware, spans, memory and the units that each RPC consumes.
     """
     results = Results.read(again) if again else _results(variants, loads, rounds)
     say(report.whole(results))
@@ -67,7 +67,7 @@ def _results(words: Sequence[str], loads: Sequence[str], rounds: int) -> Results
 
 
 def _measure(bench: Bench, variants: Sequence[Variant], rounds: int, results: Results) -> None:
-    """Run the variants one after another, and all of them again: what disturbs the machine disturbs all."""
+    """Run all variants one after another, once a round, so that a disturbance of the machine affects all of them."""
     results.left_out = {each.name: each.target.missing for each in variants if each.target.missing}
     measured = [each for each in variants if each.name not in results.left_out]
     for number in range(1, rounds + 1):

@@ -1,4 +1,4 @@
-"""A backend that validates: by plain stubs, by the client library, or not at all, which is what its loop costs."""
+"""A backend that validates tokens by plain stubs or by the client library, or runs its loop without validating."""
 
 import asyncio
 import itertools
@@ -19,7 +19,7 @@ TIMEOUT_SECONDS = 10.0
 async def validation(
     library: Library, address: str, tokens: Sequence[str], max_staleness: float, stack: AsyncExitStack
 ) -> Callable[[], Awaitable[None]]:
-    """Return a function that validates the next token as the library does; ValueError where it is not active."""
+    """Return a function that validates the next token with the library; it raises ValueError for an inactive one."""
     next_token = itertools.cycle(tokens).__next__
     if library == "plain":
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
@@ -46,7 +46,7 @@ async def validation(
             await client.validate(next_token())
         except AuthsvcError as error:
             raise ValueError(type(error).__name__) from None
-        if max_staleness:  # a hit never gives way to other tasks
+        if max_staleness:  # a cache hit never yields to other tasks
             await asyncio.sleep(0)
 
     return by_client

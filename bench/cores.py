@@ -1,4 +1,4 @@
-"""Who runs where, and what the operating system has counted: Linux's accounting of processes."""
+"""Which processes run on which cores, and their CPU time and memory as Linux counts them."""
 
 import os
 import time
@@ -8,15 +8,15 @@ from pathlib import Path
 
 ALL = sorted(os.sched_getaffinity(0))
 SERVER = ALL[:1]
-"""Of every server with one worker, so that a figure is that of one core."""
+"""For each server with one worker, so that a figure is that of one core."""
 REST = ALL[1:] or ALL
-"""Of the load generator, the engine and the proxies."""
+"""For the load generator, the engine and the proxies."""
 _CPU_CLOCK_OF_PROCESS = 2
 
 
 @contextmanager
 def on(cores: Sequence[int]) -> Iterator[None]:
-    """Let the processes that are started inside run on some cores alone."""
+    """Pin the processes that are started inside to some cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
@@ -26,17 +26,17 @@ def on(cores: Sequence[int]) -> Iterator[None]:
 
 
 def describe() -> str:
-    """Return what was done about cores."""
+    """Return a description of which process runs on which core."""
     if len(ALL) == 1:
         return "1 core: servers, engine and load generator share it"
     return (
         f"{len(ALL)} cores: servers of one process run on core {SERVER[0]}, "
-        f"engine and load generator on {REST}; two workers run wherever they like"
+        f"engine and load generator on {REST}; two workers run on all"
     )
 
 
 def processes(pid: int) -> Iterator[int]:
-    """Yield a process and all that descend from it."""
+    """Yield a process and all its descendants."""
     yield pid
     for task in Path(f"/proc/{pid}/task").iterdir():
         with suppress(FileNotFoundError):  # gRPC's threads come and go
@@ -45,13 +45,13 @@ def processes(pid: int) -> Iterator[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return what a process and its children have used, user and system time, of living and ended threads."""
-    # The clock of another process, as clock_getcpuclockid(3) numbers it: to the nanosecond, /proc counts in 10 ms.
+    """Return the user and system time of a process and its descendants, ended threads included."""
+    # The id of another process's CPU clock, as clock_getcpuclockid(3) computes it: /proc counts only in steps of 10 ms.
     return sum(time.clock_gettime(~each << 3 | _CPU_CLOCK_OF_PROCESS) for each in processes(pid))
 
 
 def rss_mib(pid: int) -> float:
-    """Return the resident memory of the biggest of a process and its children."""
+    """Return the resident memory of the largest of a process and its descendants."""
     return max(_resident_pages(each) for each in processes(pid)) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 

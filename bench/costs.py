@@ -1,4 +1,4 @@
-"""What the RPCs consume of DynamoDB, as the engine reports it, and what a month of it costs."""
+"""The DynamoDB units that each RPC consumes, as the engine reports them, and what a month costs."""
 
 import json
 import secrets
@@ -22,7 +22,7 @@ from bench.measure import Loader
 from bench.servers import AUTHSVC, USERS, Server, Servers, table_prefix
 from tests.faults import Exchange, Reply, proxy_in_thread
 
-# Inputs, to be checked with AWS's price list before anybody plans with them.
+# Inputs: check them against AWS's price list before planning with the results.
 PRICES = "us-east-1, on demand, as of November 2024"
 DOLLARS_PER_MILLION_READS = 0.125
 DOLLARS_PER_MILLION_WRITES = 0.625
@@ -51,13 +51,13 @@ _READS = frozenset({"GetItem", "BatchGetItem", "Query", "Scan", "TransactGetItem
 
 @dataclass
 class Metering:
-    """Lets the engine report what each request consumes, and adds it up."""
+    """Asks the engine to report the units of each request, and adds them up."""
 
     reads: float = 0.0
     writes: float = 0.0
 
     async def answer(self, exchange: Exchange, /) -> Reply:
-        """Ask in the request itself, and look at the answer."""
+        """Forward the request with `ReturnConsumedCapacity`, and add up what the response reports."""
         attempt = exchange.attempt
         attempt.body = json.dumps({**attempt.payload, "ReturnConsumedCapacity": "TOTAL"}).encode()
         reply = await exchange.forward()
@@ -70,7 +70,7 @@ class Metering:
         return reply
 
     def take(self) -> tuple[float, float]:
-        """Return reads and writes since this was last asked."""
+        """Return read and write units since the last call."""
         taken = self.reads, self.writes
         self.reads = self.writes = 0.0
         return taken
@@ -78,7 +78,7 @@ class Metering:
 
 @contextmanager
 def metered(servers: Servers) -> Iterator[tuple[dict[str, str], Metering]]:
-    """Yield the environment of a service on the usual tables, and what meters it."""
+    """Yield the environment of a service on the usual tables, and its metering."""
     metering = Metering()
     with proxy_in_thread(servers.engine.endpoint_url) as proxy, proxy.fault(metering):
         environ = {**servers.on_dynamodb(proxy.endpoint_url), "AUTHSVC_BCRYPT_COST": "10"}
@@ -96,7 +96,7 @@ def units_of_rpcs(servers: Servers) -> dict[str, tuple[float, float]]:
 
 
 def units_of_validations(servers: Servers, loader: Loader) -> dict[str, float]:
-    """Return the read units of one fresh validation, by how many there are at once."""
+    """Return the read units of one fresh validation, by concurrency."""
     kinds = {
         "one at a time": Load(in_flight=1),
         "64 at once, 10,000 users": Load(in_flight=64),
@@ -129,7 +129,7 @@ def _create_admin(environ: Mapping[str, str]) -> tuple[str, str]:
 
 
 class _Calls:
-    """One user's life, call by call."""
+    """The calls of one user, from creation to deletion."""
 
     def __init__(self, channel: grpc.Channel, admin_email: str, admin_password: str) -> None:
         self._auth = auth_grpc.AuthServiceStub(channel)
@@ -142,7 +142,7 @@ class _Calls:
         self._metadata = (("authorization", f"Bearer {admin.tokens.access_token}"),)
 
     def in_order(self) -> Iterator[tuple[str, Callable[[], object]]]:
-        """Yield what to call, each when the one before is done."""
+        """Yield the calls with their names; each needs the calls before it."""
         yield "CreateUser", self._create
         yield "Authenticate", self._log_in
         yield "ValidateToken", lambda: self._auth.ValidateToken(self._validation())
@@ -205,7 +205,7 @@ class _Calls:
         request = user_pb2.RevokeUserSessionsRequest(user_id=self._user_id, session_ids=session_ids)
         self._admin("RevokeUserSessions", request)
 
-    def _update(self, **values: Any) -> None:  # noqa: ANN401 - of each field its own
+    def _update(self, **values: Any) -> None:  # noqa: ANN401 - each field has its own type
         request = user_pb2.UpdateUserRequest(
             user_id=self._user_id, user=resources_pb2.User(**values), update_mask=FieldMask(paths=values)
         )

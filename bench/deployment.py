@@ -1,4 +1,4 @@
-"""What the servers need to be there first: tables with users in them, signing keys, and tokens."""
+"""What the servers need before they start: tables with users, signing keys, and tokens."""
 
 import gzip
 import json
@@ -26,7 +26,7 @@ CREATE_TIME = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def user(number: int) -> User:
-    """Return one of the users: without a password, for nobody logs in as one."""
+    """Return one of the users, without a password, because none of them logs in."""
     return User(
         user_id=f"user{number:018}",
         email=f"user{number}@example.com",
@@ -37,7 +37,7 @@ def user(number: int) -> User:
 
 
 def write_tokens(path: Path, keys: Path, users: int, tokens: int) -> None:
-    """Sign tokens that are spread evenly over the users, and write one a line."""
+    """Sign tokens, spread evenly over the users, and write one a line."""
     now = utc_now()
     issuer = AccessTokens(read_key_ring(keys, now), ISSUER, AUDIENCE, TOKEN_TTL)
     numbers = (number * max(1, users // tokens) % users for number in range(tokens))
@@ -56,18 +56,18 @@ def write_tokens(path: Path, keys: Path, users: int, tokens: int) -> None:
 
 
 async def fill_sqlite(path: Path, users: int) -> None:
-    """Write the users into a file that has its tables."""
+    """Write the users into a SQLite file that already has its tables."""
     async with open_sqlite_store(path) as store:
         for number in range(users):
             await store.create_user(user(number), CREATE_TIME)
 
 
 def write_database(database: Path, tables: Mapping[str, int]) -> None:
-    """Make an engine's database with users in it.
+    """Create an engine's database that holds users.
 
     Args:
-        database: The file to make.
-        tables: How many users are in each users table.
+        database: The file to create.
+        tables: Number of users by name of the users table.
     """
     with tempfile.TemporaryDirectory(prefix="bench-export-", dir=database.parent) as name:
         export = Path(name)

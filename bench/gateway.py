@@ -1,4 +1,4 @@
-"""What Envoy asks of ext_authz for a browser's requests, and what it is answered."""
+"""The ext_authz requests that Envoy sends for a browser's requests, and the check of the responses."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ from authsvc.rpc.ext_authz_pb2 import AttributeContext, CheckRequest, CheckRespo
 METHOD = "/envoy.service.auth.v3.Authorization/Check"
 
 _PASSED = b"\x0a\x00\x1a"
-"""What the bytes of an answer begin with that lets a request pass: an empty `status`, then `ok_response`."""
+"""The first bytes of a response that allows a request: an empty `status`, then `ok_response`."""
 _HEADERS = {
     ":authority": "shop.example.com",
     ":method": "GET",
@@ -39,11 +39,11 @@ def requests(tokens: Iterable[str]) -> list[bytes]:
 def _request(token: str) -> bytes:
     http = AttributeContext.HttpRequest(headers={**_HEADERS, "authorization": f"Bearer {token}"})
     known = CheckRequest(attributes=AttributeContext(request=AttributeContext.Request(http=http)))
-    # Two messages one after another are one, with the fields of both.
+    # Two serialized messages, concatenated, are one message with the fields of both.
     return _OTHER_FIELDS + known.SerializeToString()
 
 
 def check(answer: bytes) -> None:
-    """Raise ValueError where an answer does not let the request pass."""
+    """Raise ValueError if the response does not allow the request."""
     if not answer.startswith(_PASSED):
         raise ValueError(str(CheckResponse.FromString(answer)))

@@ -1,7 +1,7 @@
-"""What each way through Envoy costs: `python -m bench.gateways`, a minute.
+"""Measures what each way through Envoy costs, in about a minute: `python -m bench.gateways`.
 
 Real processes: Envoy with two threads and the configurations of deploy/envoy, the service with TLS on dynoxide, and a
-second Envoy that stands for the backend. The load comes over HTTP/1.1 from this process.
+second Envoy as the backend. This process sends the load over HTTP/1.1.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from tests.gateways.envoy import BACKEND, FILES, SERVICE, SIDE_PORT, configurati
 
 CALLS = 6000
 WARM_UP_CALLS = 1000
-"""As many as tokens, so that the service has seen each once before the measurement."""
+"""The number of tokens, so that the service has seen each once before the measurement."""
 IN_FLIGHT = 256
 CALLS_ONE_BY_ONE = 500
 BACKEND_CONFIGURATION = """
@@ -55,7 +55,7 @@ static_resources:
 VALIDATE = "/authsvc.v1.AuthService/ValidateToken"
 
 Request = Callable[[str], bytes]
-"""A request with a token."""
+"""Returns the request that carries a token."""
 
 
 def _get(target: str) -> Request:
@@ -73,10 +73,11 @@ def _post_json(api_key: str) -> Request:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a way costs.
+    """The cost of one way.
 
     Args:
-        envoy_cpu: Microseconds a request; service_cpu likewise.
+        envoy_cpu: CPU microseconds per request.
+        service_cpu: CPU microseconds per request.
         latency: Median in milliseconds, one request at a time.
     """
 

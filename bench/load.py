@@ -1,7 +1,7 @@
-"""The load generator: a process that takes one Load a line on stdin and answers with three lines on stdout.
+"""The load generator: a process that reads one Load per line from stdin and writes three lines to stdout for each.
 
-MARKS come when the measured time begins and ends, and then the Sample as JSON. It sends bytes made ahead and looks at
-no more of an answer than it must, so that it costs less than any server.
+It writes MARKS when the measured time begins and ends, and then the Sample as JSON. It sends requests serialized in
+advance and decodes as little of a response as possible, so that it costs less than any server.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from bench.backend import Library, validation
 
 SERVICE = "/authsvc.v1.AuthService/"
 ACTIVE = auth_pb2.ValidateTokenResponse(state=auth_pb2.TOKEN_STATE_ACTIVE).SerializeToString()
-"""What the bytes of an active answer begin with: `state` is field 1."""
+"""The first bytes of a response for an active token: `state` is field 1."""
 MARKS = ("begin", "end")
 TIMEOUT_SECONDS = 10.0
 
@@ -37,23 +37,24 @@ Send = Callable[[], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Load:
-    """What is sent, and how.
+    """The calls to send, and how to send them.
 
     Args:
-        address: Of the server; of the engine where `table` is given.
-        tokens: File with a token a line (for `table`: a user id), taken in turn from where the last load stopped.
-        hot: How many of them are used; 0: all.
-        batch: Tokens in a BatchValidateTokens; 0: ValidateToken.
-        gateway: Not ValidateToken is called but ext_authz, as Envoy does for a browser's requests.
+        address: Address of the server; with `table` the engine's endpoint.
+        tokens: File with a token a line (with `table`: a user id), used in turn, from where the last load stopped.
+        hot: Number of tokens to use; 0: all.
+        batch: Tokens per BatchValidateTokens; 0: call ValidateToken.
+        gateway: Call ext_authz instead of ValidateToken, as Envoy does for a browser's requests.
         max_staleness: In seconds.
-        connections: Taken in turn.
-        in_flight: Calls at any time: a closed loop. 0: an open loop.
-        rate: Calls a second of an open loop, at even distances.
-        seconds: How long it is measured, after the warm-up.
-        calls: Ends the run earlier; 0: does not.
-        flood: Clients that guess passwords meanwhile, without a pause.
-        library: How a backend validates: plain stubs, the client library or not at all; empty: by bytes made ahead.
-        table: Not the service is called but DynamoDB's GetItem, on this users table, through aioboto3.
+        connections: Number of connections, used in turn.
+        in_flight: Concurrent calls of a closed loop; 0: an open loop.
+        rate: Calls per second of an open loop, evenly spaced.
+        seconds: Measured time after the warm-up.
+        warm_up: Seconds before the measured time.
+        calls: End the measured time after this many calls; 0: after `seconds` alone.
+        flood: Number of clients that guess passwords meanwhile, without a pause.
+        library: Validate as a backend does, see `bench.backend`; empty: send requests serialized in advance.
+        table: Call DynamoDB's GetItem on this users table through aioboto3, instead of the service.
     """
 
     address: str = ""
@@ -75,12 +76,14 @@ class Load:
 
 @dataclass
 class Sample:
-    """What one run saw; times in seconds, latencies in milliseconds.
+    """The figures of one run, as the client sees them; latencies in milliseconds.
 
     Args:
-        calls: Answered in the measured time, however long before they were sent.
-        all_calls: Those before and after as well.
-        refused_p50: Of the guesses of a flood.
+        calls: Calls answered in the measured time, even if they were sent before it.
+        all_calls: Calls answered before and after it, too.
+        seconds: The measured time.
+        refused_p50: Median latency of a flood's guesses.
+        errors: Number of failed calls by error.
     """
 
     calls: int = 0
@@ -94,25 +97,26 @@ class Sample:
 
 
 class Run:
-    """One load under way.
+    """The sending of one load.
 
     Args:
-        sends: One for each connection; calls and waits for a good answer.
-        mark: Told of the MARKS.
+        load: The load to send.
+        sends: One function for each connection, which makes one call and raises if it fails.
+        mark: Called with each of MARKS at its time.
     """
 
     def __init__(self, load: Load, sends: Sequence[Send], mark: Callable[[str], None]) -> None:
         self._load = load
         self._sends = itertools.cycle(sends)
         self._mark = mark
-        self._is_over = False
+        self._has_ended = False
         self._sample = Sample()
         self._latencies: list[float] = []
         self._errors: Counter[str] = Counter()
         self._begin_time = 0.0
 
     async def sample(self) -> Sample:
-        """Run it to its end."""
+        """Send the whole load, and return the figures."""
         clock = asyncio.create_task(self._keep_time())
         await (self._closed() if self._load.in_flight else self._open())
         clock.cancel()
@@ -131,8 +135,8 @@ class Run:
         self._end()
 
     def _end(self) -> None:
-        if not self._is_over:
-            self._is_over = True
+        if not self._has_ended:
+            self._has_ended = True
             self._sample.calls = len(self._latencies)
             self._sample.seconds = time.perf_counter() - self._begin_time
             self._mark(MARKS[1])
@@ -142,15 +146,15 @@ class Run:
 
     async def _client(self) -> None:
         send = next(self._sends)
-        while not self._is_over:
+        while not self._has_ended:
             await self._timed(send, time.perf_counter())
 
     async def _open(self) -> None:
-        """Send at even distances whatever becomes of earlier calls, and time each from when it should have begun."""
+        """Send evenly spaced calls, however long earlier ones take, and time each from the moment it was due."""
         loop = asyncio.get_running_loop()
         calls: set[asyncio.Task[None]] = set()
         due = time.perf_counter()
-        while not self._is_over:
+        while not self._has_ended:
             await asyncio.sleep(due - time.perf_counter())
             call = loop.create_task(self._timed(next(self._sends), due))
             calls.add(call)
@@ -209,7 +213,7 @@ def _channel(address: str) -> grpc.aio.Channel:
 
 
 def _method(channel: grpc.aio.Channel, name: str) -> "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]":
-    """Return a method that takes and gives bytes."""
+    """Return a method whose request and response are bytes."""
     return channel.unary_unary(name if name.startswith("/") else SERVICE + name)
 
 
@@ -229,7 +233,7 @@ def _validations(channel: grpc.aio.Channel, load: Load, requests: Iterator[bytes
 
 
 async def _flood(channel: grpc.aio.Channel, number: int, latencies: list[float]) -> None:
-    """Guess, and note how long each answer takes.
+    """Guess passwords without pause, and record the latency of each answer.
 
     Half of the clients guess at one account from one source, which fills its budgets; the others each at an account and
     from a source of their own, which fills the hashing queue.
@@ -237,7 +241,7 @@ async def _flood(channel: grpc.aio.Channel, number: int, latencies: list[float])
     target = number if number % 2 else 0
     request = auth_pb2.AuthenticateRequest(
         email=f"user{target}@example.com",
-        password="a wrong password",  # noqa: S106 - nobody's
+        password="a wrong password",  # noqa: S106 - not a secret
         client_address=f"192.0.2.{target}",
     ).SerializeToString()
     call = _method(channel, "Authenticate")
@@ -250,7 +254,7 @@ async def _flood(channel: grpc.aio.Channel, number: int, latencies: list[float])
 
 @asynccontextmanager
 async def _flooding(load: Load) -> AsyncIterator[list[float]]:
-    """Guess during the body, over connections of its own; yield the latencies of the guesses, in milliseconds."""
+    """Run the flood during the body, over its own connections; yield the latencies of its guesses in milliseconds."""
     latencies: list[float] = []
     async with AsyncExitStack() as stack:
         number_of_channels = min(load.connections, load.flood)
@@ -262,7 +266,7 @@ async def _flooding(load: Load) -> AsyncIterator[list[float]]:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Keep the pauses of our own collector out of the latencies."""
+    """Keep garbage collection of this process out of the latencies."""
     gc.collect()
     gc.disable()
     try:
@@ -291,7 +295,7 @@ async def _calls(load: Load, stack: AsyncExitStack) -> list[Send]:
 
 
 async def run(load: Load) -> Sample:
-    """Send a load and return what it saw; a line on stdout says when the warm-up is over."""
+    """Send a load, write the MARKS, and return the figures."""
     async with AsyncExitStack() as stack:
         sends = await _calls(load, stack)
         async with _flooding(load) as latencies:
@@ -307,7 +311,7 @@ def _say(line: str) -> None:
 
 
 async def main() -> None:
-    """Take loads until stdin ends."""
+    """Read and send loads until stdin ends."""
     while line := await asyncio.to_thread(sys.stdin.readline):
         _say(json.dumps(asdict(await run(Load(**json.loads(line))))))
 

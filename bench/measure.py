@@ -1,4 +1,4 @@
-"""Measuring one variant: the load generator is told what to send, the operating system what the server has used."""
+"""Measures one variant: sends its load, and reads the CPU time that its server has used meanwhile."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from functools import cached_property
 
 from bench import cores
 from bench.load import MARKS, Load, Sample
-from bench.servers import TOKENS, USERS, AttemptKeys, Server, Servers, table_prefix
+from bench.servers import TOKENS, USERS, Server, Servers, Target, table_prefix
 from bench.variants import BATCH_CALLS, MANY_USERS, Variant
 
 WARM_UP_SECONDS = 5.0
@@ -18,22 +18,22 @@ MEMORY_USERS = 100_000
 MEMORY_VALIDATIONS = 1_000_000
 MEMORY_STEP = 50_000
 MEMORY_SECONDS = 180.0
-"""A service that is too slow is measured for so long."""
+"""The longest time for the measurement of memory."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What one run of a variant gave; for batches, all but the latencies is per token.
+    """The figures of one run of a variant; for batches, all but the latencies are per token.
 
     Args:
-        cpu: Of the server, user and system time, in microseconds a call.
+        cpu: User and system time of the server, in microseconds a call.
         rate: Calls a second.
         p50: Latency in milliseconds; p99 and p999 likewise.
-        rss: Resident memory of the server in MiB, of the biggest worker.
-        calls: How many were measured.
-        errors: What went wrong, and how often.
-        refused_p50: Latency of the guesses of a flood; 0: there was none.
-        client_cpu: Of the load generator, in microseconds a call.
+        rss: Resident memory of the server's largest worker, in MiB.
+        calls: Number of measured calls.
+        errors: Number of failed calls by error.
+        refused_p50: Median latency of a flood's guesses; 0: there was no flood.
+        client_cpu: User and system time of the load generator, in microseconds a call.
     """
 
     cpu: float
@@ -57,11 +57,11 @@ class Loader:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """The id of the process."""
         return self._process.pid
 
     def run(self, load: Load, pid: int) -> tuple[Sample, float, float]:
-        """Send a load; return what it saw, and the CPU seconds that a process and the generator have used meanwhile."""
+        """Send a load; return its sample, and the CPU seconds of a process and of the generator meanwhile."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(asdict(load)) + "\n")
         self._process.stdin.flush()
@@ -76,7 +76,7 @@ class Loader:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError("the load generator has ended")
+            raise RuntimeError("the load generator has exited: see its stderr above")
         return line
 
 
@@ -90,7 +90,7 @@ class Bench:
 
     @cached_property
     def _reader(self) -> Loader:
-        """A load generator in the place of a server: what a bare read costs there."""
+        """A load generator on the server's core, to measure a bare read there."""
         return Loader(self._servers, cores.SERVER)
 
     def measure(self, variant: Variant) -> Figures:
@@ -106,8 +106,8 @@ class Bench:
         return _figures(*self.loader.run(load, server.pid), server.pid, load)
 
     def memory(self) -> list[tuple[int, float]]:
-        """Validate on and on; return after how many validations the service had how many MiB."""
-        target = AttemptKeys(users=MANY_USERS)
+        """Validate all tokens again and again; return pairs of validations so far and resident MiB."""
+        target = Target(users=MANY_USERS)
         server = self._servers.server(target)
         tokens = str(self._servers.tokens(MANY_USERS, MEMORY_USERS))
         load = Load(address=server.address, tokens=tokens, batch=WARM_UP_BATCH, in_flight=BATCH_CALLS)
@@ -127,7 +127,7 @@ class Bench:
         return _figures(*self._reader.run(load, self._reader.pid), self._reader.pid, load)
 
     def _warm_up(self, server: Server, load: Load) -> None:
-        """Let a service see each token once, as one has that runs for a while."""
+        """Validate each token once, so that the service has it in its caches."""
         once = replace(
             load,
             max_staleness=0,

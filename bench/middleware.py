@@ -1,4 +1,4 @@
-"""What the ASGI middleware costs a request whose token the client's cache answers, above the bare application."""
+"""Measures what the ASGI middleware adds to a request whose token is in the client's cache."""
 
 import asyncio
 import time
@@ -7,7 +7,7 @@ from itertools import islice
 
 from authsvc.client import AsyncClient
 from authsvc.client.asgi import ASGIApp, AuthMiddleware, Message, Receive, Scope, Send
-from bench.servers import USERS, AttemptKeys, Servers
+from bench.servers import USERS, Servers, Target
 
 ROUNDS = 8
 REQUESTS = 20_000
@@ -17,7 +17,7 @@ STALENESS_SECONDS = 60.0
 
 def added_microseconds(servers: Servers) -> list[float]:
     """Return the CPU microseconds that the middleware adds to a request, round by round."""
-    address = servers.server(AttemptKeys(store="sqlite")).address
+    address = servers.server(Target(store="sqlite")).address
     with servers.tokens(USERS).open() as tokens:
         return asyncio.run(_measure(address, [line.strip() for line in islice(tokens, TOKENS)]))
 

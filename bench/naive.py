@@ -1,4 +1,4 @@
-"""The yardstick: ValidateToken as anybody would write it first, one JWT decoded and one strong GetItem a call."""
+"""The yardstick: the obvious ValidateToken, which decodes one JWT and makes one strong GetItem a call."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ from bench.empty import Context, serve
 
 
 async def main() -> None:
-    """Serve, configured by the variables of the service itself."""
+    """Serve with the service's own settings."""
     issuer, audience = os.environ["AUTHSVC_ISSUER"], os.environ["AUTHSVC_AUDIENCE"]
     table = os.environ["AUTHSVC_TABLE_PREFIX"] + "users"
     ring = read_key_ring(Path(os.environ["AUTHSVC_SIGNING_KEYS"]), utc_now())

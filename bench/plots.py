@@ -1,4 +1,4 @@
-"""The plots of the results."""
+"""Draws the plots of the results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from bench.results import Results, Spread
 
 mpl.use("svg")
-# Ids that are the same at every run, so that only what was measured changes.
+# The same ids at every run, so that only the figures change.
 mpl.rcParams.update({"svg.hashsalt": "bench", "svg.fonttype": "none", "font.size": 9})
 mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
 

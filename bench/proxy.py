@@ -1,8 +1,8 @@
-"""A TCP proxy whose answers come later: what stands between a service and DynamoDB is a network.
+"""A TCP proxy that delays what the engine answers, as DynamoDB and its network do.
 
     python -m bench.proxy PORT SECONDS
 
-Every chunk of an answer is sent on by a timer of its own, so that any number of them are under way at once.
+Each chunk of a response has a timer of its own, so that any number of them can be in flight.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import uvloop
 
 
 class _Side(asyncio.Protocol):
-    """One of two joined connections: what it receives, the other one sends after a delay."""
+    """One of two joined connections: the other one sends what this one receives, after a delay."""
 
     other: "_Side"
 
@@ -24,36 +24,36 @@ class _Side(asyncio.Protocol):
         self._transport: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send what has come before."""
+        """Send what was received before."""
         self._transport = transport
         self._transport.writelines(self._waiting)
 
     def data_received(self, data: bytes) -> None:
-        """Let the other side send it, in time."""
+        """Schedule the data on the other side, after the delay."""
         if self._delay_seconds:
             asyncio.get_running_loop().call_later(self._delay_seconds, self.other.send, data)
         else:
             self.other.send(data)
 
     def send(self, data: bytes) -> None:
-        """Send now, or once there is a connection."""
+        """Send now, or as soon as the connection is there."""
         if self._transport is None:
             self._waiting.append(data)
         else:
             self._transport.write(data)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._transport is not None:
             self._transport.close()
 
     def connection_lost(self, _: Exception | None) -> None:
-        """Hang up on the other side too."""
+        """Close the other side as well."""
         self.other.close()
 
 
 class _Client(_Side):
-    """The side of the service: connects to the engine as soon as the service has connected."""
+    """The service's side: connects to the engine when the service connects."""
 
     def __init__(self, engine_port: int, delay_seconds: float) -> None:
         super().__init__(0.0)
@@ -66,7 +66,7 @@ class _Client(_Side):
         super().connection_made(transport)
         loop = asyncio.get_running_loop()
         connecting = loop.create_connection(lambda: self.other, "127.0.0.1", self._engine_port)
-        self._connecting = loop.create_task(connecting)  # kept, or it could be collected half done
+        self._connecting = loop.create_task(connecting)  # a reference: a task without one can be collected
 
 
 async def main(engine_port: int, delay_seconds: float) -> None:

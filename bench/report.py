@@ -1,4 +1,4 @@
-"""The results as tables: in Markdown, which a terminal shows as well."""
+"""The results as Markdown tables, for the page and the terminal."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -29,12 +29,12 @@ _HEADER = (
 
 
 def figures_table(results: Results) -> str:
-    """Return every variant with the medians of its figures, and their least and most where they matter."""
+    """Return the table of all variants: medians, with minimum and maximum where they differ."""
     return table(_HEADER, [_row(results, name) for name in results.names()])
 
 
 def bars_table(results: Results) -> str:
-    """Return each bar beside its figure."""
+    """Return the table of the bars, each with its figure and verdict."""
     return table(("bar", "must be", "beyond", "is", "verdict"), [_bar_row(results, bar) for bar in BARS])
 
 
@@ -50,17 +50,17 @@ def _bar_row(results: Results, bar: Bar) -> Sequence[str]:
 
 
 def spans_table(results: Results) -> str:
-    """Return what spans add to a call."""
+    """Return the table of what spans add to a call."""
     return table(("call", "CPU µs"), [(k, _spread(Spread.of(v), "{:.2f}")) for k, v in results.spans.items()])
 
 
 def units_table(results: Results) -> str:
-    """Return the read units of a fresh validation."""
+    """Return the table of a fresh validation's read units."""
     return table(("fresh validations", "read units each"), [(k, f"{v:.2f}") for k, v in results.units.items()])
 
 
 def costs_table(results: Results) -> str:
-    """Return what each RPC consumes, and how often the model calls it."""
+    """Return the table of each RPC's units, and how often the model calls it."""
     header = ("RPC", "read units", "write units", "calls a user and month")
     return table(
         header,
@@ -72,7 +72,7 @@ def costs_table(results: Results) -> str:
 
 
 def dollars_table(results: Results) -> str:
-    """Return what a month costs."""
+    """Return the table of what a month costs."""
     rows = []
     for users in costs.POPULATIONS:
         parts = costs.dollars_a_month(results.costs, results.item_bytes, users)
@@ -81,7 +81,7 @@ def dollars_table(results: Results) -> str:
 
 
 def whole(results: Results) -> str:
-    """Return everything that was measured, in sections, as the terminal shows it."""
+    """Return all results in sections, for the terminal."""
     sections = [("The bars", bars_table(results)), *_tables(results)]
     if results.costs:
         sections.append(("Dollars a month", _dollars(results)))
@@ -92,8 +92,8 @@ def update_page(page: str, results: Results) -> str:
     """Return the page with its blocks replaced; a block that the page lacks is appended.
 
     Args:
-        page: Markdown. Each block stands between `<!-- NAME, written by python -m bench -->` and END.
-        results: What the blocks show.
+        page: Markdown, each block between `<!-- NAME, written by python -m bench -->` and END.
+        results: The results to show.
     """
     blocks = {
         "bars": f"{_measured(results)}\n\n{bars_table(results)}",

@@ -1,4 +1,4 @@
-"""What a run of the benchmark has found, round by round, and how it is compared."""
+"""The results of a run, round by round, and their comparison."""
 
 import json
 import platform
@@ -13,7 +13,7 @@ from bench import cores
 from bench.measure import Figures
 
 Round = Mapping[str, Figures]
-"""Figures by the variant's name."""
+"""Figures by name of the variant."""
 
 
 @dataclass(frozen=True)
@@ -26,24 +26,24 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Self | None:
-        """Return the spread of some values, None where there are none."""
+        """Return the spread of some values; None if there are none."""
         ordered = sorted(values)
         return cls(ordered[0], statistics.median(ordered), ordered[-1]) if ordered else None
 
 
 @dataclass
 class Results:
-    """Everything that one run has found.
+    """All results of one run.
 
     Args:
-        rounds: In their order.
-        units: Read units of a fresh validation, by what was validated.
-        memory: Validations so far, and the resident MiB of the one worker then.
+        rounds: Figures of each round, in order.
+        units: Read units of a fresh validation, by concurrency.
+        memory: Pairs of validations so far and the worker's resident MiB.
         costs: Read and write units of each RPC.
-        item_bytes: What is stored for a user.
+        item_bytes: Stored bytes of a user.
         middleware: CPU microseconds that the client's ASGI middleware adds to a request, by round.
-        spans: CPU microseconds that spans add to a call, by what the call is and by round.
-        left_out: Variants that were not measured, and why.
+        spans: CPU microseconds that spans add to a call, by kind of call and round.
+        left_out: Reason by variant that was not measured.
     """
 
     rounds: list[dict[str, Figures]] = field(default_factory=list)
@@ -58,27 +58,27 @@ class Results:
     machine: str = field(default_factory=lambda: f"{cores.describe()}; Python {platform.python_version()}")
 
     def write(self, path: Path) -> None:
-        """Write all of it as JSON."""
+        """Write the results as JSON."""
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Return what was written."""
+        """Return the results of a file."""
         values = json.loads(path.read_text())
         rounds = [{name: Figures(**figures) for name, figures in each.items()} for each in values.pop("rounds")]
         return cls(rounds=rounds, **values)
 
     def names(self) -> Sequence[str]:
-        """Return the variants that were measured, in their order."""
+        """Return the names of the measured variants, in order."""
         return list(dict.fromkeys(name for each in self.rounds for name in each))
 
     def spread(self, name: str, figure: str) -> Spread | None:
-        """Return one figure of a variant, None where it was not measured."""
+        """Return one figure of a variant; None if it was not measured."""
         return Spread.of(getattr(each[name], figure) for each in self.rounds_with(name))
 
     def ratio(self, name: str, other: str, figure: str = "cpu") -> Spread | None:
-        """Return the figure of a variant over that of another in the same round."""
+        """Return the ratio of a variant's figure to another's, within each round."""
         return Spread.of(
             getattr(each[name], figure) / getattr(each[other], figure) for each in self.rounds_with(name, other)
         )

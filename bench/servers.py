@@ -1,4 +1,4 @@
-"""The processes that are measured, and what they stand on: each is started when it is first asked for."""
+"""The processes that are measured, the engine and its tables: each is started at its first use."""
 
 import asyncio
 import json
@@ -33,15 +33,15 @@ IN_MEMORY = "/dev/shm"  # noqa: S108 - the engine's files: what a write waits fo
 
 
 @dataclass(frozen=True)
-class AttemptKeys:
-    """What is measured.
+class Target:
+    """The target of a measurement: a server and its configuration.
 
     Args:
-        what: The empty RPC, the naive validation, the service, or no server but the engine itself.
-        users: In its table.
-        store: Of the service.
-        delay: Milliseconds by which a proxy holds back what the engine answers; None: no proxy.
-        workers: Processes of the service.
+        what: The empty RPC, the naive validation, the service, or the engine itself without a server.
+        users: Number of users in the table.
+        store: The service's store.
+        delay: Milliseconds by which a proxy delays the engine's answers; None: no proxy.
+        workers: Number of the service's processes.
     """
 
     what: Literal["empty", "naive", "service", "getitem"] = "service"
@@ -52,7 +52,7 @@ class AttemptKeys:
 
     @property
     def missing(self) -> str:
-        """What it lacks to be measured; empty: nothing."""
+        """Why this target cannot be measured; empty: it can."""
         if self.workers > 1 and "workers" not in {setting.name for setting in fields(ServeSettings)}:
             return "the service has no AUTHSVC_WORKERS"
         return ""
@@ -60,23 +60,23 @@ class AttemptKeys:
 
 @dataclass(frozen=True)
 class Server:
-    """A process that listens."""
+    """A running server process."""
 
     address: str
     pid: int
 
 
 class Servers:
-    """Everything that runs, until the context is left.
+    """All processes of a run; leaving the context stops them.
 
     Args:
-        users: How many users the tables have: one set of tables for each number.
+        users: Numbers of users: each gets a set of tables with that many.
     """
 
     def __init__(self, users: Collection[int]) -> None:
         self._users = users
         self._stack = ExitStack()
-        self._targets: dict[AttemptKeys, Server] = {}
+        self._targets: dict[Target, Server] = {}
 
     def __enter__(self) -> Self:
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=IN_MEMORY)))
@@ -87,7 +87,7 @@ class Servers:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def server(self, target: AttemptKeys) -> Server:
+    def server(self, target: Target) -> Server:
         """Return the server of a target."""
         if target not in self._targets:
             self._targets[target] = self._started(target)
@@ -134,7 +134,7 @@ class Servers:
     def spawn(
         self, *command: str, environ: Mapping[str, str], on: Sequence[int], log: Path | None = None
     ) -> "subprocess.Popen[str]":
-        """Start a program, with pipes to talk to it and stderr where given; it is ended with all the others."""
+        """Start a program with pipes to its stdin and stdout; it is stopped with all the others."""
         with cores.on(on), nullcontext() if log is None else log.open("w") as stderr:
             process = subprocess.Popen(
                 command,
@@ -159,7 +159,7 @@ class Servers:
             time.sleep(POLL_SECONDS)
         return Server(_events(log, "listening")[0]["address"], process.pid)
 
-    def _started(self, target: AttemptKeys) -> Server:
+    def _started(self, target: Target) -> Server:
         if target.what == "empty":
             return self._listening("bench.empty", environ={}, on=cores.SERVER)
         if target.store == "sqlite":
@@ -176,7 +176,7 @@ class Servers:
         return f"http://{proxy.address}"
 
     def _listening(self, module: str, *arguments: str, environ: Mapping[str, str], on: Sequence[int]) -> Server:
-        """Start one of our own servers, which says where it listens."""
+        """Start one of the benchmark's own servers, which prints its address."""
         process = self.spawn(sys.executable, "-m", module, *arguments, environ=environ, on=on)
         assert process.stdout is not None
         return Server(process.stdout.readline().strip(), process.pid)
@@ -202,7 +202,7 @@ class Servers:
 
 
 def table_prefix(users: int) -> str:
-    """Return what the names of the tables with that many users begin with."""
+    """Return the prefix of the names of the tables with that many users."""
     return f"bench-{users}-"
 
 
@@ -211,7 +211,7 @@ def _workers(number: int) -> dict[str, str]:
 
 
 def _events(log: Path, event: str) -> list[dict[str, str]]:
-    """Return the lines of a log that tell of an event."""
+    """Return the lines of a log that record an event."""
     lines = map(json.loads, log.read_text().splitlines())
     return [line for line in lines if line["event"] == event]
 

@@ -1,7 +1,7 @@
-"""What spans cost a call, above a service that exports none.
+"""Measures what spans add to a call, compared with a service that exports none.
 
-A call's metadata are read from gRPC's context, so each figure is measured inside of one real call, in whose context the
-wrapped handler runs again and again.
+The metadata of a call come from gRPC's context. So each figure is measured inside one real call: the wrapped handler
+runs there many times, with the context of that call.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from bench.empty import METHOD
 ROUNDS = 8
 CALLS = 10_000
 SAMPLED_CALLS = 1_000
-"""Fewer than wait to be exported, so none is dropped."""
+"""Fewer than the export queue holds, so that no span is dropped."""
 TURN = 50
 IDENTIFIERS = "every call: begin its trace"
 READ = "a call that logs: read its trace id"
@@ -45,12 +45,12 @@ Wrapped = Callable[[bytes, Any], Awaitable[bytes]]
 
 
 class _Discard(SpanExporter):
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:  # noqa: ARG002 - as the SDK has it
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:  # noqa: ARG002 - the SDK's signature
         return SpanExportResult.SUCCESS
 
 
 class _Servicer:
-    """Answers every RPC without looking."""
+    """Answers every RPC that the token is active, without reading it."""
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[auth_pb2.ValidateTokenResponse]]:
         return self._answer
@@ -60,7 +60,7 @@ class _Servicer:
 
 
 def added_microseconds() -> dict[str, list[float]]:
-    """Return the CPU microseconds that are added to a call, round by round, by what the call is."""
+    """Return the CPU microseconds that spans add to a call, by kind of call, round by round."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         return asyncio.run(_measure(Path(folder)))
 
@@ -80,7 +80,7 @@ async def _measure(folder: Path) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
         for name, authorization, metadata, calls in cases:
-            # New ones, whose queue is empty.
+            # New spans, whose export queue is empty.
             spans = Spans(_Discard(), Sampling(follows_parent=True, share=0.0))
             off, on = (_wrap(Middleware(authorization, spans=each)) for each in (None, spans))
             added = await _inside_a_call(metadata, _added, off, on, calls)
@@ -95,14 +95,14 @@ async def _measure(folder: Path) -> dict[str, list[float]]:
 def _wrap(middleware: Middleware) -> Wrapped:
     """Return the wrapped handler of ValidateToken."""
     handlers: Any = middleware.wrap_service(_SERVICE, _Servicer())
-    wrapped: Wrapped = handlers._method_handlers[METHOD].unary_unary  # noqa: SLF001 - gRPC asks for it by a call
+    wrapped: Wrapped = handlers._method_handlers[METHOD].unary_unary  # noqa: SLF001 - gRPC has no public way to it
     return wrapped
 
 
 async def _inside_a_call(
     metadata: tuple[tuple[str, str], ...], measure: Callable[..., Awaitable[float]], *arguments: object
 ) -> float:
-    """Measure within the handler of a call with some metadata."""
+    """Run a measurement in the handler of a call with this metadata, and return its figure."""
     result: list[float] = []
 
     async def handle(_: bytes, context: Any) -> bytes:  # noqa: ANN401 - gRPC's
@@ -122,10 +122,10 @@ async def _inside_a_call(
 
 
 async def _added(context: object, off: Wrapped, on: Wrapped, calls: int) -> float:
-    """Return what one handler costs more than the other."""
+    """Return the CPU microseconds that the second handler costs above the first."""
     request = auth_pb2.ValidateTokenRequest(token="x" * 500).SerializeToString()
     added = []
-    for _ in range(calls // TURN):  # by turns, whose median is free of what disturbs some of them
+    for _ in range(calls // TURN):  # alternating, so that the median hides short disturbances
         used = []
         for wrapped in (off, on):
             begin = time.thread_time()
@@ -136,8 +136,8 @@ async def _added(context: object, off: Wrapped, on: Wrapped, calls: int) -> floa
     return statistics.median(added) / TURN * 1e6
 
 
-async def _identifiers(context: Any, read: bool) -> float:  # noqa: ANN401, FBT001 - gRPC's; passed on
-    """Return what beginning a trace costs, and reading the caller's trace id."""
+async def _identifiers(context: Any, read: bool) -> float:  # noqa: ANN401, FBT001 - gRPC's type; passed on as it is
+    """Return the CPU microseconds of beginning a trace and, with `read`, of reading the caller's trace id."""
     begin = time.thread_time()
     for _ in range(CALLS):
         trace = request_context.start_trace(context.invocation_metadata)
