@@ -16,7 +16,7 @@ ACCESS_TOKEN_MAX_LIFETIME = timedelta(hours=24)
 
 
 class Clock(Protocol):
-    """Tells the time of day. Injected, so that tests set it."""
+    """Returns the time of day. Injected, so that tests set it."""
 
     def __call__(self) -> datetime:
         """Return the current time, aware, in UTC."""
@@ -77,7 +77,7 @@ class UserState:
     revoked_sessions: frozenset[str] = frozenset()
 
     def has_revoked(self, session_id: str) -> bool:
-        """Tell whether a session is in revoked_sessions."""
+        """Return whether a session is in revoked_sessions."""
         return any(entry.partition(":")[0] == session_id for entry in self.revoked_sessions)
 
 
@@ -99,7 +99,7 @@ class User(UserState):
     update_time: datetime | None = None
 
     def has_ended_session(self, session_id: str, session: "Session | None") -> bool:
-        """Tell whether a session has ended.
+        """Return whether a session has ended.
 
         Args:
             session_id: Of the session.

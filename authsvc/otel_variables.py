@@ -55,7 +55,7 @@ def sampling(environ: Mapping[str, str]) -> Sampling:
 
 
 def exports_spans(environ: Mapping[str, str]) -> bool:
-    """Tell whether spans are exported: an OTLP endpoint is set, and nothing turns tracing off."""
+    """Return whether spans are exported: an OTLP endpoint is set, and nothing turns tracing off."""
     has_endpoint = any(environ.get(name) for name in _ENDPOINTS)
     is_disabled = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     return has_endpoint and not is_disabled and environ.get("OTEL_TRACES_EXPORTER", "") in {"", "otlp"}

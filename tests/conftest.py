@@ -63,7 +63,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _is_repeated_on_dynoxide(item: pytest.Item, node_ids: Collection[str]) -> bool:
-    """Tell whether a test of the API runs on dynoxide after it ran on SQLite.
+    """Return whether a test of the API runs on dynoxide after it ran on SQLite.
 
     What the API needs of a store is the contract that tests/stores checks in every run.
     """

@@ -232,7 +232,7 @@ class _Tool:
 
     Args:
         command: What a call begins with, for a shell.
-        stdin: What stands for a request on standard input.
+        stdin: The option that reads the request from standard input.
         target: What stands before the method: the service's address.
         advice: How to install the tool, a line; empty where it is installed.
     """

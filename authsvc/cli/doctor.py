@@ -112,7 +112,7 @@ async def _examine_keys(location: KeyLocation, clock: Clock) -> Finding:
 
 
 def _is_readable_by_others(status: os.stat_result) -> bool:
-    """Tell whether others than the service may read its keys, which it may itself read as a member of a group."""
+    """Return whether others than the service may read its keys, which it may itself read as a member of a group."""
     is_for_service_group = status.st_uid == 0 != status.st_gid
     return bool(status.st_mode & (0o007 if is_for_service_group else 0o077))
 

@@ -16,7 +16,7 @@ _LOOPBACK_BY_WILDCARD = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - re
 
 
 def is_serving(listen: Address, *, has_tls: bool) -> bool:
-    """Tell whether the service at an address serves.
+    """Return whether the service at an address serves.
 
     Args:
         listen: The address that the service listens on; a wildcard means this machine.

@@ -55,7 +55,7 @@ class AsyncClient:
         cert: PEM file of this backend's certificate; None: it shows none.
         key: PEM file of the certificate's private key.
         insecure: Allow plain text to hosts beyond loopback. Without it they are called with TLS.
-        clock: Tells the time; for tests.
+        clock: Returns the time; for tests.
 
     Raises:
         ValueError: An argument is out of range, or arguments do not fit together.

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Tells the time; a test passes its own.
+    """Returns the time; a test passes its own.
 
     Args:
         monotonic: Seconds for ages of answers; never runs backwards.

@@ -145,7 +145,7 @@ def hash_password(password: str, cost: int) -> str:
 
 
 def verify_password(password: str, stored: StoredHash | None, cost: int) -> bool:
-    """Tell whether a password is the stored one; a wrong one takes a hash of the given cost, whatever is stored.
+    """Return whether a password is the stored one; a wrong one takes a hash of the given cost, whatever is stored.
 
     A lower stored cost c is followed by dummy hashes of cost c, c+1, … cost-1, whose rounds add up exactly. Without a
     stored hash there is one dummy hash. Otherwise the time would reveal which addresses have an account.

@@ -47,7 +47,7 @@ def _repeated_parts(text: str) -> list[str]:
 
 
 def _consists_of(password: str, email: str) -> bool:
-    """Tell whether a password has no letter outside the address and its local part."""
+    """Return whether a password has no letter outside the address and its local part."""
     local_part = email.partition("@")[0]
     rest = password.replace(email, "")
     if len(local_part) >= LOCAL_PART_MIN_LENGTH:

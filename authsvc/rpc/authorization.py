@@ -43,7 +43,7 @@ PERMISSIONS: Mapping[str, frozenset[Permission]] = {
 }
 """The permissions that open an RPC: any one of them is enough; an empty set opens it to every client.
 
-An admin's access token stands for `users`. RPCs that `users` opens are closed without a callers file too.
+An admin's access token has the permission `users`. RPCs that `users` opens are closed without a callers file too.
 """
 
 
@@ -129,7 +129,7 @@ def peer_host(peer: str) -> str:
 
 
 def is_loopback(peer: str) -> bool:
-    """Tell whether a gRPC peer is on this machine."""
+    """Return whether a gRPC peer is on this machine."""
     return Address(peer_host(peer), 0).is_loopback
 
 

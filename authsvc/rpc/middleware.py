@@ -170,7 +170,7 @@ def _decode(request_class: type[Message], data: bytes) -> Message:
 
 
 def _is_cancelled(error: BaseException) -> bool:
-    """Tell whether the client or the server cancelled the call, rather than something that the handler awaited."""
+    """Return whether the client or the server cancelled the call, rather than something that the handler awaited."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 

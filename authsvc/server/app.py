@@ -125,8 +125,8 @@ async def run_app(
 
     Args:
         settings: All of them.
-        clock: Tells the time of day.
-        monotonic: Tells the age of cached reads, in seconds.
+        clock: Returns the time of day.
+        monotonic: Monotonic clock in seconds, for the age of cached reads.
         limits: Those of production, or a test's own.
         reload: Set to read the watched files at once, changed or not.
 
@@ -186,7 +186,7 @@ async def run_app(
         metrics.STARTS.inc()
         files = [file for file in (keys, callers_file, certificates) if file is not None]
         for work in (
-            metrics.sample({"verified_tokens": lambda: tokens.cache_size, "standings": lambda: len(cache)}),
+            metrics.sample({"verified_tokens": lambda: tokens.cache_size, "user_states": lambda: len(cache)}),
             _reload_files(files, reload or asyncio.Event(), limits.file_poll_seconds, use_content),
             _set_serving_when_store_answers(store, health),
         ):

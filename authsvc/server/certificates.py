@@ -95,7 +95,7 @@ def publish_expiry(certificates: Certificates) -> None:
 def read_certificates(settings: ServeSettings) -> Certificates:
     """Read the TLS files, and check that the server can use them and gRPC's clients can connect.
 
-    Dates are not checked: the metric tells them, and `authsvc doctor`.
+    Dates are not checked: the metric and `authsvc doctor` show them.
 
     Args:
         settings: Name a certificate and a key.
@@ -191,7 +191,7 @@ def _public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes | No
 
 
 def _is_usable_by_grpc(certificates: Certificates) -> bool:
-    """Tell whether gRPC's TLS library takes the files, which another one has parsed: a server that never starts."""
+    """Return whether gRPC's TLS library takes the files, which another one has parsed: a server that never starts."""
     server = grpc.server(ThreadPoolExecutor(1))
     credentials = grpc.ssl_server_credentials(
         [(certificates.key, certificates.chain)],

@@ -137,5 +137,5 @@ async def sample(cache_sizes: Mapping[str, Callable[[], int]]) -> None:
 
 
 def is_serving(registry: CollectorRegistry) -> bool:
-    """Tell whether any process reports SERVING."""
+    """Return whether any process reports SERVING."""
     return bool(registry.get_sample_value("authsvc_serving"))

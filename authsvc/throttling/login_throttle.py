@@ -67,7 +67,7 @@ class LoginThrottle:
     Args:
         store: Holds the counters.
         budgets: How many failures are admitted.
-        clock: Tells the time of day.
+        clock: Returns the time of day.
         cache_capacity: Of the refusal cache.
     """
 

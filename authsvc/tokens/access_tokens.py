@@ -107,7 +107,7 @@ class AccessTokens:
 
         Args:
             text: Anything; what is not a token is inactive.
-            now: Time by which the token is judged.
+            now: Time at which the token is verified.
 
         Returns:
             The token's claims, or why it is inactive.

@@ -117,5 +117,5 @@ async def _change(store: KeyStore, change: Callable[[KeySet], KeySet]) -> Change
 
 
 def was_just_published(key: Key, now: datetime) -> bool:
-    """Tell whether a key is so new that gateways may not know it yet."""
+    """Return whether a key is so new that gateways may not know it yet."""
     return now.timestamp() - key.create_time < PUBLISHED_BEFORE_SIGNING.total_seconds()

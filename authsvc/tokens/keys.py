@@ -66,11 +66,11 @@ class Key:
     private_key: Any = field(repr=False, compare=False)
 
     def is_expired(self, at: float) -> bool:
-        """Tell whether the retire time has passed at a Unix second."""
+        """Return whether the retire time has passed at a Unix second."""
         return self.retire_time is not None and self.retire_time <= at
 
     def verify(self, message: bytes, signature: bytes) -> bool:
-        """Tell whether a JWS signature (RFC 7518 §3) was made with this key."""
+        """Return whether a JWS signature (RFC 7518 §3) was made with this key."""
         return _ALGORITHMS[self.alg].verify(message, self.public_key, signature)
 
 

@@ -43,7 +43,7 @@ async def watch_keys(
 
     Args:
         location: Of the keys.
-        clock: Tells which retired keys are expired.
+        clock: Decides which retired keys are expired.
         poll_seconds: Between two reads of keys in AWS.
 
     Raises:

@@ -17,7 +17,7 @@ class WatchedKeys:
 
     Args:
         store: Of the keys.
-        clock: Tells which retired keys are expired.
+        clock: Decides which retired keys are expired.
         stored: What was read at the start.
     """
 

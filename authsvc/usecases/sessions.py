@@ -192,7 +192,7 @@ class Sessions:
         return Tokens(access_token, next_token, rotated.expire_time)
 
     def _is_within_grace(self, session: Session) -> bool:
-        """Tell whether the last rotation is within the grace; another host's clock may have written its time."""
+        """Return whether the last rotation is within the grace; another host's clock may have written its time."""
         grace = self._lifetimes.refresh_grace
         if session.last_refresh_time is None or not grace:
             return False
@@ -272,5 +272,5 @@ def _record_replay_elsewhere(session: Session, source: str) -> None:
 
 
 def _has_session_part(session: Session, token: RefreshToken) -> bool:
-    """Tell whether a token has the session's secret part: a session id alone, which logs show, ends no session."""
+    """Return whether a token has the session's secret part: a session id alone, which logs show, ends no session."""
     return hmac.compare_digest(digest(token.session_part), session.session_part_sha256)

@@ -18,7 +18,7 @@ MAX_USERS = 16_384
 """About 10 MiB."""
 STALE_FALLBACK_TIMEOUT_SECONDS = 0.5
 
-_count_misses = metrics.CACHE_MISSES.labels("standings").inc
+_count_misses = metrics.CACHE_MISSES.labels("user_states").inc
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class UserStateCache:
     """The reads of one worker, bounded; the least recently read user is evicted.
 
     Args:
-        monotonic: Tells ages, in seconds, whatever happens to the time of day.
+        monotonic: Monotonic clock in seconds; a change of the time of day changes no age.
         max_users: How many users are kept.
     """
 

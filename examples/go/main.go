@@ -32,7 +32,7 @@ type identityKey struct{}
 func main() {
 	address := flag.String("authsvc", "127.0.0.1:50051", "address of authsvc")
 	ca := flag.String("ca", "", "certificates of the authority that signed authsvc's; without it plain text, for loopback alone")
-	listen := flag.String("listen", "127.0.0.1:8080", "address to listen on")
+	listen := flag.String("listen", "127.0.0.1:8000", "address to listen on")
 	maxStaleness := flag.Duration("max-staleness", 0, "how old an answer may be")
 	staleIfError := flag.Duration("stale-if-error", 0, "how old an answer may be while authsvc cannot answer")
 	flag.Parse()

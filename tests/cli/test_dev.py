@@ -44,7 +44,7 @@ def used(folder: Path, taken: str) -> Path:
 
 
 def is_ready(taken: str) -> bool:
-    """Tell whether nothing but the port keeps dev from serving."""
+    """Return whether nothing but the port keeps dev from serving."""
     result = invoke("dev", AUTHSVC_LISTEN=taken)
     assert result.exit_code == 1
     password = dotenv_values(".authsvc/dev.env").get("AUTHSVC_ADMIN_PASSWORD")

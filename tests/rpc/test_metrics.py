@@ -201,7 +201,7 @@ async def test_caches_tell_their_size(client: Client) -> None:
 async def test_what_caches_cannot_answer_counts(client: Client) -> None:
     await client.create_user()
     token = await client.access_token()
-    signatures, states = (Since("authsvc_cache_misses_total", cache=c) for c in ("verified_tokens", "standings"))
+    signatures, states = (Since("authsvc_cache_misses_total", cache=c) for c in ("verified_tokens", "user_states"))
     for _ in range(2):
         await client.validate(token)
     assert (signatures.growth, states.growth) == (1, 2), "each validation is fresh"

@@ -379,7 +379,7 @@ async def running(settings: ServeSettings, clock: FakeClock) -> AsyncIterator[ap
 
 
 async def is_served(service: app.App, credentials: grpc.ChannelCredentials) -> bool:
-    """Tell whether a new connection serves a call."""
+    """Return whether a new connection serves a call."""
     async with connected(service, credentials) as client:
         answer: Any
         (answer,) = await asyncio.gather(client.validate("x"), return_exceptions=True)

@@ -32,7 +32,7 @@ class PublicPaths:
         self._prefixes = tuple(pattern.removesuffix("*") for pattern in checked if pattern.endswith(_WILDCARD))
 
     def includes(self, path: str, raw_path: bytes = b"", mount: str = "") -> bool:
-        """Tell whether a path needs no token.
+        """Return whether a path needs no token.
 
         Args:
             path: As the application's router sees it: decoded, below where the application is mounted.
@@ -51,7 +51,7 @@ def _checked(pattern: str) -> str:
 
 
 def _is_plain(path: str) -> bool:
-    """Tell whether every router reads the path alike."""
+    """Return whether every router reads the path alike."""
     root, *segments = path.split("/")
     if root or not path.isprintable() or "\\" in path or "%" in path:
         return False
@@ -59,6 +59,6 @@ def _is_plain(path: str) -> bool:
 
 
 def _is_sent_as(raw_path: bytes, paths: Collection[str]) -> bool:
-    """Tell whether the client has sent one of the paths itself, and not what a server or router has made it of."""
+    """Return whether the client has sent one of the paths itself, and not what a server or router has made it of."""
     sent, _, _ = raw_path.decode("latin-1").partition("?")
     return not _NEEDLESS_ENCODING.search(sent) and unquote(sent) in paths

@@ -29,7 +29,7 @@ class Refusal:
 
     Args:
         status: Status code of HTTP.
-        detail: What the client is told; a fixed text.
+        detail: The text for the client; fixed.
         challenge: Value of the header WWW-Authenticate; empty for none.
         retry_delay: When the client may try again; None for never.
     """

@@ -1,4 +1,4 @@
-"""What gRPC is told: the retry policy, load balancing, reconnecting, DNS and keepalive."""
+"""gRPC's options for a channel: the retry policy, load balancing, reconnecting, DNS and keepalive."""
 
 import json
 from itertools import chain

@@ -62,7 +62,7 @@ class Channels:
 
     Args:
         endpoint: The service.
-        clock: Tells when the TLS files are looked at again.
+        clock: Its monotonic clock decides when the TLS files are checked again.
 
     Raises:
         ValueError: A TLS file cannot be used.

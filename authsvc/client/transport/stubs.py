@@ -17,7 +17,7 @@ class Call:
 
     Args:
         call: A grpc.aio.UnaryUnaryCall.
-        on_error: Told of an error before it is raised.
+        on_error: Called with an error before it is raised.
     """
 
     def __init__(self, call: Any, on_error: Callable[[AuthsvcError], None]) -> None:

@@ -10,7 +10,7 @@ _UNIX = re.compile(r"unix(-abstract)?:", re.IGNORECASE)
 
 
 def is_loopback(target: str) -> bool:
-    """Tell whether every address of a gRPC target is on this machine, by its text alone.
+    """Return whether every address of a gRPC target is on this machine, by its text alone.
 
     Args:
         target: For instance 127.0.0.1:50051, dns:///localhost:50051, ipv4:127.0.0.1:1,127.0.0.1:2 or unix:/path.

@@ -89,7 +89,7 @@ class Batcher:
     Args:
         send: Sends questions; an AuthsvcError that it raises is the answer to all of them.
         cache: Gets every answer.
-        clock: Its monotonic clock tells when a request began.
+        clock: Its monotonic clock for the begin of requests.
         counts: Counts requests and joined calls.
     """
 
@@ -159,7 +159,7 @@ class Batcher:
         return waiting
 
     def _answers_in_time(self, sent: Question, budget: float, deadline: float) -> bool:
-        """Tell whether a question in flight was sent within a budget, and nothing was dropped since."""
+        """Return whether a question in flight was sent within a budget, and nothing was dropped since."""
         is_young = self._monotonic() - sent.began <= budget
         return is_young and sent.epoch == self._cache.epoch and deadline <= sent.deadline
 

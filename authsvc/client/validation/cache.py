@@ -65,7 +65,7 @@ class Cache:
 
     Args:
         size: The most identities that it keeps.
-        clock: Tells ages and the time of day.
+        clock: Its monotonic clock for ages, and the time of day.
     """
 
     def __init__(self, size: int, clock: Clock) -> None:

@@ -10,7 +10,7 @@ class Outage:
     """Knows of failures; lets one probe at a time ask, with a backoff.
 
     Args:
-        monotonic: Tells the time in seconds.
+        monotonic: Monotonic clock in seconds.
     """
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
@@ -32,7 +32,7 @@ class Outage:
         self.is_on = False
 
     def begin_probe(self) -> bool:
-        """Tell whether a probe is due and none is in flight; then the caller sends one, and ends it."""
+        """Return whether a probe is due and none is in flight; then the caller sends one, and ends it."""
         if self._is_probing or self._monotonic() < self._next_probe:
             return False
         self._is_probing = True

@@ -33,7 +33,7 @@ class Validator:
     Args:
         send: Sends questions to the service.
         cache: Holds the older answers; gets the new ones.
-        clock: Tells ages.
+        clock: Its monotonic clock for ages.
         counts: Counts what happens.
     """
 
@@ -155,7 +155,7 @@ def _identity(answer: Answer) -> Identity:
 
 
 def _rests_on_store(answer: Answer) -> bool:
-    """Tell whether an answer proves that the store answers: refusals of garbage need none."""
+    """Return whether an answer proves that the store answers: refusals of garbage need none."""
     if isinstance(answer, Identity):
         return not answer.degraded
     return isinstance(answer, InvalidTokenError) and answer.reason in STORE_REASONS and not answer.degraded

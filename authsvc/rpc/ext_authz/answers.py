@@ -1,4 +1,4 @@
-"""What a gateway is told to do with a request: the headers that it gets, or the response to its client."""
+"""Answers to a gateway: the headers to add to a request, or the response to its client."""
 
 import json
 import math

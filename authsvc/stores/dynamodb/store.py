@@ -224,7 +224,7 @@ class DynamoDBStore:
         return [*release_actions, *self._claims.claim_actions(new, lookup)]
 
     async def _is_own_write(self, expected: User, new: User) -> bool:
-        """Tell whether the user is as this write wanted it: then only its response was lost."""
+        """Return whether the user is as this write wanted it: then only its response was lost."""
         item = await self._client.get(self._tables.users, user_id=new.user_id)
         if item is None:
             return False
