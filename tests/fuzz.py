@@ -126,10 +126,10 @@ async def outcome(client: Client, method: str, body: bytes, metadata: Any = ()) 
     try:
         await call(body, metadata=(*client.admin, *metadata))
     except grpc.aio.AioRpcError as error:
-        told = failure_of(error)
-        assert "Traceback" not in told.text
-        assert "Error" not in told.text
-        return f"{told.code.name} {told.reason}"
+        reported = failure_of(error)
+        assert "Traceback" not in reported.text
+        assert "Error" not in reported.text
+        return f"{reported.code.name} {reported.reason}"
     return "OK"
 
 

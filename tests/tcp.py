@@ -16,7 +16,7 @@ class TcpServer:
 
     Args:
         serve: Serves one connection, which is aborted afterwards.
-        port: Where to listen; a free one by default, which `port` then tells.
+        port: Where to listen; a free one by default: read it from `port`.
     """
 
     def __init__(self, serve: Serve, port: int = 0) -> None:

@@ -219,9 +219,9 @@ async def test_signing_keys_are_read_from_no_other_server(
     monkeypatch.setattr(aws_keys, "MAX_ATTEMPTS", 1)
     async with peer(case, tmp_path, monkeypatch, is_proxied=is_proxied) as targets:
         monkeypatch.setenv("AWS_ENDPOINT_URL_SSM", os.environ["AWS_ENDPOINT_URL_DYNAMODB"])
-        told = "an unreadable response" if case == "right" else "cannot be reached: SSLError"
+        reported = "an unreadable response" if case == "right" else "cannot be reached: SSLError"
         async with aws_keys.open_aws_keys(AwsKeys("ssm", "keys")) as store:
-            with pytest.raises(KeyFileError, match=told):
+            with pytest.raises(KeyFileError, match=reported):
                 await store.read()
         assert bool(targets) is is_proxied
 
@@ -417,15 +417,17 @@ async def test_a_refusal_of_sts_is_an_outage_with_its_cause(monkeypatch: pytest.
     async with serving(sts) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", url)
         async with aws.open_session(poll_seconds=0.05) as session:
-            with pytest.raises(StoreUnavailableError, match="AssumeRoleWithWebIdentity: InvalidIdentityToken") as told:
+            with pytest.raises(
+                StoreUnavailableError, match="AssumeRoleWithWebIdentity: InvalidIdentityToken"
+            ) as reported:
                 await frozen(session)
-            assert "eyJ" not in told.value.cause
+            assert "eyJ" not in reported.value.cause
             is_good = True
             await until_key(session, "key-of-role")
 
 
 @pytest.mark.parametrize(
-    ("hours", "told"),
+    ("hours", "reported"),
     [
         (3, ": this host's clock is wrong, 3:00:00 slow by the server's"),
         (-49.5, ": this host's clock is wrong, 2 days, 1:30:00 fast by the server's"),
@@ -433,10 +435,10 @@ async def test_a_refusal_of_sts_is_an_outage_with_its_cause(monkeypatch: pytest.
         (-0.01, ""),
     ],
 )
-def test_a_wrong_clock_is_named_where_a_signature_is_refused(hours: float, told: str) -> None:
+def test_a_wrong_clock_is_named_where_a_signature_is_refused(hours: float, reported: str) -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(hours=hours), usegmt=True)
     code = "InvalidSignatureException"
-    assert aws.describe_refusal(code, {"date": date}) == code + told
+    assert aws.describe_refusal(code, {"date": date}) == code + reported
 
 
 @pytest.mark.parametrize(

@@ -316,7 +316,7 @@ async def test_each_caller_has_its_own_deadline_and_what_came_by_then(reads: Rea
 
 
 @jumping
-async def test_who_is_out_of_time_already_is_told_so_at_once(reads: Reads, ask: Callable[..., Asked]) -> None:
+async def test_a_caller_whose_time_is_up_fails_at_once(reads: Reads, ask: Callable[..., Asked]) -> None:
     _ = ask("first")
     begun = now()
     late = ask("a", seconds=-1.0)

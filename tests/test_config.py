@@ -118,7 +118,7 @@ def test_the_life_of_access_tokens_is_read_alone(given: dict[str, str], minutes:
     assert load_setting({**given, "AUTHSVC_LISTEN": "nowhere"}, "access_token_ttl") == timedelta(minutes=minutes)
 
 
-def test_a_life_of_access_tokens_that_is_none_is_told() -> None:
+def test_a_lifetime_of_access_tokens_out_of_range_is_reported() -> None:
     with pytest.raises(ConfigError, match=r"^AUTHSVC_ACCESS_TOKEN_TTL: must be from 1s to 24h$"):
         load_setting({"AUTHSVC_ACCESS_TOKEN_TTL": "25h"}, "access_token_ttl")
 
@@ -129,7 +129,7 @@ def test_the_environment_goes_before_given_defaults_and_these_before_built_in_on
     assert (settings.audience, settings.log_level, settings.bcrypt_cost) == ("backends", "debug", 10)
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     problems = problems_with(
         store="redis",
         issuer="auth.example.com",
@@ -511,11 +511,11 @@ def test_work_on_the_store_alone_needs_nothing_about_tokens() -> None:
         ("AUTHSVC_TEST_DYNAMODB_ENDPOINT", []),
     ],
 )
-def test_a_variable_that_looks_like_a_setting_and_is_none_is_told(name: str, lines: list[str]) -> None:
+def test_a_variable_that_looks_like_a_setting_and_is_none_is_reported(name: str, lines: list[str]) -> None:
     assert unknown_settings({name: "x"}) == lines
 
 
-def test_unknown_settings_are_told_in_order_without_their_values() -> None:
+def test_unknown_settings_are_reported_in_order_without_their_values() -> None:
     lines = unknown_settings({"AUTHSVC_YYYYYYYYYY": "secret", "AUTHSVC_XXXXXXXXXX": "secret"})
     assert lines == ["AUTHSVC_XXXXXXXXXX is not a setting", "AUTHSVC_YYYYYYYYYY is not a setting"]
 

@@ -53,24 +53,24 @@ def test_every_exception_of_the_module_is_in_the_tree() -> None:
 
 
 @pytest.mark.parametrize("error_class", [InvalidFieldError, PasswordRejectedError])
-def test_a_field_error_tells_field_and_problem(error_class: type[InvalidFieldError]) -> None:
+def test_a_field_error_has_field_and_problem(error_class: type[InvalidFieldError]) -> None:
     error = error_class("email", "must not be empty")
     assert (error.field, error.problem, str(error)) == ("email", "must not be empty", "email: must not be empty")
 
 
-def test_a_broken_row_tells_key_and_attribute() -> None:
+def test_a_corrupt_item_error_has_key_and_attribute() -> None:
     error = CorruptItemError("user\n1", "role")
     assert (error.key, error.attribute) == ("user\n1", "role")
     assert str(error) == "row 'user\\n1': attribute role is missing or unreadable"
 
 
-def test_what_can_be_tried_again_tells_when() -> None:
+def test_a_retryable_error_has_its_delay() -> None:
     assert RetryLaterError().retry_delay == timedelta(seconds=1)
     assert OverloadedError(timedelta(seconds=2.5)).retry_delay == timedelta(seconds=2.5)
     assert str(OverloadedError(timedelta(seconds=2.5))) == "try again in 2.5 s"
 
 
-def test_an_outage_tells_operators_its_cause() -> None:
+def test_an_outage_has_its_cause_for_operators() -> None:
     error = StoreUnavailableError("timed out")
     assert (error.cause, error.retry_delay) == ("timed out", timedelta(seconds=1))
     assert str(error) == "the store cannot answer: timed out"

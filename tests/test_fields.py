@@ -351,7 +351,7 @@ def test_a_password_to_be_verified_is_in_nfc_and_as_typed() -> None:
         ("é" * 513, "must have at most 1024 bytes"),
     ],
 )
-def test_a_password_that_cannot_be_looked_at(text: str, expected: str) -> None:
+def test_a_password_that_cannot_be_evaluated(text: str, expected: str) -> None:
     assert problem(lambda: fields.password(text)) == ("password", expected)
     assert problem(lambda: fields.password(text, "new_password")) == ("new_password", expected)
 

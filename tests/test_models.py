@@ -46,7 +46,7 @@ def test_a_session_hides_what_its_refresh_tokens_are_compared_with() -> None:
         assert f"b'{secret}'" not in repr(session)
 
 
-def test_the_clock_of_production_tells_utc() -> None:
+def test_the_production_clock_is_in_utc() -> None:
     assert utc_now().tzinfo is UTC
 
 

@@ -36,7 +36,7 @@ type invalidTokenError struct{ reason authsvc.InactiveReason }
 
 func (e invalidTokenError) Error() string { return "the token is invalid: " + e.reason.String() }
 
-// digest stands for a token in memory.
+// digest replaces a token in memory.
 type digest = [sha256.Size]byte
 
 // question is a call of validate that waits for the service.
@@ -53,7 +53,7 @@ type result struct {
 	err    error
 }
 
-// serves tells whether the answer is younger than an age, and its token has not expired.
+// serves reports whether the answer is younger than an age, and its token has not expired.
 func (r result) serves(age time.Duration) bool {
 	return r.answer != nil && time.Since(r.began) < age && time.Now().Before(r.answer.ExpireTime.AsTime())
 }
@@ -121,7 +121,7 @@ func (v *validator) validate(ctx context.Context, token string) (*authsvc.Valida
 	}
 }
 
-// isWellFormed tells whether a token can be sent. One that cannot would fail its whole batch.
+// isWellFormed reports whether a token can be sent. One that cannot would fail its whole batch.
 func isWellFormed(token string) bool {
 	return token != "" && len(token) <= maxTokenBytes && utf8.ValidString(token)
 }

@@ -60,7 +60,7 @@ def test_every_bar_has_its_figure(results: Results) -> None:
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(1.0, "beyond"), (1.1, "met"), (1.6, "missed")])
-def test_a_bar_is_judged_by_the_median(value: float, verdict: str) -> None:
+def test_the_median_decides_whether_a_bar_is_met(value: float, verdict: str) -> None:
     bar = Bar("a bar", 1.5, 1.0, lambda _: Spread(0.0, value, 9.0))
     assert bar.verdict(Results()) == verdict
     floor = replace(bar, limit=-1.5, beyond=-1.0, figure=lambda _: Spread(-9.0, -value, 0.0), is_floor=True)

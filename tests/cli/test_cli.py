@@ -102,7 +102,7 @@ def test_help_of_serve_names_every_setting() -> None:
     )
 
 
-def test_tells_its_version() -> None:
+def test_prints_its_version() -> None:
     assert invoke("--version").stdout == f"authsvc, version {importlib.metadata.version('authsvc')}\n"
 
 
@@ -270,7 +270,7 @@ def test_an_engine_that_does_not_answer_is_said(command: list[str]) -> None:
     assert "Remedy: check AWS_REGION" in result.stderr
 
 
-def test_an_error_without_a_text_is_told_by_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_without_a_text_is_named_by_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
     async def raise_it(_: key_file_module.KeyFile) -> None:
         raise UserNotFoundError
 
@@ -369,7 +369,7 @@ def test_an_address_without_a_labels_is_listed_as_it_is(
 
 
 @pytest.mark.parametrize(
-    ("stdin", "told"),
+    ("stdin", "reported"),
     [
         (b"", "password: must not be empty"),
         (b"\n", "password: must not be empty"),
@@ -379,9 +379,9 @@ def test_an_address_without_a_labels_is_listed_as_it_is(
         (b"x" * 5000, "password: must have at most 1024 bytes"),
     ],
 )
-def test_a_password_against_the_policy_is_refused(store: dict[str, str], stdin: bytes, told: str) -> None:
+def test_a_password_against_the_policy_is_refused(store: dict[str, str], stdin: bytes, reported: str) -> None:
     result = invoke("users", "create", "--email", "alice@example.com", stdin=stdin, **store)
-    assert (result.exit_code, result.stderr) == (1, f"error: {told}\n")
+    assert (result.exit_code, result.stderr) == (1, f"error: {reported}\n")
 
 
 @pytest.mark.parametrize("email", ["", "alice", "alice@", "a b@example.com", "alice@localhost", "a@b@c.com"])
@@ -438,10 +438,10 @@ def state(store: dict[str, str], column: str) -> object:
 @pytest.mark.parametrize("named", ["id", EMAIL, "ALICE@example.com"])
 def test_a_user_is_disabled_and_enabled(store: dict[str, str], alice: str, named: str) -> None:
     named = alice if named == "id" else named
-    for verb, told in (("disable", "disabled"), ("enable", "active"), ("enable", "active")):
+    for verb, reported in (("disable", "disabled"), ("enable", "active"), ("enable", "active")):
         done = invoke("users", verb, named, **store)
         assert (done.exit_code, done.stderr) == (0, "")
-        assert done.stdout == f"{alice}\t{EMAIL}\tuser\t{told}\n" == invoke("users", "list", **store).stdout
+        assert done.stdout == f"{alice}\t{EMAIL}\tuser\t{reported}\n" == invoke("users", "list", **store).stdout
     assert state(store, "token_generation") == 1, "disabling ends every session; enabling revives none"
 
 
@@ -479,7 +479,7 @@ def test_a_user_is_created_with_a_temporary_password(store: dict[str, str]) -> N
 
 @pytest.mark.parametrize("verb", ["disable", "enable", "reset-password", "revoke-sessions"])
 @pytest.mark.parametrize(
-    ("named", "told"),
+    ("named", "reported"),
     [
         ("nobody", "There is no such user."),
         ("nobody@example.com", "There is no such user."),
@@ -488,9 +488,9 @@ def test_a_user_is_created_with_a_temporary_password(store: dict[str, str]) -> N
         ("\udcff@example.com", "user_id: must be UTF-8"),
     ],
 )
-def test_a_user_who_is_not_there_is_said(store: dict[str, str], verb: str, named: str, told: str) -> None:
+def test_an_unknown_user_is_reported(store: dict[str, str], verb: str, named: str, reported: str) -> None:
     done = invoke("users", verb, named, **store)
-    assert (done.exit_code, done.stdout, done.stderr) == (1, "", f"error: {told}\n")
+    assert (done.exit_code, done.stdout, done.stderr) == (1, "", f"error: {reported}\n")
 
 
 def test_an_address_that_is_an_id_is_taken_for_that(store: dict[str, str], alice: str) -> None:
@@ -566,7 +566,7 @@ def test_keys_need_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reported"),
     [
         (None, "no such file; create it: authsvc keys generate "),
         (b"", "not a JWK Set"),
@@ -576,13 +576,13 @@ def test_keys_need_a_folder(tmp_path: Path) -> None:
         (json.dumps({"keys": [{"kid": "k", "kty": "oct"}]}).encode(), "key k: symmetric keys are refused"),
     ],
 )
-def test_a_wrong_key_file_is_said(tmp_path: Path, content: bytes | None, told: str) -> None:
+def test_a_wrong_key_file_is_said(tmp_path: Path, content: bytes | None, reported: str) -> None:
     file = tmp_path / "keys.json"
     if content is not None:
         file.write_bytes(content)
     result = invoke("keys", "list", str(file))
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"error: {file}: {told}")
+    assert result.stderr.startswith(f"error: {file}: {reported}")
     assert result.stderr.count("\n") == 1
 
 
@@ -598,13 +598,15 @@ def kids_in(path: Path) -> list[str]:
     return [key.kid for key in key_file_module.read_keys(path)]
 
 
-@pytest.mark.parametrize(("ttl", "told"), [("", "0:15:00"), ("24h", "1 day, 0:00:00")])
-def test_keys_are_rotated(key_file: Path, ttl: str, told: str) -> None:
+@pytest.mark.parametrize(("ttl", "reported"), [("", "0:15:00"), ("24h", "1 day, 0:00:00")])
+def test_keys_are_rotated(key_file: Path, ttl: str, reported: str) -> None:
     old, following = kids_in(key_file)
     begin = int(time.time())
     rotated = invoke("keys", "rotate", str(key_file), AUTHSVC_ACCESS_TOKEN_TTL=ttl)
     assert rotated.exit_code == 0
-    assert rotated.stderr == f"the old key verifies until that time, for tokens of AUTHSVC_ACCESS_TOKEN_TTL={told}\n"
+    assert (
+        rotated.stderr == f"the old key verifies until that time, for tokens of AUTHSVC_ACCESS_TOKEN_TTL={reported}\n"
+    )
     retired, signing, added = (line.split("\t") for line in rotated.stdout.splitlines())
     assert (retired[:3], signing) == ([old, "ES256", "retired"], [following, "ES256", "signing"])
     assert (added[1:], added[0] in {old, following}) == (["ES256", "next"], False)
@@ -693,7 +695,7 @@ def test_keys_in_aws_have_the_same_commands(aws: FakeAws, keys: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "settings", "told"),
+    ("keys", "settings", "reported"),
     [
         ("ssm:none", {}, "error: ssm:none: no such parameter in eu-west-1; create it: authsvc keys generate ssm:none"),
         ("ssm:none", {"AWS_REGION": "x "}, "error: AWS_REGION: must not end with a blank"),
@@ -702,10 +704,12 @@ def test_keys_in_aws_have_the_same_commands(aws: FakeAws, keys: str) -> None:
         ("secretsmanager:", {}, "must have a name without a version after secretsmanager:"),
     ],
 )
-def test_what_is_wrong_with_keys_in_aws_is_said(aws: FakeAws, keys: str, settings: dict[str, str], told: str) -> None:
+def test_what_is_wrong_with_keys_in_aws_is_said(
+    aws: FakeAws, keys: str, settings: dict[str, str], reported: str
+) -> None:
     listed = invoke("keys", "list", keys, **{**aws.environ(), **settings})
-    assert listed.exit_code == (2 if "must have a name" in told else 1)
-    assert told in listed.stderr
+    assert listed.exit_code == (2 if "must have a name" in reported else 1)
+    assert reported in listed.stderr
 
 
 # Callers

@@ -53,8 +53,8 @@ def test_is_the_same_bytes_in_every_process(tmp_path: Path) -> None:
 def test_a_terminal_gets_no_binary(tmp_path: Path) -> None:
     terminal = Terminal(tmp_path / "shown", "descriptor", environ=environment())
     assert terminal.wait() == 2
-    told = "Error: the output is binary: write it to a file, authsvc descriptor > authsvc.binpb"
-    assert terminal.shown.splitlines()[-1] == told
+    reported = "Error: the output is binary: write it to a file, authsvc descriptor > authsvc.binpb"
+    assert terminal.shown.splitlines()[-1] == reported
 
 
 def test_a_closed_output_gets_none_either() -> None:

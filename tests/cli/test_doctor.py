@@ -118,14 +118,14 @@ def test_names_every_wrong_setting(settings: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "reported"),
     [
         ("AUTHSVC_LISTN", "settings: AUTHSVC_LISTN is not a setting. Remedy: write AUTHSVC_LISTEN"),
         ("AUTHSVC_QQQQQQ", "settings: AUTHSVC_QQQQQQ is not a setting. Remedy: remove it"),
     ],
 )
-def test_names_what_is_no_setting(settings: dict[str, str], name: str, told: str) -> None:
-    assert wrong(invoke("doctor", **{**settings, name: "x"})) == told
+def test_names_what_is_no_setting(settings: dict[str, str], name: str, reported: str) -> None:
+    assert wrong(invoke("doctor", **{**settings, name: "x"})) == reported
 
 
 # Keys
@@ -418,7 +418,7 @@ def test_hashes_that_cost_more_than_this_host_can_afford(
 
 
 @pytest.mark.parametrize(
-    ("cost", "seconds", "told"),
+    ("cost", "seconds", "reported"),
     [
         ("16", 0.07, "ok    AUTHSVC_BCRYPT_COST=16"),
         ("16", 0.1, "Remedy: set AUTHSVC_BCRYPT_COST=13"),
@@ -432,14 +432,14 @@ def test_hashes_that_cost_more_than_this_host_can_afford(
     ],
 )
 def test_a_cost_with_which_logins_fail_is_a_warning(
-    settings: dict[str, str], monkeypatch: pytest.MonkeyPatch, cost: str, seconds: float, told: str
+    settings: dict[str, str], monkeypatch: pytest.MonkeyPatch, cost: str, seconds: float, reported: str
 ) -> None:
     """Nothing is refused by what one host measured."""
     seconds_at_cost_10(monkeypatch, seconds)
     result = invoke("doctor", **{**settings, "AUTHSVC_BCRYPT_COST": cost})
     assert result.exit_code == 0
-    assert told in result.stdout
-    assert ("WARN " in result.stdout) is ("Remedy" in told)
+    assert reported in result.stdout
+    assert ("WARN " in result.stdout) is ("Remedy" in reported)
 
 
 # Clock
@@ -508,9 +508,9 @@ def test_the_clock_is_named_where_the_store_refuses_signatures_of_another_time(
         more = {**settings, **aws, "AUTHSVC_STORE": "dynamodb", "AWS_ENDPOINT_URL_DYNAMODB": url}
         line = wrong(invoke("doctor", **more))
         listed = invoke("users", "list", **more)
-    told = f"the store cannot answer: {code}: this host's clock is wrong, 3:00:00 slow by the server's"
-    assert line == f"store dynamodb: {told}. Remedy: run a time service, for instance chrony"
-    assert listed.stderr == f"error: {told}. Remedy: run a time service, for instance chrony\n"
+    reported = f"the store cannot answer: {code}: this host's clock is wrong, 3:00:00 slow by the server's"
+    assert line == f"store dynamodb: {reported}. Remedy: run a time service, for instance chrony"
+    assert listed.stderr == f"error: {reported}. Remedy: run a time service, for instance chrony\n"
 
 
 def test_where_the_clock_is_right_the_credentials_are_named(settings: dict[str, str]) -> None:

@@ -38,13 +38,13 @@ async def test_with_tls_a_connection_is_enough(client: Client) -> None:
     assert await asyncio.to_thread(is_serving, at(client.address), has_tls=True)
 
 
-def test_nobody_there_is_not_healthy() -> None:
+def test_without_a_service_the_check_fails() -> None:
     for has_tls in (False, True):
         assert not is_serving(Address("127.0.0.1", 1), has_tls=has_tls)
 
 
 @pytest.mark.parametrize("command", ["serve", "dev"])
-async def test_the_exit_code_tells(client: Client, settings: ServeSettings, command: str) -> None:
+async def test_the_exit_code_is_the_result(client: Client, settings: ServeSettings, command: str) -> None:
     of_serve = {
         "AUTHSVC_STORE": settings.store,
         "AUTHSVC_ISSUER": settings.issuer,

@@ -39,7 +39,7 @@ def loop_clock() -> Clock:
 
 @dataclass
 class Service:
-    """A transport that takes its time and answers as it is told.
+    """A transport that takes its time and gives the answers that a test sets.
 
     Args:
         seconds: How long a request takes.

@@ -36,7 +36,7 @@ async def test_a_client_goes_on_in_both_processes(client: Client) -> None:
 async def test_an_async_client_names_post_fork(client: Client) -> None:
     await client.create_user()
     lines = await run("async", client.address, await client.access_token())
-    told = [line for line in lines if "this AsyncClient was in use when the process forked" in line]
-    assert len(told) == 1
-    assert "post_fork" in told[0]
+    reported = [line for line in lines if "this AsyncClient was in use when the process forked" in line]
+    assert len(reported) == 1
+    assert "post_fork" in reported[0]
     assert lines[-2:] == ["7", "exit 0"], lines

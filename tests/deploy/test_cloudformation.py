@@ -29,7 +29,7 @@ class Names:
 
 
 class RecordingDynamoDB:
-    """Creates tables at once, and keeps all that it was told of each."""
+    """Creates tables at once, and keeps every request about each."""
 
     api = Names()
 

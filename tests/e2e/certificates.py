@@ -47,7 +47,7 @@ class Authority:
         *,
         loopback: bool = True,
     ) -> Pair:
-        """Issue a certificate, good from a day ago unless told, for `days` from now, for other names as well.
+        """Issue a certificate, valid from a day ago unless given, for `days` from now, for other names as well.
 
         Args:
             key: What it is for; None: a new P-256 key.

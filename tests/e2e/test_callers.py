@@ -63,7 +63,7 @@ class Drill:
         return self.serve.log.count(f'"event": "{event}"')
 
     def change(self, change: Callable[[], object], event: str) -> None:
-        """Change the file, and wait until the log tells of it."""
+        """Change the file, and wait for its log line."""
         before = self.count(event)
         change()
         poll(lambda: self.count(event) > before, event)
@@ -122,16 +122,16 @@ def swapped(path: Path) -> None:
 )
 def test_a_broken_file_changes_nothing_for_anybody(drill: Drill, key: str, damage: Callable[[Path], object]) -> None:
     """ASVS-13.2.1, F16: under load, and never open."""
-    stranger = new_api_key()
+    unknown = new_api_key()
     with drill.load(key):
         drill.change(lambda: damage(drill.file), "callers_not_reloaded")
         assert drill.lets_in(key)
-        assert not drill.lets_in(stranger)
+        assert not drill.lets_in(unknown)
         if drill.file.is_dir():
             drill.file.rmdir()
         drill.file.unlink(missing_ok=True)
-        drill.change(lambda: drill.file.write_text(text(stranger, key)), "callers_reloaded")
-        assert drill.lets_in(stranger)
+        drill.change(lambda: drill.file.write_text(text(unknown, key)), "callers_reloaded")
+        assert drill.lets_in(unknown)
 
 
 def test_a_key_is_replaced_without_a_refused_call(drill: Drill, key: str) -> None:
@@ -145,7 +145,7 @@ def test_a_key_is_replaced_without_a_refused_call(drill: Drill, key: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reported"),
     [
         (None, "cannot be read: No such file or directory"),
         (
@@ -154,10 +154,12 @@ def test_a_key_is_replaced_without_a_refused_call(drill: Drill, key: str) -> Non
         ),
     ],
 )
-def test_serve_does_not_start_without_good_callers(settings: dict[str, str], content: str | None, told: str) -> None:
+def test_serve_does_not_start_without_good_callers(
+    settings: dict[str, str], content: str | None, reported: str
+) -> None:
     file = Path(settings["AUTHSVC_CALLERS"])
     if content is not None:
         file.write_text(content)
     result = invoke("serve", **settings, AUTHSVC_LISTEN="127.0.0.1:0")
     assert result.exit_code == 1
-    assert f"error: {file}: {told}" in result.stderr.splitlines()
+    assert f"error: {file}: {reported}" in result.stderr.splitlines()

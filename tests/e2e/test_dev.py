@@ -190,7 +190,7 @@ def test_a_second_one_on_the_same_port_says_so_in_one_line(start: Start) -> None
     assert not second.output
 
 
-def test_the_port_may_stand_in_a_file_beside(start: Start, tmp_path: Path) -> None:
+def test_the_port_may_come_from_an_env_file(start: Start, tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     (tmp_path / ".env").write_text(f"AUTHSVC_LISTEN={address}\nAUTHSVC_LISTN=x\n")
     dev = start("dev", AUTHSVC_LISTEN="")

@@ -84,7 +84,7 @@ class Drill:
         good, before = self.key_file.read_text(), self.jwks()
         errors = self.count("keys_not_reloaded")
         damage(self.key_file)
-        poll(lambda: self.count("keys_not_reloaded") > errors, "told of the broken file")
+        poll(lambda: self.count("keys_not_reloaded") > errors, "reported the broken file")
         assert self.jwks() == before
         self.log_in()
         reloads = self.count("keys_reloaded")
@@ -171,7 +171,7 @@ def test_no_good_token_is_refused_while_keys_rotate_and_their_file_breaks(drill:
     assert len(set(kids)) == 1 + len(DAMAGES), "each rotation made another key sign"
 
 
-def test_a_key_that_is_over_is_gone_and_its_tokens_with_it(drill: Drill) -> None:
+def test_an_expired_key_is_dropped_and_its_tokens_are_invalid(drill: Drill) -> None:
     """The file says so; rotation itself gives the old key longer than its tokens live."""
     (token,) = drill.tokens
     drill.change("rotate", str(drill.key_file))
@@ -185,7 +185,7 @@ def test_a_key_that_is_over_is_gone_and_its_tokens_with_it(drill: Drill) -> None
 
 
 def test_the_tokens_of_a_removed_key_are_dead(drill: Drill) -> None:
-    """Remembered ones too."""
+    """Cached ones, too."""
     (token,) = drill.tokens
     assert drill.validate(token).state == drill.validate(token).state == ACTIVE
     drill.change("remove", str(drill.key_file), jwt.get_unverified_header(token)["kid"])

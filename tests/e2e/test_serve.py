@@ -186,12 +186,12 @@ def test_tls_before_1_2_is_refused(start: Start, store: dict[str, str], authorit
 def test_a_client_ca_lets_in_its_own_clients_alone(
     start: Start, store: dict[str, str], authority: Authority, tmp_path: Path
 ) -> None:
-    stranger = Authority(tmp_path).issue("client")
+    unknown = Authority(tmp_path).issue("client")
     server = authority.issue("server")
     address = address_of(start("serve", **with_tls(store, server, authority.certificate)))
     with grpc.secure_channel(address, credentials(authority, authority.issue("client"))) as channel:
         assert log_in(channel).user.email == EMAIL
-    for client in (None, stranger):
+    for client in (None, unknown):
         with (
             grpc.secure_channel(address, credentials(authority, client)) as channel,
             pytest.raises(grpc.RpcError) as refused,
@@ -263,7 +263,7 @@ def ask(grpcurl: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_reflection_tells_grpcurl_what_there_is(start: Start, store: dict[str, str], grpcurl: Path) -> None:
+def test_reflection_describes_the_services_for_grpcurl(start: Start, store: dict[str, str], grpcurl: Path) -> None:
     address = address_of(start("serve", **store))
     listed = ask(grpcurl, address, "list").stdout.split()
     described = [ask(grpcurl, address, "describe", service).stdout for service in SERVICES]
@@ -352,7 +352,7 @@ def test_a_call_under_way_is_finished_before_the_end(
     assert json.loads(serve.log.splitlines()[-1])["event"] == "stopped"
 
 
-def test_balancers_are_told_before_the_end(start: Start, store: dict[str, str]) -> None:
+def test_balancers_see_not_serving_before_the_end(start: Start, store: dict[str, str]) -> None:
     """Watchers get it at once; those that poll have Limits.drain_seconds for it, in which calls are still served."""
     everywhere = {"AUTHSVC_LISTEN": "0.0.0.0:0", "AUTHSVC_ALLOW_OPEN": "true", "AUTHSVC_ALLOW_PLAINTEXT": "true"}
     serve = start("serve", **{**store, **everywhere})

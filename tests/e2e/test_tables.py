@@ -1,4 +1,4 @@
-"""`authsvc tables` on DynamoDB engines: what it makes, what it finds, and that each remedy works as told."""
+"""`authsvc tables` on DynamoDB engines: what it creates, what it finds, and that each remedy works."""
 
 import json
 from pathlib import Path
@@ -95,8 +95,8 @@ def test_a_table_with_other_keys(tables: Tables) -> None:
     assert created.stderr == f"error: table {tables.unique}: its keys must be unique_key, strings\n"
     check = tables.authsvc("tables", "check")
     assert check.exit_code == 1
-    told = f"WRONG table {tables.unique}: keys: its keys must be unique_key, strings. Remedy: use another"
-    assert told in check.stdout
+    reported = f"WRONG table {tables.unique}: keys: its keys must be unique_key, strings. Remedy: use another"
+    assert reported in check.stdout
 
 
 def test_a_missing_index(tables: Tables) -> None:
@@ -149,8 +149,8 @@ def test_time_to_live_is_off_or_on_something_else(tables: Tables, attribute: str
     if attribute is not None:
         _set_ttl(tables, attribute, is_on=True)
     line = tables.wrong()
-    told = "is off" if attribute is None else "is on ttl"
-    assert line.startswith(f"WRONG table {tables.unique}: TTL on expires_at: {told}. ")
+    reported = "is off" if attribute is None else "is on ttl"
+    assert line.startswith(f"WRONG table {tables.unique}: TTL on expires_at: {reported}. ")
     tables.mend(line)
     assert tables.is_good()
 
@@ -228,9 +228,9 @@ def test_users_are_imported(tables: Tables, tmp_path: Path) -> None:
     file = tmp_path / "users.jsonl"
     line = {"password_hash": "$2b$12$" + "." * 53}
     file.write_text("\n".join(json.dumps({**line, "email": f"user{n}@example.com"}) for n in range(100)))
-    for told in ("100 created, 0 already there, 0 wrong\n", "0 created, 100 already there, 0 wrong\n"):
+    for reported in ("100 created, 0 already there, 0 wrong\n", "0 created, 100 already there, 0 wrong\n"):
         done = tables.authsvc("users", "import", str(file))
-        assert (done.exit_code, done.stdout, done.stderr) == (0, told, "")
+        assert (done.exit_code, done.stdout, done.stderr) == (0, reported, "")
     assert tables.is_good()
 
 

@@ -270,7 +270,7 @@ def test_sighup_reads_the_files_of_parent_and_workers(start: Start, sqlite: dict
     assert serve.end() == 0
 
 
-def test_the_parent_tells_what_all_workers_count(start: Start, sqlite: dict[str, str]) -> None:
+def test_the_parent_sums_the_counts_of_all_workers(start: Start, sqlite: dict[str, str]) -> None:
     """Also what one has counted that is dead since."""
     serve = start("serve", **{**sqlite, "AUTHSVC_HTTP_LISTEN": "127.0.0.1:0"})
     address = serving(serve)

@@ -82,7 +82,7 @@ class Seen:
 
 @dataclass
 class Backend:
-    """What is behind the gateway; it answers everything with 200 and remembers it."""
+    """What is behind the gateway; it answers every request with 200 and records it."""
 
     port: int
     seen: list[Seen] = field(default_factory=list)

@@ -6,7 +6,7 @@ from tests.earlier import earlier_version
 from tests.engines import EngineUnavailableError
 
 
-def test_a_shallow_clone_is_told_what_to_do() -> None:
+def test_a_shallow_clone_fails_with_the_remedy() -> None:
     with pytest.raises(
         EngineUnavailableError, match=r"the commit 000000000000 is not in this clone: run git fetch --un"
     ):

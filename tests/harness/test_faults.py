@@ -42,7 +42,7 @@ GIVE_UP_SECONDS = 30.0
 
 
 class Upstream:
-    """Stands for the engine: answers every call and remembers which arrived."""
+    """An engine that answers every call and records which arrived."""
 
     def __init__(self) -> None:
         self.applied: list[str] = []

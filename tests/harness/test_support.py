@@ -63,7 +63,7 @@ def test_lines_of_libraries_and_of_other_processes_are_searched(witness: LogWitn
     assert len(witness.leaks()) == 2
 
 
-def test_a_command_may_tell_its_operator_an_address_and_no_declared_secret(witness: LogWitness) -> None:
+def test_a_command_may_print_an_address_but_no_declared_secret(witness: LogWitness) -> None:
     witness.hide(PASSWORD)
     witness.add_messages(f"error: a user has the address {EMAIL} already")
     witness.check()

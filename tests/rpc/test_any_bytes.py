@@ -90,7 +90,9 @@ async def test_any_metadata_is_answered(client: Client, metadata: Any) -> None:
     assert await outcome(client, get_user, SEEDS[get_user], metadata) == "NOT_FOUND USER_NOT_FOUND"
 
 
-async def test_an_unexpected_failure_tells_the_client_nothing(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unexpected_failure_reveals_nothing_to_the_client(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """ASVS-16.5.1, ASVS-16.5.4."""
     internal_text = "arn:aws:dynamodb:table/auth-users"
 

@@ -94,7 +94,7 @@ def test_a_caller_is_found_by_its_certificate(path: Path) -> None:
         assert callers.find_by_tls_identities(identities) is None
 
 
-def test_a_certificate_of_two_callers_is_nobodys() -> None:
+def test_a_certificate_of_two_callers_matches_none() -> None:
     callers = Callers([Caller(name, frozenset(), tls_identities=frozenset({name})) for name in ("a", "b")])
     assert callers.find_by_tls_identities(["a", "b"]) is None
 
@@ -198,14 +198,14 @@ MALFORMED: dict[str, list[str]] = {
 
 
 @pytest.mark.parametrize(("name", "members", "problems"), BAD, ids=range(len(BAD)))
-def test_every_problem_of_a_caller_is_told(path: Path, name: str, members: str, problems: list[str]) -> None:
+def test_every_problem_of_a_caller_is_reported(path: Path, name: str, members: str, problems: list[str]) -> None:
     found = problems_of(path, f"[callers.{json.dumps(name)}]\n{members}")
     assert [problem.partition(": ")[2] for problem in found] == problems
     assert all(problem.startswith("caller ") for problem in found)
 
 
 @pytest.mark.parametrize(("member", "value"), [(member, v) for member, values in MALFORMED.items() for v in values])
-def test_a_malformed_credential_is_told_by_its_place_alone(path: Path, member: str, value: str) -> None:
+def test_a_malformed_credential_is_named_by_its_position_alone(path: Path, member: str, value: str) -> None:
     """The error omits the value: it may be an API key in the wrong place."""
     form = FORM_OF_DIGESTS if member == "api_key_sha256" else FORM_OF_IDENTITIES
     good = DIGEST if member == "api_key_sha256" else "a.example.com"
@@ -226,7 +226,7 @@ def test_a_credential_is_of_one_caller(path: Path) -> None:
     ]
 
 
-def test_problems_of_all_callers_are_told_at_once(path: Path) -> None:
+def test_problems_of_all_callers_are_reported_at_once(path: Path) -> None:
     found = problems_of(path, "[callers]\na = 1\nb = {}\n")
     assert found == [
         "caller 'a': must be a table [callers.NAME]",
@@ -257,7 +257,7 @@ class Followed:
         self._position = len(WITNESS.lines.getvalue())
 
     def allows(self, key: str) -> bool:
-        """Reload the file if it changed, and tell whether a caller has the key."""
+        """Reload the file if it changed, and return whether a caller has the key."""
         return self.file.reload_if_changed().find_by_api_key(key) is not None
 
     def events(self) -> list[dict[str, object]]:

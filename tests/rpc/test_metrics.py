@@ -191,7 +191,7 @@ async def test_hashes_that_wait_and_that_are_refused_count(
     assert (refused.growth, value("authsvc_hashes_pending")) == (1, 0)
 
 
-async def test_caches_tell_their_size(client: Client) -> None:
+async def test_caches_report_their_size(client: Client) -> None:
     await client.create_user()
     await client.validate(await client.access_token())
     of_admin_and_alice = 2

@@ -239,7 +239,7 @@ async def test_whatever_else_happens_is_internal_and_its_text_goes_nowhere(error
         assert INTERNAL_TEXT not in service.log.getvalue()
 
 
-async def test_the_log_tells_operators_what_and_where() -> None:
+async def test_the_log_names_the_error_and_its_place() -> None:
     async with served(raising(SurpriseError(INTERNAL_TEXT))) as service:
         refusal = await failure(service.validate())
         (event,) = service.events()
@@ -407,7 +407,7 @@ async def test_an_admin_may_call_the_user_service(scheme: str) -> None:
     ],
     ids=str,
 )
-async def test_without_exactly_one_token_a_caller_is_nobody(credentials: list[str]) -> None:
+async def test_without_exactly_one_token_a_caller_is_unauthenticated(credentials: list[str]) -> None:
     async with served(answering(USER), ADMIN) as service:
         refusal = await failure(service.get_user(*(("authorization", value) for value in credentials)))
         assert (refusal.code, refusal.reason) == (Code.UNAUTHENTICATED, "CALLER_UNAUTHENTICATED")
@@ -416,7 +416,7 @@ async def test_without_exactly_one_token_a_caller_is_nobody(credentials: list[st
 
 
 @pytest.mark.parametrize("reason", InactiveReason)
-async def test_an_inactive_token_makes_a_caller_nobody(reason: InactiveReason) -> None:
+async def test_a_caller_with_an_inactive_token_is_unauthenticated(reason: InactiveReason) -> None:
     async with served(answering(USER), reason) as service:
         refusal = await failure(service.get_user(("authorization", "Bearer a.b.c")))
         assert (refusal.code, refusal.reason) == (Code.UNAUTHENTICATED, "CALLER_UNAUTHENTICATED")
@@ -477,7 +477,7 @@ class FakeContext:
         ("", ""),
     ],
 )
-async def test_a_stranger_is_not_believed_where_the_user_is(method: str, peer: str, believed: str) -> None:
+async def test_an_unauthenticated_client_cannot_set_client_address(method: str, peer: str, believed: str) -> None:
     """A client without credentials must not spread its guesses over sources of its choice."""
     servicer = Servicer(answering(auth_pb2.AuthenticateResponse()))
     middleware = Middleware(Authorization(FakeValidations(), None))  # type: ignore[arg-type]

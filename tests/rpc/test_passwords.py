@@ -63,7 +63,7 @@ async def test_a_changed_password_replaces_the_old_one(anywhere: Client) -> None
         (PASSWORD, "is the current password"),
     ],
 )
-async def test_a_weak_password_is_refused_and_why_is_told(client: Client, new_password: str, problem: str) -> None:
+async def test_a_weak_password_is_refused_with_the_reason(client: Client, new_password: str, problem: str) -> None:
     """ASVS-6.2.1, ASVS-6.2.4, NIST-3.1.1.2-d."""
     await client.create_user()
     refused = await failure(client.change_password(new_password))
@@ -168,7 +168,7 @@ def test_nobody_can_choose_another_users_password() -> None:
     assert "password" not in {f.name for f in user_pb2.DESCRIPTOR.message_types_by_name["UpdateUserRequest"].fields}
 
 
-async def test_a_retry_tells_no_second_password(anywhere: Client) -> None:
+async def test_a_retry_returns_no_second_password(anywhere: Client) -> None:
     first = await anywhere.create_with_temporary_password(request_id="once")
     retried = await anywhere.create_with_temporary_password(request_id="once")
     assert first.temporary_password

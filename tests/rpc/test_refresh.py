@@ -1,4 +1,4 @@
-"""RefreshTokens: what follows a refresh token, what a stolen one does, and when a session is over."""
+"""RefreshTokens: what follows a refresh token, what a stolen one does, and when a session expires."""
 
 import asyncio
 import base64
@@ -204,9 +204,19 @@ async def test_whoever_lacks_the_session_part_changes_nothing(
     heard: set[Failure] = set()
 
     async def hear(text: str) -> None:
-        told = await failure(client.refresh(text))
-        assert told.trace_id
-        heard.add(Failure(told.code, told.reason, told.text, "", told.field, told.problem, told.retry_seconds))
+        reported = await failure(client.refresh(text))
+        assert reported.trace_id
+        heard.add(
+            Failure(
+                reported.code,
+                reported.reason,
+                reported.text,
+                "",
+                reported.field,
+                reported.problem,
+                reported.retry_seconds,
+            )
+        )
 
     for name, text in not_quite(mine.refresh_token, hers.refresh_token).items():
         with subtests.test(token=name):
@@ -241,7 +251,7 @@ async def test_a_wrong_field_is_named(client: Client) -> None:
     assert await client.refresh(tokens.refresh_token)
 
 
-async def test_a_session_that_is_not_used_is_over(client: Client, clock: FakeClock) -> None:
+async def test_an_unused_session_expires(client: Client, clock: FakeClock) -> None:
     """ASVS-7.3.1."""
     tokens = (await logged_in(client)).tokens
     clock.advance(days=7, seconds=-1)
@@ -271,7 +281,7 @@ async def test_a_chain_of_refreshes_stops_at_the_absolute_limit(client: Client, 
 async def test_a_repeated_token_is_good_where_access_tokens_are_short(
     tmp_path: Path, signing_keys: Path, clock: FakeClock
 ) -> None:
-    """And the session remembers the last of them, so that its end is never forgotten too early."""
+    """The session stores the last of them, so that its revocation is kept until it has expired."""
     settings = make_settings(signing_keys, f"sqlite:{tmp_path / 'db'}", access_token_ttl=timedelta(seconds=2))
     async with served(settings, clock) as client:
         first = (await logged_in(client)).tokens
@@ -365,7 +375,7 @@ async def test_without_the_time_of_the_last_rotation_nothing_is_within_its_grace
     assert not await is_alive(proxied.client, second.access_token)
 
 
-async def test_reuse_in_an_outage_is_told_as_the_outage_and_ends_the_session_later(
+async def test_reuse_in_an_outage_is_reported_as_the_outage_and_ends_the_session_later(
     proxied: Proxied, clock: FakeClock
 ) -> None:
     first = (await logged_in(proxied.client)).tokens

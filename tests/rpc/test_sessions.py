@@ -1,4 +1,4 @@
-"""RevokeToken, ListUserSessions, RevokeUserSessions: how sessions end and what is told of them."""
+"""RevokeToken, ListUserSessions, RevokeUserSessions: how sessions end and what is returned of them."""
 
 import asyncio
 from collections.abc import Callable
@@ -274,8 +274,8 @@ async def test_a_wrong_field_is_named(client: Client) -> None:
     }
     for field, refused in calls.items():
         for call in refused:
-            told = await failure(call)
-            assert (told.reason, told.field) == ("INVALID_FIELD", field)
+            reported = await failure(call)
+            assert (reported.reason, reported.field) == ("INVALID_FIELD", field)
 
 
 async def test_each_end_of_a_session_leaves_a_line(client: Client) -> None:

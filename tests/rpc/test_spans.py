@@ -327,7 +327,7 @@ async def test_what_opentelemetry_refuses_is_an_error_at_the_start(
 
 
 class FakeExporter(SpanExporter):
-    """Fails as it is told."""
+    """Fails in the given way."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
@@ -388,7 +388,7 @@ async def test_without_a_parent_a_share_of_the_calls_is_sampled() -> None:
     await recorder.close(GIVE_UP_SECONDS)
 
 
-async def test_an_exporter_that_fails_tells_no_secret() -> None:
+async def test_a_failing_exporter_logs_no_secret() -> None:
     lost, position = Since("authsvc_spans_dropped_total", cause="not_exported"), len(WITNESS.lines.getvalue())
     start_request()
     recorder = Spans(FakeExporter(ValueError("the text with the key of the receiver")), ALL)

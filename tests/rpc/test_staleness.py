@@ -134,7 +134,7 @@ async def test_the_age_is_right_though_the_time_of_day_jumps(
     assert proxied.proxy.requests == {"BatchGetItem": 1}
 
 
-async def test_an_inactive_answer_is_remembered_too(shared: Shared) -> None:
+async def test_an_inactive_answer_is_cached_too(shared: Shared) -> None:
     client, alice = shared.client, await alice_of(shared.client)
     shared.tables.update_user(alice.user_id, "SET is_active = :v", v={"BOOL": False})
     assert outcome(await client.validate(alice.token)) == "USER_DISABLED"
@@ -147,9 +147,7 @@ async def test_an_inactive_answer_is_remembered_too(shared: Shared) -> None:
     assert outcome(await client.validate(alice.token)) == "user"
 
 
-async def test_a_fresh_call_sees_what_others_changed_and_refreshes_what_is_remembered(
-    shared: Shared, clock: FakeClock
-) -> None:
+async def test_a_fresh_call_sees_what_others_changed_and_refreshes_the_cache(shared: Shared, clock: FakeClock) -> None:
     client, alice = shared.client, await alice_of(shared.client)
     await client.validate(alice.token)
     shared.tables.set_attribute(alice.user_id, "role", {"S": "editor"})
@@ -224,7 +222,7 @@ async def test_a_user_who_is_enabled_again_is_so_at_once(anywhere: Client) -> No
     assert outcome(await stale(anywhere, token)) == "user"
 
 
-async def test_an_outage_is_bridged_for_who_allows_it(proxied: Proxied, clock: FakeClock) -> None:
+async def test_a_stale_answer_bridges_an_outage_where_the_call_allows_it(proxied: Proxied, clock: FakeClock) -> None:
     """F1: refused connections. Once the store is back, the first call is answered without a restart."""
     client, alice = proxied.client, await alice_of(proxied.client)
     await client.validate(alice.token)
@@ -350,7 +348,7 @@ async def test_in_a_batch_each_has_its_own_options(proxied: Proxied, clock: Fake
     assert age(results[0].response, clock) == timedelta(seconds=61)
 
 
-async def test_a_batch_of_what_is_remembered_needs_no_store(proxied: Proxied) -> None:
+async def test_a_batch_of_cached_users_needs_no_store(proxied: Proxied) -> None:
     client, alice = proxied.client, await alice_of(proxied.client)
     await client.validate(alice.token)
     proxied.proxy.forget()

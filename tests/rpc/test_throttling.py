@@ -114,7 +114,7 @@ async def test_the_spellings_of_an_address_share_its_counters(client: Client) ->
 
 
 @pytest.mark.long_on_dynoxide
-async def test_an_account_has_a_hundred_failures_a_day_from_strangers(anywhere: Client, clock: FakeClock) -> None:
+async def test_an_account_has_a_hundred_failures_a_day_from_unknown_sources(anywhere: Client, clock: FakeClock) -> None:
     """NIST-3.2.2: the 101st consecutive attempt is refused, with the right password too, until a day has passed."""
     await anywhere.create_user()
     assert await fill_account(anywhere) == 100
@@ -286,7 +286,7 @@ async def test_budgets_are_settings(settings: ServeSettings, clock: FakeClock) -
         assert (refused.reason, refused.retry_seconds) == ("TOO_MANY_ATTEMPTS", 180)
 
 
-async def test_a_refusal_tells_the_log_why_and_no_address(client: Client) -> None:
+async def test_a_refusal_is_logged_with_its_reason_and_no_address(client: Client) -> None:
     await fill_pair(client)
     position = len(WITNESS.lines.getvalue())
     refused = await failure(client.log_in(client_address=ELSEWHERE))
@@ -312,7 +312,7 @@ async def reached_from_elsewhere(client: Client) -> AsyncIterator[Client]:
         yield replace(elsewhere, admin=client.admin)
 
 
-async def test_a_strangers_client_address_is_ignored(settings: ServeSettings, clock: FakeClock) -> None:
+async def test_an_untrusted_client_address_is_ignored(settings: ServeSettings, clock: FakeClock) -> None:
     """Otherwise any client could claim a known source, and fill the counters of any account."""
     open_to_all = replace(settings, listen=Address("0.0.0.0", 0), allow_open=True, allow_plaintext=True)  # noqa: S104
     async with served(open_to_all, clock) as client, reached_from_elsewhere(client) as untrusted:
@@ -376,7 +376,7 @@ async def disconnecting_guess(client: Client, address: str) -> AsyncIterator[Non
         call.cancel()
 
 
-async def test_guesses_hold_up_nobody_at_a_known_source(client: Client, gate: Gate) -> None:
+async def test_guesses_delay_no_login_from_a_known_source(client: Client, gate: Gate) -> None:
     """Queue and account budget are under attack; guesses from unknown sources wait behind the owner."""
     await client.create_user()
     await log_in(client, HOME)
@@ -391,7 +391,7 @@ async def test_guesses_hold_up_nobody_at_a_known_source(client: Client, gate: Ga
     assert reasons == {"INVALID_CREDENTIALS": UNKNOWN_SOURCE_CAPACITY, "OVERLOADED": 60 - UNKNOWN_SOURCE_CAPACITY}
 
 
-async def test_what_was_not_looked_at_is_given_back(client: Client, gate: Gate) -> None:
+async def test_an_attempt_that_was_not_evaluated_is_refunded(client: Client, gate: Gate) -> None:
     """OVERLOADED, and a client that disconnected while it waited."""
     await client.create_user()
     shut(gate)
@@ -443,7 +443,7 @@ async def test_without_all_counters_nobody_gets_in(proxied: Proxied, fault: Garb
 
 
 @pytest.mark.limits(PRODUCTION_LIMITS)
-async def test_what_the_store_kept_from_being_looked_at_is_given_back(proxied: Proxied) -> None:
+async def test_an_attempt_that_the_store_prevented_is_refunded(proxied: Proxied) -> None:
     await proxied.client.create_user()
     for _ in range(11):
         with proxied.proxy.fault(ServerError(), operations={"Query"}):

@@ -118,7 +118,7 @@ async def test_a_wrong_field_is_named(client: Client, request_fields: dict[str, 
         ("alicealice12345", "is made of the email address"),
     ],
 )
-async def test_a_weak_password_is_refused_and_why_is_told(client: Client, password: str, problem: str) -> None:
+async def test_a_weak_password_is_refused_with_the_reason(client: Client, password: str, problem: str) -> None:
     """ASVS-6.2.1, ASVS-6.2.4, NIST-3.1.1.2-a, NIST-3.1.1.2-d."""
     refused = await failure(client.create_user(password=password))
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "PASSWORD_REJECTED")
@@ -140,7 +140,7 @@ async def test_a_wrong_key_is_named(client: Client, key: dict[str, str], field: 
     assert (await failure(client.get_user(**key))).field == field
 
 
-async def test_nobody_is_not_found(client: Client) -> None:
+async def test_an_unknown_user_is_not_found(client: Client) -> None:
     for key in ({"user_id": "nobody"}, {"email": "nobody@example.com"}):
         refused = await failure(client.get_user(**key))
         assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "USER_NOT_FOUND")

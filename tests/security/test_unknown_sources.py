@@ -50,7 +50,7 @@ async def test_there_is_no_account_until_somebody_makes_one(settings: ServeSetti
     ],
     ids=lambda metadata: metadata[0],
 )
-async def test_no_metadata_stands_for_a_token(client: Client, metadata: tuple[str, str]) -> None:
+async def test_no_metadata_replaces_a_token(client: Client, metadata: tuple[str, str]) -> None:
     """ASVS-7.2.1."""
     request = auth_pb2.ValidateTokenRequest(token="garbage")
     stub: Any = auth_grpc.AuthServiceStub(client.channel)

@@ -212,7 +212,7 @@ def test_files_that_cannot_be_used_are_refused_with_the_reason(
     assert "secret" not in str(refused.value)
 
 
-def test_every_problem_is_told_at_once(settings: ServeSettings, files: Files) -> None:
+def test_every_problem_is_reported_at_once(settings: ServeSettings, files: Files) -> None:
     files.key.write_bytes(b"")
     files.client_ca.write_bytes(b"")
     files.cert.unlink()
@@ -286,7 +286,7 @@ def test_the_moment_between_the_two_renames_is_nothing(watched: Watched, files: 
     assert watched.events == ["certificates_reloaded"]
 
 
-def test_a_pair_that_stays_apart_is_told_once(watched: Watched, files: Files, authority: Authority) -> None:
+def test_a_pair_that_does_not_match_is_reported_once(watched: Watched, files: Files, authority: Authority) -> None:
     before, renewed = watched.chain, authority.issue("renewed")
     files.put(files.key, renewed.key.read_bytes())
     for _ in range(4):
@@ -438,7 +438,7 @@ async def test_a_renewed_client_ca_decides_who_connects(
         assert not await is_served(service, trusting(authority)), "a certificate is still needed"
 
 
-async def test_the_metric_tells_when_certificates_expire(
+async def test_the_metric_shows_when_certificates_expire(
     settings: ServeSettings, clock: FakeClock, files: Files, authority: Authority
 ) -> None:
     def expiry(certificate: str) -> float | None:

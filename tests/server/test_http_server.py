@@ -150,7 +150,7 @@ async def test_it_listens_on_ipv6(settings: ServeSettings, clock: FakeClock) -> 
 @pytest.mark.parametrize(
     ("host", "reason"), [("127.0.0.1", "Address already in use"), ("nowhere.invalid", "")], ids=["taken", "unknown"]
 )
-async def test_an_address_that_cannot_be_had_is_told_with_its_setting(
+async def test_an_unavailable_address_is_reported_with_its_setting(
     client: Client, settings: ServeSettings, clock: FakeClock, host: str, reason: str
 ) -> None:
     assert client.service.http_address is not None
@@ -158,8 +158,8 @@ async def test_an_address_that_cannot_be_had_is_told_with_its_setting(
     with pytest.raises(ConfigError) as refused:
         async with app.run_app(replace(settings, http_listen=taken), clock, limits=PATIENT_LIMITS):
             pass
-    told = f"AUTHSVC_HTTP_LISTEN: cannot listen on {taken}: {reason}"
-    assert str(refused.value).startswith(told)
+    reported = f"AUTHSVC_HTTP_LISTEN: cannot listen on {taken}: {reason}"
+    assert str(refused.value).startswith(reported)
     assert str(refused.value).endswith("; set another address, or an empty value to turn it off")
     assert "\n" not in str(refused.value)
     assert "while" not in str(refused.value)
@@ -182,7 +182,7 @@ async def test_a_failure_of_its_own_is_logged(settings: ServeSettings) -> None:
 async def test_a_service_goes_without_the_default_port_where_it_is_taken(
     settings: ServeSettings, clock: FakeClock, client: Client
 ) -> None:
-    """A second service on a host, which nobody told of another port, must serve all the same."""
+    """A second service on a host, which has the same port by default, must serve all the same."""
     taken = client.service.http_address
     assert taken is not None
     limits = replace(PATIENT_LIMITS, http=HttpLimits(optional_address=str(taken)))

@@ -79,7 +79,7 @@ def test_shared_sockets_share_with_each_other_alone() -> None:
     close(alone)
 
 
-async def test_a_port_that_is_taken_meanwhile_is_told(
+async def test_a_port_that_is_taken_meanwhile_is_reported(
     tmp_path: Path, signing_keys: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (other,) = listening.bind(Address("127.0.0.1", 0), "OTHER")
@@ -101,7 +101,7 @@ async def test_a_port_that_is_taken_meanwhile_is_told(
         (f"{'x' * 64}.example", "not a host name"),
     ],
 )
-def test_an_address_that_is_not_here_is_told(host: str, reason: str) -> None:
+def test_an_address_of_another_host_is_reported(host: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=f"SETTING: cannot listen on .*: {reason}"):
         listening.bind(Address(host, 0), "SETTING")
 

@@ -85,7 +85,7 @@ def process(tmp_path: Path, signing_keys: Path) -> Iterator[Process]:
 
 @pytest.fixture
 def tokens(tmp_path: Path, signing_keys: Path) -> list[str]:
-    """Return as many tokens, of as many users, as a process remembers."""
+    """Return as many tokens, of as many users, as a process caches."""
     path = tmp_path / "tokens"
     number = max(CACHE_SIZE, MAX_USERS)
     write_tokens(path, signing_keys, users=number, tokens=number)
@@ -93,7 +93,7 @@ def tokens(tmp_path: Path, signing_keys: Path) -> list[str]:
 
 
 async def fill_caches(stub: Any, tokens: Sequence[str]) -> None:
-    """Show the process the tokens, so that memory grows no more by what it remembers."""
+    """Show the process the tokens, so that its full caches grow no more."""
     requests = [auth_pb2.ValidateTokenRequest(token=token) for token in tokens]
     for start in range(0, len(requests), BATCH):
         batch = auth_pb2.BatchValidateTokensRequest(requests=requests[start : start + BATCH])

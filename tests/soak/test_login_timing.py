@@ -1,4 +1,4 @@
-"""How long refused logins take, class by class, measured: what nobody can tell apart at a distance (ASVS-6.3.8, B9).
+"""How long refused logins take, class by class, measured: no client can distinguish them (ASVS-6.3.8, B9).
 
 The suite proves that all classes do equal work (tests/rpc/test_costs.py); this shows that equal work takes equal time.
 On a busy machine it takes longer and finds less.
@@ -92,8 +92,8 @@ def interval(
     return differences[cut], differences[-cut - 1]
 
 
-def told(seconds: Seconds, login_seconds: float, report: Callable[[str], None]) -> list[str]:
-    """Report how each class differs from wrong passwords; return the differences that somebody could see."""
+def distinguishable(seconds: Seconds, login_seconds: float, report: Callable[[str], None]) -> list[str]:
+    """Report how each class differs from wrong passwords; return the differences that a client could measure."""
     reference = seconds["wrong"]
     seen = []
     for name, of in ((name, of) for name in seconds if name != "wrong" for of in (statistics.median, first_decile)):
@@ -106,20 +106,20 @@ def told(seconds: Seconds, login_seconds: float, report: Callable[[str], None]) 
     return seen
 
 
-async def test_no_class_of_refused_logins_is_told_by_its_time(
+async def test_no_class_of_refused_logins_is_recognised_by_its_time(
     client: Client, emails: Mapping[str, str], clock: FakeClock, report: Callable[[str], None]
 ) -> None:
     def forget() -> None:
         clock.advance(days=2)  # whatever was counted is over
 
     seconds = await measure(client, emails, "INVALID_CREDENTIALS", forget)
-    assert not told(seconds, statistics.median(seconds["wrong"]), report)
+    assert not distinguishable(seconds, statistics.median(seconds["wrong"]), report)
 
 
-async def test_no_class_of_throttled_logins_is_told_by_its_time(
+async def test_no_class_of_throttled_logins_is_recognised_by_its_time(
     client: Client, emails: Mapping[str, str], report: Callable[[str], None]
 ) -> None:
     logins = [email for email in emails.values() for _ in range(FAILURES_PER_PAIR)]
     login_seconds = [await seconds_of(client, email, "INVALID_CREDENTIALS") for email in logins]
     seconds = await measure(client, emails, "TOO_MANY_ATTEMPTS", lambda: None)
-    assert not told(seconds, statistics.median(login_seconds), report)
+    assert not distinguishable(seconds, statistics.median(login_seconds), report)

@@ -218,7 +218,7 @@ NOT_HERE = "it must be on a local file system with locks and shared memory, not 
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "reported"),
     [
         (None, f"cannot open the SQLite file PATH: journal mode delete instead of WAL; {NOT_HERE}"),
         (operational_error(sqlite3.SQLITE_IOERR_LOCK), f"cannot open the SQLite file PATH: fails; {NOT_HERE}"),
@@ -228,11 +228,11 @@ NOT_HERE = "it must be on a local file system with locks and shared memory, not 
     ],
 )
 async def test_a_file_system_on_which_sqlite_cannot_work_is_named(
-    path: Path, monkeypatch: pytest.MonkeyPatch, error: sqlite3.Error | None, told: str
+    path: Path, monkeypatch: pytest.MonkeyPatch, error: sqlite3.Error | None, reported: str
 ) -> None:
     monkeypatch.setattr(Connection, "error", error)
     monkeypatch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, factory=Connection))
-    with pytest.raises(StoreSetupError, match=f"^{re.escape(told.replace('PATH', str(path)))}$"):
+    with pytest.raises(StoreSetupError, match=f"^{re.escape(reported.replace('PATH', str(path)))}$"):
         async with open_sqlite_store(path):
             pass
 

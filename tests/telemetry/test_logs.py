@@ -103,7 +103,7 @@ def test_messages_of_libraries_stay_on_their_line(log_format: str) -> None:
 
 
 @pytest.mark.parametrize("log_format", FORMATS)
-def test_tracebacks_stay_on_their_line_and_tell_the_place(log_format: str) -> None:
+def test_tracebacks_stay_on_their_line_and_name_the_place(log_format: str) -> None:
     stream = configured(log_format)
     try:
         fail(PASSWORD)
@@ -125,7 +125,7 @@ def test_tracebacks_of_own_events_likewise(log_format: str) -> None:
 
 
 @pytest.mark.parametrize("log_format", FORMATS)
-def test_a_traceback_tells_no_variables(log_format: str) -> None:
+def test_a_traceback_shows_no_variables(log_format: str) -> None:
     """A local variable may hold a password."""
     stream = configured(log_format, stream=Terminal() if log_format == "console" else io.StringIO())
     try:
@@ -237,7 +237,7 @@ def _own_digest_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_own_digest_key")
-def test_a_digest_stands_for_an_address_and_needs_the_key() -> None:
+def test_a_digest_replaces_an_address_and_needs_the_key() -> None:
     configured("json", digest_key="key")
     expected = hmac.new(b"key", b"alice@example.com", hashlib.sha256).hexdigest()[:16]
     assert logs.email_digest("alice@example.com") == expected

@@ -39,7 +39,7 @@ def test_a_target_rests_on_four_keys_and_without_a_source_on_one() -> None:
     assert KEYS_WITHOUT_SOURCE.all == [KEYS.account_key] == [KEYS_WITHOUT_SOURCE.pair_key]
 
 
-def test_a_stranger_counts_in_three_counters_narrowest_first() -> None:
+def test_an_unknown_source_counts_in_three_counters_narrowest_first() -> None:
     counters = budgets.counters_for(KEYS, {}, BUDGETS, NOW)
     assert [(c.name, c.key, c.limit) for c in counters] == [
         ("pair", KEYS.pair_key, 10),
@@ -60,7 +60,7 @@ def test_without_a_source_only_the_account_counts() -> None:
     assert [c.name for c in budgets.counters_for(KEYS_WITHOUT_SOURCE, {}, BUDGETS, NOW)] == ["account"]
 
 
-def test_a_counter_is_full_at_its_limit_and_the_one_that_refuses_longest_is_told() -> None:
+def test_a_counter_is_full_at_its_limit_and_the_one_that_refuses_longest_is_returned() -> None:
     counters = budgets.counters_for(KEYS, {}, BUDGETS, NOW)
     below = {KEYS.pair_key: AttemptCount(9, NOW + MINUTE), KEYS.account_key: AttemptCount(99, NOW + MINUTE)}
     assert budgets.find_full_counter(counters, {}) is None
@@ -76,7 +76,7 @@ def update_after_login(keys: AttemptKeys, stored: dict[str, AttemptCount]) -> Co
     return budgets.update_after_login(keys, counters, stored, NOW)
 
 
-def test_a_login_of_a_stranger_clears_the_pair_and_makes_the_source_known() -> None:
+def test_a_login_from_an_unknown_source_clears_the_pair_and_makes_the_source_known() -> None:
     known = (KEYS.known_key, NOW.replace(microsecond=0) + KNOWN_SOURCE_LIFE)
     assert update_after_login(KEYS, {}) == CounterUpdate((KEYS.account_key, KEYS.source_key), (KEYS.pair_key,), known)
 

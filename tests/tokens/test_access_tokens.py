@@ -226,7 +226,7 @@ def test_the_leeway_is_at_most_a_minute() -> None:
         ({"nbf": SECOND - 500}, -LEEWAY_SECONDS - 1, InactiveReason.NOT_YET_VALID),
     ],
 )
-def test_times_are_judged_with_exactly_the_leeway(
+def test_times_are_checked_with_exactly_the_leeway(
     tokens: AccessTokens, forge: Forge, changes: dict[str, int], seconds: int, expected: InactiveReason | None
 ) -> None:
     """ASVS-9.2.1."""
@@ -261,19 +261,19 @@ def test_a_signature_is_checked_once(tokens: AccessTokens, forge: Forge, checks:
     assert len(checks) == 1
 
 
-def test_a_remembered_token_expires(tokens: AccessTokens, forge: Forge, checks: list[str]) -> None:
+def test_a_cached_token_expires(tokens: AccessTokens, forge: Forge, checks: list[str]) -> None:
     tokens.verify(forge.good, NOW)
     assert tokens.verify(forge.good, NOW + timedelta(hours=1)) is InactiveReason.EXPIRED
     assert tokens.verify(forge.good, NOW - timedelta(hours=1)) is InactiveReason.NOT_YET_VALID
     assert len(checks) == 1
 
 
-def test_a_remembered_token_is_judged_by_issuer_and_audience_again(tokens: AccessTokens, forge: Forge) -> None:
+def test_a_cached_token_is_checked_for_issuer_and_audience_again(tokens: AccessTokens, forge: Forge) -> None:
     other = forge.with_claims(aud="x")
     assert [tokens.verify(other, NOW) for _ in range(2)] == [InactiveReason.WRONG_AUDIENCE] * 2
 
 
-def test_a_removed_key_takes_its_remembered_tokens_with_it(
+def test_a_removed_key_evicts_its_cached_tokens(
     tokens: AccessTokens, keys: list[Key], forge: Forge, tmp_path: Path
 ) -> None:
     assert isinstance(tokens.verify(forge.good, NOW), AccessToken)
@@ -285,7 +285,7 @@ def test_a_removed_key_takes_its_remembered_tokens_with_it(
     assert isinstance(tokens.verify(forge.good, NOW), AccessToken)
 
 
-def test_a_key_replaced_under_its_kid_takes_its_remembered_tokens_with_it(
+def test_a_key_replaced_under_its_kid_evicts_its_cached_tokens(
     tokens: AccessTokens, keys: list[Key], forge: Forge
 ) -> None:
     assert isinstance(tokens.verify(forge.good, NOW), AccessToken)
@@ -324,7 +324,7 @@ def test_a_retired_key_verifies_nothing_after_its_time(keys: list[Key], forge: F
         assert tokens.verify(text, NOW + timedelta(seconds=60)) is InactiveReason.BAD_SIGNATURE
 
 
-def test_remembered_tokens_are_bounded_and_the_oldest_goes_first(
+def test_cached_tokens_are_bounded_and_the_oldest_is_evicted_first(
     keys: list[Key], forge: Forge, checks: list[str]
 ) -> None:
     tokens = AccessTokens(KeyRing(keys), ISSUER, AUDIENCE, timedelta(minutes=15), cache_capacity=2)
@@ -336,7 +336,7 @@ def test_remembered_tokens_are_bounded_and_the_oldest_goes_first(
     assert len(checks) == 4
 
 
-def test_forged_tokens_are_not_remembered_and_displace_none(keys: list[Key], forge: Forge, checks: list[str]) -> None:
+def test_forged_tokens_are_not_cached_and_evict_none(keys: list[Key], forge: Forge, checks: list[str]) -> None:
     tokens = AccessTokens(KeyRing(keys), ISSUER, AUDIENCE, timedelta(minutes=15), cache_capacity=1)
     tokens.verify(forge.good, NOW)
     forged = forge.with_signature(bytes(64))
@@ -347,7 +347,7 @@ def test_forged_tokens_are_not_remembered_and_displace_none(keys: list[Key], for
     assert len(checks) == 4
 
 
-def test_signed_but_malformed_tokens_are_not_remembered(tokens: AccessTokens, forge: Forge, checks: list[str]) -> None:
+def test_signed_but_malformed_tokens_are_not_cached(tokens: AccessTokens, forge: Forge, checks: list[str]) -> None:
     wrong = forge.with_claims(exp="9_999")
     assert [tokens.verify(wrong, NOW) for _ in range(2)] == [InactiveReason.MALFORMED] * 2
     assert len(checks) == 2

@@ -93,13 +93,13 @@ async def test_keys_are_never_overwritten(place: Engine | None, location: AwsKey
 
 
 @SERVICES
-async def test_what_is_missing_is_told_with_the_remedy(place: Engine | None, location: AwsKeys) -> None:
+async def test_what_is_missing_is_reported_with_the_remedy(place: Engine | None, location: AwsKeys) -> None:
     what = "parameter" if location.service == "ssm" else "secret"
-    told = (
+    reported = (
         f"{location}: no such {what} in [a-z0-9-]+; create it: authsvc keys generate {location}; or correct AWS_REGION"
     )
     async with open_key_store(location) as store:
-        with pytest.raises(KeyFileError, match=f"^{told}$"):
+        with pytest.raises(KeyFileError, match=f"^{reported}$"):
             await store.read()
 
 
@@ -130,13 +130,15 @@ async def test_a_secret_holds_rsa_keys_and_a_parameter_says_that_it_does(aws: Fa
     async with open_key_store(AwsKeys("secretsmanager", "keys")) as store:
         await store.create(key_set)
         assert (await store.read()).key_set.keys == key_set.keys
-    told = "a parameter holds ES256 keys alone, for others do not fit into its 4 KB; keep them in secretsmanager:NAME"
+    reported = (
+        "a parameter holds ES256 keys alone, for others do not fit into its 4 KB; keep them in secretsmanager:NAME"
+    )
     async with open_key_store(AwsKeys("ssm", "keys")) as store:
-        with pytest.raises(KeyFileError, match=f"^ssm:keys: {told}$"):
+        with pytest.raises(KeyFileError, match=f"^ssm:keys: {reported}$"):
             await store.create(key_set)
         assert aws.parameters == {}
         put(aws, key_set.to_json())
-        with pytest.raises(KeyFileError, match=f"^ssm:keys: {told}$"):
+        with pytest.raises(KeyFileError, match=f"^ssm:keys: {reported}$"):
             await store.read()
 
 
@@ -150,8 +152,8 @@ async def test_more_keys_than_a_parameter_holds_are_refused_before_they_are_sent
         for _ in range(6):
             await rotate_keys(store, TTL, utc_now())
         kept = (await rotate_keys(store, TTL, utc_now())).after
-        told = r"^ssm:keys: \d+ keys do not fit into a parameter of 4096 bytes; rotate again when retired keys"
-        with pytest.raises(KeyFileError, match=told):
+        reported = r"^ssm:keys: \d+ keys do not fit into a parameter of 4096 bytes; rotate again when retired keys"
+        with pytest.raises(KeyFileError, match=reported):
             await asyncio.gather(*(rotate_keys(store, TTL, utc_now()) for _ in range(10)))
         assert kids(kept) <= kids((await store.read()).key_set.keys)
 
@@ -160,9 +162,9 @@ async def test_more_keys_than_a_parameter_holds_are_refused_before_they_are_sent
 async def test_a_parameter_in_plain_text_is_refused(aws: FakeAws, type_: str) -> None:
     """Whoever may list parameters could read it without the right to decrypt."""
     put(aws, new_key_set("ES256", YESTERDAY).to_json(), Type=type_)
-    told = f"ssm:keys: is a {type_}, which keeps the keys in plain text; delete it, and create a SecureString: "
+    reported = f"ssm:keys: is a {type_}, which keeps the keys in plain text; delete it, and create a SecureString: "
     async with open_key_store(AwsKeys("ssm", "keys")) as store:
-        with pytest.raises(KeyFileError, match=f"^{told}authsvc keys generate ssm:keys$"):
+        with pytest.raises(KeyFileError, match=f"^{reported}authsvc keys generate ssm:keys$"):
             await store.read()
 
 
@@ -189,8 +191,8 @@ async def test_a_refusal_names_the_permission_and_never_the_keys(
         for name in names[service]:
             aws.refusals = {name: code}
             action = f"{service}:{name}"
-            told = f"{service}:keys: {action} is refused: {code}; {remedy.format(action=action)}"
-            with pytest.raises(KeyFileError, match=f"^{re.escape(told)}$"):
+            reported = f"{service}:keys: {action} is refused: {code}; {remedy.format(action=action)}"
+            with pytest.raises(KeyFileError, match=f"^{re.escape(reported)}$"):
                 await rotate_keys(store, TTL, utc_now())
         aws.refusals = {"PutParameter": code, "CreateSecret": code}
         with pytest.raises(KeyFileError, match=code):
@@ -198,7 +200,7 @@ async def test_a_refusal_names_the_permission_and_never_the_keys(
 
 
 @SERVICES
-async def test_no_answer_is_told_with_what_to_check(
+async def test_a_missing_answer_is_reported_with_what_to_check(
     aws: FakeAws, service: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(aws_keys, "MAX_ATTEMPTS", 1)
@@ -213,7 +215,7 @@ async def test_no_answer_is_told_with_what_to_check(
             await store.read()
 
 
-async def test_missing_credentials_are_told(aws: FakeAws, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_credentials_are_reported(aws: FakeAws, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
@@ -230,7 +232,9 @@ async def test_a_server_that_never_answers_is_given_up(aws: FakeAws, monkeypatch
 
 
 @SERVICES
-async def test_an_answer_of_something_else_is_told(aws: FakeAws, service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_of_something_else_is_reported(
+    aws: FakeAws, service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(aws, "do", lambda *_: {})
     async with open_key_store(AwsKeys(service, "keys")) as store:
         with pytest.raises(KeyFileError, match=f"^{service}:keys: an unreadable response; check the endpoint"):
@@ -239,7 +243,7 @@ async def test_an_answer_of_something_else_is_told(aws: FakeAws, service: str, m
 
 @SERVICES
 @pytest.mark.parametrize("value", ["", "{", json.dumps({"keys": []})])
-async def test_a_value_that_is_no_key_ring_is_told(aws: FakeAws, service: str, value: str) -> None:
+async def test_a_value_that_is_no_key_set_is_reported(aws: FakeAws, service: str, value: str) -> None:
     async with open_key_store(AwsKeys(service, "keys")) as store:
         await generate_keys(store, "ES256", YESTERDAY)
         put(aws, value)

@@ -147,7 +147,7 @@ def test_in_place_of_a_removed_key_the_published_one_signs(path: Path, clock: Fa
     assert kids(path, KeyStatus.SIGNING) == [following.kid]
 
 
-def test_a_key_that_is_not_there_is_told(path: Path, clock: FakeClock) -> None:
+def test_an_unknown_key_is_reported(path: Path, clock: FakeClock) -> None:
     before = path.read_bytes()
     with pytest.raises(KeyFileError, match=r"keys\.json: has no key unknown$"):
         remove_key(path, "unknown", clock())
@@ -270,8 +270,8 @@ def test_where_no_folder_can_be_locked_a_file_is_the_lock(
     before = path.read_bytes()
     lock = path.with_name(".keys.json.lock")
     lock.touch()
-    told = f"{path}: another command changes it; if none is running, remove {lock}"
-    with pytest.raises(KeyFileError, match=f"^{re.escape(told)}$"):
+    reported = f"{path}: another command changes it; if none is running, remove {lock}"
+    with pytest.raises(KeyFileError, match=f"^{re.escape(reported)}$"):
         change_keys(path, clock)
     assert path.read_bytes() == before
     lock.unlink()
@@ -280,7 +280,7 @@ def test_where_no_folder_can_be_locked_a_file_is_the_lock(
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_folder_that_takes_no_lock_file_is_told(
+def test_a_folder_that_takes_no_lock_file_is_reported(
     path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOLCK))
@@ -325,8 +325,8 @@ def test_keys_of_another_user_are_not_taken_away_from_it(
     before = path.read_bytes()
     user, group = user or os.geteuid(), group or os.getegid()
     belongs_to(monkeypatch, path, user, group, mode)
-    told = f"belongs to user {user}, group {group}, who could not read the new file; run this command as that user"
-    with pytest.raises(KeyFileError, match=told):
+    reported = f"belongs to user {user}, group {group}, who could not read the new file; run this command as that user"
+    with pytest.raises(KeyFileError, match=reported):
         change_keys(path, clock)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
@@ -366,7 +366,9 @@ def test_a_byte_order_mark_is_no_part_of_the_file(path: Path, clock: FakeClock) 
     assert rotate_keys(path, TTL, clock()).signing.kid == keys[1].kid
 
 
-def test_a_file_that_this_user_may_not_read_is_told_with_a_remedy(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_this_user_may_not_read_is_reported_with_a_remedy(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Root may read every file, so the test fakes the refusal."""
     monkeypatch.setattr(Path, "read_text", refuse(errno.EACCES))
     with pytest.raises(KeyFileError, match=r"cannot be read: Permission denied; run this as the file's owner$"):
@@ -492,7 +494,7 @@ def test_a_broken_file_keeps_the_last_good_keys(
     assert watched.events == ["keys_reloaded"]
 
 
-def test_each_change_of_a_broken_file_is_told_once(watched: WatchedKeys) -> None:
+def test_each_change_of_a_broken_file_is_reported_once(watched: WatchedKeys) -> None:
     for text in ("{", "{}", "["):
         replace(watched.path, text)
         for _ in range(3):
@@ -542,7 +544,7 @@ def is_failing() -> float | None:
     return REGISTRY.get_sample_value("authsvc_reload_failing", {"file": "keys"})
 
 
-def test_a_metric_tells_whether_the_newest_version_cannot_be_used(watched: WatchedKeys) -> None:
+def test_a_metric_shows_whether_the_newest_version_cannot_be_used(watched: WatchedKeys) -> None:
     good = watched.path.read_text()
     assert is_failing() == 0
     replace(watched.path, "{")

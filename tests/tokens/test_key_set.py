@@ -114,7 +114,7 @@ def test_sets_merge_in_any_order_and_any_number_of_times(seed: int, steps: list[
 
 
 @pytest.mark.parametrize(
-    ("member", "told"),
+    ("member", "reported"),
     [
         ({"removed": []}, '"removed" must give'),
         ({"removed": {"k": True}}, '"removed" must give'),
@@ -123,9 +123,9 @@ def test_sets_merge_in_any_order_and_any_number_of_times(seed: int, steps: list[
         ({"merged_version": 3.0}, '"merged_version" must be'),
     ],
 )
-def test_a_malformed_member_is_told(base: KeySet, member: dict[str, Any], told: str) -> None:
+def test_a_malformed_member_is_reported(base: KeySet, member: dict[str, Any], reported: str) -> None:
     text = json.dumps(json.loads(base.to_json()) | member)
-    with pytest.raises(KeyFileError, match=told):
+    with pytest.raises(KeyFileError, match=reported):
         parse_key_set(text)
 
 

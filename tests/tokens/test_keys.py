@@ -151,17 +151,17 @@ def test_a_key_file_is_never_overwritten(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError, match="cannot be written: No such file or directory"):
         generate_key_file(tmp_path / "nowhere" / "keys.json", "ES256", NOW)
 
 
-def test_a_missing_file_is_told_with_the_remedy(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_with_the_remedy(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     assert problem_of(path) == f"no such file; create it: authsvc keys generate {path}"
 
 
-def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     assert problem_of(tmp_path) == "cannot be read: Is a directory"
     path = tmp_path / "keys.json"
     path.write_bytes(b'{"keys": ["\xff"]}')

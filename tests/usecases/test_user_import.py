@@ -23,7 +23,7 @@ def accounts(store: Store) -> Users:
 
 
 @pytest.fixture
-def told() -> list[str]:
+def reported() -> list[str]:
     """What the import says on its way."""
     return []
 
@@ -41,21 +41,21 @@ def write(file: Path, *lines: str | bytes) -> None:
     file.write_bytes(b"\n".join(line.encode() if isinstance(line, str) else line for line in lines))
 
 
-async def test_each_line_makes_a_user(accounts: Users, store: Store, file: Path, told: list[str]) -> None:
+async def test_each_line_makes_a_user(accounts: Users, store: Store, file: Path, reported: list[str]) -> None:
     lines = [line("Alice@Example.com"), "", line("bob@example.com", role="admin"), "  "]
     write(file, b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
-    result = await import_users(accounts, file, told.append)
+    result = await import_users(accounts, file, reported.append)
     assert str(result) == "2 created, 0 already there, 0 wrong"
     users = sorted([user async for user in iterate_users(store)], key=lambda user: user.email)
     assert [(u.email, u.role, u.password_hash) for u in users] == [
         ("alice@example.com", "user", HASH),
         ("bob@example.com", "admin", HASH),
     ]
-    assert told == []
+    assert reported == []
 
 
-async def test_what_is_wrong_with_a_line_is_told_and_the_others_go_on(
-    accounts: Users, file: Path, told: list[str]
+async def test_a_wrong_line_is_reported_and_the_others_are_imported(
+    accounts: Users, file: Path, reported: list[str]
 ) -> None:
     no_object = "is not a JSON object in UTF-8"
     wrong = [
@@ -82,28 +82,30 @@ async def test_what_is_wrong_with_a_line_is_told_and_the_others_go_on(
         (line("b@example.com", role="Ädmin").encode(), "role: must match [a-z][a-z0-9_-]{0,62}"),
     ]
     write(file, *(text for text, _ in wrong), line("good@example.com"))
-    result = await import_users(accounts, file, told.append)
+    result = await import_users(accounts, file, reported.append)
     assert str(result) == f"1 created, 0 already there, {len(wrong)} wrong"
-    assert sorted(told) == sorted(f"line {n}: {problem}" for n, (_, problem) in enumerate(wrong, start=1))
+    assert sorted(reported) == sorted(f"line {n}: {problem}" for n, (_, problem) in enumerate(wrong, start=1))
 
 
-async def test_the_first_line_of_an_address_wins(accounts: Users, store: Store, file: Path, told: list[str]) -> None:
+async def test_the_first_line_of_an_address_wins(
+    accounts: Users, store: Store, file: Path, reported: list[str]
+) -> None:
     write(file, line(role="first"), line("ALICE@example.com", role="second"))
-    result = await import_users(accounts, file, told.append)
+    result = await import_users(accounts, file, reported.append)
     assert (result.created, result.wrong) == (1, 1)
-    assert told == ["line 2: email: is the same as on line 1"]
+    assert reported == ["line 2: email: is the same as on line 1"]
     assert [user.role async for user in iterate_users(store)] == ["first"]
 
 
 async def test_one_mailbox_in_two_spellings_is_one_user(
-    accounts: Users, store: Store, file: Path, told: list[str]
+    accounts: Users, store: Store, file: Path, reported: list[str]
 ) -> None:
     write(file, line("josef@exämple.de"), line("josef@xn--exmple-cua.de"), line("JOSEF@exämple。de"))
-    result = await import_users(accounts, file, told.append)
+    result = await import_users(accounts, file, reported.append)
     assert (result.created, result.wrong) == (1, 2)
-    assert told == [f"line {number}: email: is the same as on line 1" for number in (2, 3)]
+    assert reported == [f"line {number}: email: is the same as on line 1" for number in (2, 3)]
     write(file, line("josef@xn--exmple-cua.de"))
-    assert (await import_users(accounts, file, told.append)).already_there == 1
+    assert (await import_users(accounts, file, reported.append)).already_there == 1
     assert [user.email async for user in iterate_users(store)] == ["josef@exämple.de"]
 
 
@@ -111,33 +113,33 @@ async def test_one_mailbox_in_two_spellings_is_one_user(
     "text", [f"{HASH}    ", "{bcrypt}" + HASH, HASH[:-1] + "/"], ids=["blanks", "prefix", "padding"]
 )
 async def test_a_hash_is_stored_in_its_canonical_form(
-    accounts: Users, store: Store, file: Path, told: list[str], text: str
+    accounts: Users, store: Store, file: Path, reported: list[str], text: str
 ) -> None:
     write(file, line(password_hash=text))
-    await import_users(accounts, file, told.append)
+    await import_users(accounts, file, reported.append)
     assert [user.password_hash async for user in iterate_users(store)] == [HASH]
 
 
-async def test_again_does_no_harm(accounts: Users, store: Store, file: Path, told: list[str]) -> None:
+async def test_again_does_no_harm(accounts: Users, store: Store, file: Path, reported: list[str]) -> None:
     write(file, *(line(f"user{n}@example.com") for n in range(100)))
-    await import_users(accounts, file, told.append)
+    await import_users(accounts, file, reported.append)
     before = [user async for user in iterate_users(store)]
-    result = await import_users(accounts, file, told.append)
+    result = await import_users(accounts, file, reported.append)
     assert str(result) == "0 created, 100 already there, 0 wrong"
     assert [user async for user in iterate_users(store)] == before
 
 
-async def test_progress_is_told(accounts: Users, file: Path, told: list[str]) -> None:
+async def test_progress_is_reported(accounts: Users, file: Path, reported: list[str]) -> None:
     write(file, *(line(f"user{n}@example.com") for n in range(5)))
-    await import_users(accounts, file, told.append, concurrency=1, progress_lines=2)
-    assert told == [
+    await import_users(accounts, file, reported.append, concurrency=1, progress_lines=2)
+    assert reported == [
         "2 lines: 2 created, 0 already there, 0 wrong",
         "4 lines: 4 created, 0 already there, 0 wrong",
     ]
 
 
 async def test_an_outage_stops_it_and_it_can_be_taken_up_again(
-    accounts: Users, store: Store, file: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+    accounts: Users, store: Store, file: Path, reported: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(file, *(line(f"user{n}@example.com") for n in range(50)))
     create, made = store.create_user, 0
@@ -152,16 +154,16 @@ async def test_an_outage_stops_it_and_it_can_be_taken_up_again(
     with monkeypatch.context() as patch:
         patch.setattr(store, "create_user", fail_after_ten)
         with pytest.raises(StoreUnavailableError, match="played"):
-            await import_users(accounts, file, told.append)
-    assert len(told) == 1
-    assert told[0].startswith("stopped: ")
-    assert told[0].endswith(" wrong; the file may be imported again")
-    result = await import_users(accounts, file, told.append)
+            await import_users(accounts, file, reported.append)
+    assert len(reported) == 1
+    assert reported[0].startswith("stopped: ")
+    assert reported[0].endswith(" wrong; the file may be imported again")
+    result = await import_users(accounts, file, reported.append)
     assert result.created >= 40
     assert (result.lines, result.wrong) == (50, 0)
     assert len([user async for user in iterate_users(store)]) == 50
 
 
-async def test_a_file_that_cannot_be_read_is_told(accounts: Users, file: Path, told: list[str]) -> None:
+async def test_a_file_that_cannot_be_read_is_reported(accounts: Users, file: Path, reported: list[str]) -> None:
     with pytest.raises(OperatorError, match=r"users\.jsonl: cannot be read: No such file or directory$"):
-        await import_users(accounts, file, told.append)
+        await import_users(accounts, file, reported.append)

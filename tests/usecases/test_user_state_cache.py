@@ -66,15 +66,13 @@ def test_the_age_is_right_though_the_time_of_day_jumps(
     assert cache.get("alice", MINUTE) is None
 
 
-def test_that_there_is_nobody_is_remembered_as_well(cache: UserStateCache, clock: FakeClock) -> None:
+def test_a_missing_user_is_cached_as_well(cache: UserStateCache, clock: FakeClock) -> None:
     nobody = CachedRead(None, clock())
     cache.put("nobody", cache.start_read(), nobody)
     assert cache.get("nobody", MINUTE) == nobody
 
 
-def test_the_read_that_began_last_is_remembered_though_another_ends_later(
-    cache: UserStateCache, clock: FakeClock
-) -> None:
+def test_the_read_that_began_last_is_cached_though_another_ends_later(cache: UserStateCache, clock: FakeClock) -> None:
     earlier, later = cache.start_read(), cache.start_read()
     cache.put("alice", later, reading(clock, "later"))
     cache.put("alice", earlier, reading(clock, "earlier"))
@@ -92,14 +90,14 @@ def test_a_write_is_forgotten_with_all_reads_under_way(cache: UserStateCache, cl
     assert read(cache, clock, role="new") == cache.get("alice", MINUTE)
 
 
-def test_whoever_was_never_read_is_forgotten_too(cache: UserStateCache, clock: FakeClock) -> None:
+def test_a_user_who_was_never_read_is_invalidated_too(cache: UserStateCache, clock: FakeClock) -> None:
     under_way = cache.start_read()
     cache.invalidate("alice")
     cache.put("alice", under_way, reading(clock))
     assert cache.get("alice", MINUTE) is None
 
 
-def test_at_most_so_many_are_remembered_and_those_read_last(
+def test_the_cache_is_bounded_and_keeps_those_read_last(
     clock: FakeClock,
 ) -> None:
     cache = UserStateCache(clock.monotonic, max_users=3)
@@ -112,7 +110,7 @@ def test_at_most_so_many_are_remembered_and_those_read_last(
     assert {user_id for user_id in "abcd" if cache.get(user_id, MINUTE)} == {"a", "d"}
 
 
-def test_an_older_read_that_changes_nothing_takes_nobodys_place(
+def test_an_older_read_that_changes_nothing_evicts_none(
     clock: FakeClock,
 ) -> None:
     cache = UserStateCache(clock.monotonic, max_users=2)

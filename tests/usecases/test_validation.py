@@ -26,7 +26,7 @@ from authsvc.usecases.validation import (
 from tests.support import WITNESS, FakeClock
 
 MINUTE = timedelta(minutes=1)
-TOLD = Mapping[str, UserState | Exception | None]
+States = Mapping[str, UserState | Exception | None]
 
 
 class Reads:
@@ -35,9 +35,9 @@ class Reads:
     def __init__(self) -> None:
         self.asked: list[set[str]] = []
         self.budgets: list[float] = []
-        self.results: list[asyncio.Future[TOLD]] = []
+        self.results: list[asyncio.Future[States]] = []
 
-    async def get_user_states(self, user_ids: Collection[str]) -> TOLD:
+    async def get_user_states(self, user_ids: Collection[str]) -> States:
         if not user_ids:
             return {}
         assert len(user_ids) == len(set(user_ids))
@@ -76,16 +76,16 @@ class Stage:
         assert len(self.reads.asked) == before + 1
         return task
 
-    def end(self, number: int = -1, **told: UserState | Exception | None) -> None:
+    def end(self, number: int = -1, **reported: UserState | Exception | None) -> None:
         """End a read."""
-        self.reads.results[number].set_result(told)
+        self.reads.results[number].set_result(reported)
 
     async def recalled(self) -> str:
-        """The role by what is remembered; a read is none of this test's."""
+        """The role in the cached read; this test needs no read."""
         return role_of(await self.validations.validate(Check(self.token(), max_staleness=MINUTE)))
 
 
-def standing(role: str = "user", user_id: str = "alice") -> UserState:
+def user_state(role: str = "user", user_id: str = "alice") -> UserState:
     return UserState(user_id=user_id, email="alice@example.com", role=role)
 
 
@@ -112,8 +112,8 @@ def stage(signing_keys: Path, clock: FakeClock) -> Stage:
 async def test_a_read_that_is_overtaken_replaces_nothing(stage: Stage) -> None:
     early = await stage.begin(Check(stage.token()))
     late = await stage.begin(Check(stage.token()))
-    stage.end(1, alice=standing("new"))
-    stage.end(0, alice=standing("old"))
+    stage.end(1, alice=user_state("new"))
+    stage.end(0, alice=user_state("old"))
     assert [role_of(each) for each in (*await early, *await late)] == ["old", "new"]
     assert await stage.recalled() == "new"
 
@@ -121,10 +121,10 @@ async def test_a_read_that_is_overtaken_replaces_nothing(stage: Stage) -> None:
 async def test_a_write_beats_the_reads_under_way(stage: Stage) -> None:
     under_way = await stage.begin(Check(stage.token()))
     stage.cache.invalidate("alice")
-    stage.end(alice=standing("old"))
+    stage.end(alice=user_state("old"))
     await under_way
     fresh = await stage.begin(Check(stage.token(), max_staleness=MINUTE))
-    stage.end(alice=standing("new"))
+    stage.end(alice=user_state("new"))
     assert [role_of(each) for each in await fresh] == ["new"]
     assert await stage.recalled() == "new"
 
@@ -133,7 +133,7 @@ async def test_the_time_is_that_of_the_beginning(stage: Stage) -> None:
     begun = stage.clock()
     task = await stage.begin(Check(stage.token()))
     stage.clock.advance(seconds=2)
-    stage.end(alice=standing())
+    stage.end(alice=user_state())
     (fresh,) = await task
     assert isinstance(fresh, Validation)
     assert fresh.checked_time == begun
@@ -144,7 +144,7 @@ async def test_of_a_batch_each_user_is_read_once_and_nobody_for_nothing(stage: S
     token = stage.token()
     task = await stage.begin(Check(token), Check("garbage"), Check(token), Check(stage.token("bob")))
     assert stage.reads.asked == [{"alice", "bob"}]
-    stage.end(alice=standing("first"), bob=None)
+    stage.end(alice=user_state("first"), bob=None)
     first, garbage, again, bob = await task
     assert [role_of(first), role_of(again)] == ["first", "first"]
     assert garbage == Validation(stage.clock(), InactiveReason.MALFORMED)
@@ -154,10 +154,10 @@ async def test_of_a_batch_each_user_is_read_once_and_nobody_for_nothing(stage: S
     assert len(stage.reads.asked) == 1
 
 
-async def test_what_is_wrong_with_one_user_is_told_of_that_one(stage: Stage) -> None:
+async def test_a_corrupt_row_fails_its_own_user_alone(stage: Stage) -> None:
     broken = CorruptItemError("bob", "role")
     task = await stage.begin(Check(stage.token("bob"), stale_if_error=MINUTE), Check(stage.token()))
-    stage.end(alice=standing(), bob=broken)
+    stage.end(alice=user_state(), bob=broken)
     bob, alice = await task
     assert bob is broken
     assert role_of(alice) == "user"
@@ -166,7 +166,7 @@ async def test_what_is_wrong_with_one_user_is_told_of_that_one(stage: Stage) -> 
 @pytest.mark.limits(PRODUCTION_LIMITS)
 async def test_the_store_is_waited_for_less_where_all_can_do_without(stage: Stage) -> None:
     task = await stage.begin(Check(stage.token()))
-    stage.end(alice=standing())
+    stage.end(alice=user_state())
     await task
     down = StoreUnavailableError("down")
     for checks, is_short in (
@@ -188,18 +188,18 @@ async def test_the_store_is_waited_for_less_where_all_can_do_without(stage: Stag
 @pytest.mark.limits(PRODUCTION_LIMITS)
 async def test_nobody_waits_longer_than_the_callers_deadline(stage: Stage) -> None:
     task = await stage.begin(Check(stage.token()))
-    stage.end(alice=standing())
+    stage.end(alice=user_state())
     await task
     with request_context.time_limit(0.1):
         task = await stage.begin(Check(stage.token(), stale_if_error=MINUTE))
     assert stage.reads.budgets[-1] < 0.1
-    stage.end(alice=standing("new"))
+    stage.end(alice=user_state("new"))
     assert role_of((await task)[0]) == "new"
 
 
 async def test_what_stands_in_is_as_it_was_but_degraded(stage: Stage) -> None:
     task = await stage.begin(Check(stage.token()))
-    stage.end(alice=standing())
+    stage.end(alice=user_state())
     (read,) = await task
     assert isinstance(read, Validation)
     stage.clock.advance(seconds=30)

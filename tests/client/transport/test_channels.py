@@ -21,7 +21,7 @@ from tests.support import Client
 ALL = {**AUTH_METHODS, **USER_METHODS}
 
 
-def test_the_service_config_is_what_grpc_is_told() -> None:
+def test_grpc_gets_the_service_config() -> None:
     assert json.loads(str(dict(CHANNEL_OPTIONS)["grpc.service_config"])) == SERVICE_CONFIG
     assert set(ALL) >= RETRYABLE
 

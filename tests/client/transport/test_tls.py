@@ -172,5 +172,5 @@ def test_an_authority_alone_and_a_certificate_alone(tmp_path: Path) -> None:
 
 
 def _channels(client: AsyncClient) -> list[int]:
-    channels = client._sessions.current().channels  # noqa: SLF001 - a new one cannot be told from outside
+    channels = client._sessions.current().channels  # noqa: SLF001 - a new one looks the same from outside
     return [id(channel) for channel in channels._channels]  # noqa: SLF001

@@ -64,7 +64,7 @@ async def test_every_attribute_of_a_user_is_kept(store: Store) -> None:
     assert await store.get_user(user.user_id) == user
 
 
-async def test_nobody_is_found_where_nobody_is(store: Store) -> None:
+async def test_an_unknown_user_is_not_found(store: Store) -> None:
     with pytest.raises(UserNotFoundError):
         await store.get_user("missing")
     with pytest.raises(UserNotFoundError):
@@ -254,7 +254,7 @@ async def test_an_ended_session_stays_ended(store: Store) -> None:
     assert await store.rotate_refresh_token(second, rotated(second, 1))
 
 
-async def test_a_session_without_a_row_is_remembered_where_its_end_is_known(store: Store) -> None:
+async def test_a_session_without_a_row_is_revoked_until_its_known_end(store: Store) -> None:
     user = await store.create_user(new_user(), NOW)
     for _ in range(2):
         await store.end_session(user.user_id, "gone", NOW, NOW + timedelta(hours=1))

@@ -25,7 +25,7 @@ def user_state_of(user: User) -> UserState:
     return UserState(**{field.name: getattr(user, field.name) for field in fields(UserState)})
 
 
-async def test_a_user_stands_as_get_user_tells(store: Store) -> None:
+async def test_a_users_state_is_that_of_get_user(store: Store) -> None:
     users = [
         await store.create_user(new_user("plain@example.com"), NOW),
         await store.create_user(new_user("disabled@example.com", is_active=False), NOW),
@@ -41,14 +41,14 @@ async def test_a_user_stands_as_get_user_tells(store: Store) -> None:
             await store.update_user(await store.get_user(user.user_id), user)
 
 
-async def test_a_deleted_user_stands_no_more(store: Store) -> None:
+async def test_a_deleted_user_has_no_state(store: Store) -> None:
     user = await store.create_user(new_user(), NOW)
     assert await store.get_user_states([user.user_id]) == {user.user_id: user_state_of(user)}
     await store.delete_user(user)
     assert await store.get_user_states([user.user_id]) == {user.user_id: None}
 
 
-async def test_an_ended_session_is_told_at_once(store: Store) -> None:
+async def test_the_end_of_a_session_is_seen_at_once(store: Store) -> None:
     user = await store.create_user(new_user(), NOW)
     await store.create_session(new_session(user))
     await store.end_session(user.user_id, "session", NOW, None)
@@ -57,11 +57,11 @@ async def test_an_ended_session_is_told_at_once(store: Store) -> None:
     assert state.has_revoked("session")
 
 
-async def test_nothing_is_told_of_nobody(store: Store) -> None:
+async def test_a_read_of_no_user_returns_nothing(store: Store) -> None:
     assert await store.get_user_states([]) == {}
 
 
-async def test_a_hundred_are_told_together_and_many_hundreds_at_once(concurrent_store: Store) -> None:
+async def test_a_hundred_are_read_together_and_many_hundreds_at_once(concurrent_store: Store) -> None:
     users = [await concurrent_store.create_user(new_user(f"user{n}@example.com"), NOW) for n in range(30)]
     expected: dict[str, UserState | None] = {user.user_id: user_state_of(user) for user in users}
     expected |= dict.fromkeys(f"missing-{n}" for n in range(70))
@@ -150,19 +150,19 @@ async def reporting(
 
 
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
-async def test_every_write_of_a_user_is_told(reporting: Reporting, write: Write) -> None:
+async def test_every_write_of_a_user_is_reported(reporting: Reporting, write: Write) -> None:
     alice = await reporting.alice()
     await write(reporting.store, alice)
     assert set(reporting.changed) == {alice.user_id}
 
 
-async def test_the_end_of_all_sessions_by_the_hundredth_is_told(reporting: Reporting) -> None:
+async def test_the_end_of_all_sessions_by_the_hundredth_is_reported(reporting: Reporting) -> None:
     alice = await reporting.alice(revoked_sessions=FULL)
     await end(reporting.store, alice)
     assert set(reporting.changed) == {alice.user_id}
 
 
-async def test_a_lost_race_is_told_as_well(reporting: Reporting) -> None:
+async def test_a_lost_race_is_reported_as_well(reporting: Reporting) -> None:
     """An earlier attempt of this write may have won the race."""
     alice = await reporting.alice()
     with pytest.raises(UserChangedError):
@@ -170,7 +170,7 @@ async def test_a_lost_race_is_told_as_well(reporting: Reporting) -> None:
     assert reporting.changed == [alice.user_id]
 
 
-async def test_what_writes_no_user_is_not_told(reporting: Reporting) -> None:
+async def test_a_call_that_writes_no_user_is_not_reported(reporting: Reporting) -> None:
     alice = await reporting.alice()
     await reporting.store.create_user(new_user("bob@example.com"), NOW)
     with pytest.raises(EmailAlreadyExistsError):
@@ -204,7 +204,7 @@ async def failing(
 @pytest.mark.limits(PRODUCTION_LIMITS)
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
 @pytest.mark.parametrize("fault", [Reset(applied=True), Hang(applied=True), Conflict()], ids=repr)
-async def test_a_write_whose_response_was_lost_is_told(failing: Failing, write: Write, fault: Fault) -> None:
+async def test_a_write_whose_response_was_lost_is_reported(failing: Failing, write: Write, fault: Fault) -> None:
     alice = await failing.alice()
     with failing.proxy.fault(fault, operations={"TransactWriteItems"}, times=1) as hit:
         await write(failing.store, alice)
@@ -215,7 +215,7 @@ async def test_a_write_whose_response_was_lost_is_told(failing: Failing, write: 
 @pytest.mark.limits(PRODUCTION_LIMITS)
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
 @pytest.mark.parametrize("fault", [Reset(applied=True), ServerError()], ids=repr)
-async def test_a_write_that_failed_is_told_for_it_may_have_happened(
+async def test_a_failed_write_is_reported_because_it_may_have_happened(
     failing: Failing, write: Write, fault: Fault
 ) -> None:
     alice = await failing.alice()
@@ -235,7 +235,7 @@ class Arriving:
         return await Hang().answer(exchange)
 
 
-async def test_a_write_that_was_cancelled_is_told(failing: Failing) -> None:
+async def test_a_cancelled_write_is_reported(failing: Failing) -> None:
     alice = await failing.alice()
     arriving = Arriving()
     with failing.proxy.fault(arriving, operations={"TransactWriteItems"}):

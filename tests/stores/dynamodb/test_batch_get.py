@@ -41,7 +41,7 @@ def response(rows: object, *left_out: str) -> dict[str, Any]:
     return {"Responses": {"users": rows}, "UnprocessedKeys": unprocessed}
 
 
-async def test_rows_are_told_by_key_and_who_is_not_there() -> None:
+async def test_rows_are_returned_by_key_and_missing_ones_are_none() -> None:
     assert await read_once(FakeRequests(response([ALICE])), "missing", "alice") == {"missing": None, "alice": ALICE}
 
 

@@ -210,7 +210,7 @@ async def test_a_call_takes_and_gives_what_dynamodb_has(client: DynamoDBClient, 
         ("the day after", None),
     ],
 )
-async def test_a_ping_tells_the_time_of_its_own_response(
+async def test_a_ping_returns_the_time_of_its_own_response(
     client: DynamoDBClient, answer: Answer, date: str, expected: datetime | None
 ) -> None:
     answer.headers["Date"] = date

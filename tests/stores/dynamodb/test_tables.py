@@ -69,7 +69,7 @@ class RefusingDynamoDB(SlowDynamoDB):
 
 
 @pytest.mark.parametrize("operation", ["create_table", "update_time_to_live"])
-async def test_what_cannot_be_made_is_told(operation: str) -> None:
+async def test_what_cannot_be_created_is_reported(operation: str) -> None:
     with pytest.raises(StoreSetupError, match=operation):
         await create_tables(cast("DynamoDBClient", RefusingDynamoDB(operation)), Tables("auth-"))
 
@@ -80,7 +80,7 @@ async def test_waiting_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
         await create_tables(cast("DynamoDBClient", SlowDynamoDB(10**9)), Tables("auth-"))
 
 
-async def test_point_in_time_recovery_that_does_not_come_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_point_in_time_recovery_that_stays_off_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "_ACTIVE_WAIT_SECONDS", 0.5)
     unready = RefusingDynamoDB("update_continuous_backups", StoreUnavailableError(BACKUPS_NOT_READY))
     with pytest.raises(StoreSetupError, match="auth-users has no point-in-time recovery yet: authsvc tables check"):
