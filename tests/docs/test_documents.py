@@ -1,10 +1,13 @@
-"""What the documents say about tests is true."""
+"""What the documents say about tests and settings is true."""
 
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from authsvc.config import ServeSettings
 
 ROOT = Path(__file__).parents[2]
 SECURITY = (ROOT / "docs" / "security.md").read_text()
@@ -34,3 +37,10 @@ def test_every_requirement_that_a_test_names_is_answered() -> None:
         named |= set(re.findall(r"\b(?:ASVS|NIST|OWASP)-[A-Z0-9][\w.]*(?:-[a-e])?(?<!\.)", path.read_text()))
     answered = {row for rows, _ in answers() for row in rows.split(", ")}
     assert named - answered == set()
+
+
+def test_every_setting_is_documented_and_every_documented_one_exists() -> None:
+    settings = {f"AUTHSVC_{setting.name.upper()}" for setting in fields(ServeSettings)}
+    pages = "".join((ROOT / "docs" / name).read_text() for name in ("guide.md", "operations.md"))
+    named = set(re.findall(r"\bAUTHSVC_[A-Z_]+\b", pages))
+    assert named == settings
