@@ -206,7 +206,7 @@ def _welcome(service: app.App, token: IssuedToken | None, credentials: Path, set
 {greeting}
 Data, keys and the admin's password (dev.env) are in {credentials.parent}.
 {_describe_public_keys(service)}\
-The token below is the admin's, good until {token.expire_time.astimezone():%H:%M}; each start prints a new one.
+The token below is the admin's, valid until {token.expire_time.astimezone():%H:%M}; each start prints a new one.
 {tool.advice}
 # Create a user:
 {create}

@@ -68,7 +68,7 @@ STATUS_BY_ERROR: Mapping[type[BaseException], Status] = {
         "the password must be changed first",
     ),
     errors.InvalidRefreshTokenError: Status(
-        grpc.StatusCode.UNAUTHENTICATED, "INVALID_REFRESH_TOKEN", "the refresh token is not good"
+        grpc.StatusCode.UNAUTHENTICATED, "INVALID_REFRESH_TOKEN", "the refresh token is not valid"
     ),
     errors.OverloadedError: Status(
         grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", "too many passwords wait to be hashed"

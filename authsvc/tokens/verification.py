@@ -91,7 +91,7 @@ class InactiveTokenError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class AccessToken:
-    """The claims of an access token whose signature is good. Times are Unix seconds."""
+    """The claims of an access token whose signature is valid. Times are Unix seconds."""
 
     issuer: str
     audience: str

@@ -34,7 +34,7 @@ PAGE_SIZE = 1000
 
 @dataclass(frozen=True, slots=True)
 class TemporaryPassword:
-    """A password that is good for one ChangePassword, returned once.
+    """A password that is valid for one ChangePassword, returned once.
 
     Args:
         text: Secret.
