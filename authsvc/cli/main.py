@@ -53,7 +53,7 @@ async def run_dev(data_dir: Path) -> None:
 
     The store is embedded. The first start creates an admin; each start prints commands that work
     as pasted, for grpcurl or, where that is not on the path, for the buf of this environment.
-    Settings come from the environment and from a file .env beside it.
+    Settings come from the environment and from the file .env in the current folder.
     """
     from authsvc.cli import dev
 

@@ -72,8 +72,8 @@ async def _create_user(settings: StoreSettings, email: str, role: str, password:
 async def list_users() -> None:
     """Print every user.
 
-    A line has id, email, role, and active or disabled, separated by tabs. Beside an email whose
-    domain is not ASCII stands the domain in A-labels.
+    A line has id, email, role, and active or disabled, separated by tabs. A domain
+    that is not ASCII is followed by its A-labels in parentheses.
     """
     from authsvc.stores.opening import open_store
     from authsvc.usecases.users import iterate_users
