@@ -163,12 +163,13 @@ class Logins:
         owner = await self._find_owner(email)
         user = None if owner is None else owner.user
         stored = None if user is None else parse_stored_hash(user.password_hash)
-        right = await self._hasher.verify(passwords, stored, is_backlog=slot.is_backlog)
+        reason = None if user is None else self._reason_to_refuse(user, stored)
+        # Whoever may not log in is verified against no hash: a right password of lower cost would be refused sooner.
+        right = await self._hasher.verify(passwords, None if reason else stored, is_backlog=slot.is_backlog)
         if owner is None or user is None:
             raise InvalidCredentialsError("unknown_email")
-        reason = self._reason_to_refuse(user, stored, is_right=right is not None)
-        if reason is not None:
-            raise InvalidCredentialsError(reason, user.user_id)
+        if right is None:
+            raise InvalidCredentialsError(reason or "wrong_password", user.user_id)
         if not owner.is_claimed and not await self._store.claim_email(user):
             raise InvalidCredentialsError("email_owned_by_another", user.user_id)
         if request_context.remaining_seconds() < 0:  # nobody waits for a session
@@ -188,7 +189,8 @@ class Logins:
         except (UserNotFoundError, CorruptItemError):
             return None
 
-    def _reason_to_refuse(self, user: User, stored: StoredHash | None, *, is_right: bool) -> str | None:
+    def _reason_to_refuse(self, user: User, stored: StoredHash | None) -> str | None:
+        """Return why a user may not log in, whatever the password; None where the password decides."""
         if user.password_hash is None:
             return "no_password"
         if stored is None:
@@ -196,8 +198,6 @@ class Logins:
             problem = hash_problem(user.password_hash)
             _log.error("row_broken", table="users", user_id=user.user_id, attribute="password_hash", problem=problem)
             return "unreadable_hash"
-        if not is_right:
-            return "wrong_password"
         if not user.is_active:
             return "user_disabled"
         expire_time = user.temporary_password_expire_time
