@@ -208,13 +208,15 @@ class Logins:
     async def _rehash(self, user: User, password: str) -> None:
         """Replace a hash of lower cost than configured or of a password not in NFC, now that the password is known.
 
-        A rehash that loses a race is dropped, or it would restore an old password; so is one without enough time.
+        A rehash that loses a race is dropped, or it would restore an old password; so is one without enough time, or
+        that the store does not take: the login needs none.
         """
         try:
-            async with asyncio.timeout(request_context.remaining_seconds() / 2):
-                rehashed = replace(user, password_hash=await self._hasher.hash(password))
-            await self._store.update_user(user, rehashed)
-        except (UserChangedError, TimeoutError):
+            with request_context.time_limit(request_context.remaining_seconds() / 2):
+                async with asyncio.timeout_at(request_context.deadline()):
+                    rehashed = replace(user, password_hash=await self._hasher.hash(password))
+                await self._store.update_user(user, rehashed)
+        except (UserChangedError, StoreUnavailableError, TimeoutError):
             _log.info("rehash_dropped", user_id=user.user_id)
 
     async def _replace_password(self, verified: User, password_hash: str) -> User:
