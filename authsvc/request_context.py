@@ -1,4 +1,4 @@
-"""What is known of the request being served: its deadline, its trace, its caller.
+"""What is known of the request being served: its deadline, its trace, its caller, the outcome of its validation.
 
 Context variables, not parameters: every layer needs them, and no signature should carry them.
 """
@@ -31,6 +31,9 @@ _deadline: ContextVar[float] = ContextVar("deadline")
 
 caller: ContextVar[str] = ContextVar("caller")
 """The authenticated caller: in the request's log lines, and `client_id` in the tokens that it is given."""
+
+validation_outcome: ContextVar[str] = ContextVar("validation_outcome", default="")
+"""What the request's validation found, for its span: ACTIVE, or why the token is inactive; empty: it was none."""
 
 
 _TRACEPARENT = re.compile(

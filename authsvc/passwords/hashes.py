@@ -166,17 +166,14 @@ def verify_password(password: str, stored: StoredHash | None, cost: int) -> bool
 
 
 def find_password(passwords: Sequence[str], stored: StoredHash | None, cost: int) -> str | None:
-    """Return the first of some passwords that is the stored one; None if none is.
-
-    Each takes a hash, also after the right one: a user who may not log in must not be refused sooner for it.
+    """Return the first of some passwords that is the stored one; None, after a hash for each, if none is.
 
     Args:
         passwords: Spellings of one password.
         stored: None where there is no readable hash.
         cost: The configured cost.
     """
-    right = [password for password in passwords if verify_password(password, stored, cost)]
-    return right[0] if right else None
+    return next((password for password in passwords if verify_password(password, stored, cost)), None)
 
 
 def _matches(password: bytes, stored: StoredHash) -> bool:

@@ -5,7 +5,7 @@ import structlog
 from authsvc.errors import InvalidFieldError
 from authsvc.rpc import messages
 from authsvc.rpc.authorization import Context
-from authsvc.rpc.outcomes import count_outcome
+from authsvc.rpc.outcomes import count_outcome, record_outcome
 from authsvc.rpc.statuses import status_for
 from authsvc.telemetry import metrics
 from authsvc.usecases.login import Logins
@@ -43,7 +43,9 @@ class AuthService(auth_grpc.AuthServiceServicer):
         self, request: auth_pb2.ValidateTokenRequest, context: Context
     ) -> auth_pb2.ValidateTokenResponse:
         """Validate an access token."""
-        return _validation_response(await self._validations.validate(messages.check_from_proto(request)))
+        validation = await self._validations.validate(messages.check_from_proto(request))
+        record_outcome(validation.outcome)
+        return messages.validation_to_proto(validation)
 
     async def BatchValidateTokens(
         self, request: auth_pb2.BatchValidateTokensRequest, context: Context
@@ -93,16 +95,11 @@ def _check_or_error(request: auth_pb2.ValidateTokenRequest) -> Check | InvalidFi
         return error
 
 
-def _validation_response(validation: Validation) -> auth_pb2.ValidateTokenResponse:
-    """Count a validation and convert it."""
-    count_outcome(validation.outcome)
-    return messages.validation_to_proto(validation)
-
-
 def _batch_result(outcome: Validation | Exception) -> auth_pb2.BatchValidateTokensResponse.Result:
     """Count and convert the outcome of one item; an error is also logged, without its text."""
     if isinstance(outcome, Validation):
-        return auth_pb2.BatchValidateTokensResponse.Result(response=_validation_response(outcome))
+        count_outcome(outcome.outcome)
+        return auth_pb2.BatchValidateTokensResponse.Result(response=messages.validation_to_proto(outcome))
     status = status_for(outcome)
     metrics.TOKEN_VALIDATIONS.labels(status.reason).inc()
     _log.warning("batch_item_failed", reason=status.reason, error=type(outcome).__name__)

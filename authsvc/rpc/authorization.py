@@ -145,7 +145,7 @@ def _bearer() -> str:
     if len(credentials) > 1:
         raise CallerUnauthenticatedError("two_credentials")
     scheme, _, bearer = str(credentials[0]).partition(" ")
-    return bearer if scheme.lower() == "bearer" else ""
+    return bearer.strip(" ") if scheme.lower() == "bearer" else ""
 
 
 def _tls_identities(context: Context) -> list[str]:

@@ -3,7 +3,6 @@
 from datetime import UTC, datetime, timedelta
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from authsvc import fields
@@ -65,15 +64,6 @@ def validation_to_proto(validation: Validation) -> auth_pb2.ValidateTokenRespons
         response.expire_time.seconds = token.expires_at
     _set_timestamp(response.checked_time, checked_time)
     return response
-
-
-def validation_outcome(response: Message) -> str:
-    """Return ACTIVE, or why the token is inactive; empty where a response is not that of ValidateToken."""
-    if not isinstance(response, auth_pb2.ValidateTokenResponse):
-        return ""
-    if response.state == auth_pb2.TOKEN_STATE_ACTIVE:
-        return "ACTIVE"
-    return auth_pb2.InactiveReason.Name(response.reason).removeprefix("INACTIVE_REASON_")
 
 
 def status_to_proto(status: Status) -> auth_pb2.ValidationError:

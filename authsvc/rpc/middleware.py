@@ -21,7 +21,6 @@ from authsvc import request_context
 from authsvc.errors import CallerRefusedError, CorruptItemError, MalformedRequestError, StoreUnavailableError
 from authsvc.request_context import Trace
 from authsvc.rpc.authorization import Authorization, Context, is_loopback, peer_host
-from authsvc.rpc.messages import validation_outcome
 from authsvc.rpc.statuses import INTERNAL, Metadata, Status, error_metadata, status_for
 from authsvc.telemetry import audit, metrics
 from authsvc.telemetry.audit import Event
@@ -126,7 +125,7 @@ class Middleware:
                     return error_answer.SerializeToString()
                 metadata = error_metadata(status, error, trace.trace_id)
             else:
-                record.succeeded(trace, begin, response)
+                record.succeeded(trace, begin)
                 return answer
             await _abort(context, status, metadata)
             return b""  # ignored
@@ -147,10 +146,11 @@ class _Record:
         self._spans = spans
         self._span_name = f"{method.containing_service.full_name}/{method.name}"
 
-    def succeeded(self, trace: Trace, begin: float, response: Message) -> None:
+    def succeeded(self, trace: Trace, begin: float) -> None:
         self._calls.succeeded(begin)
         if self._spans is not None and self._spans.is_sampled(trace):
-            self._spans.record(self._span_name, begin, "OK", outcome=validation_outcome(response))
+            outcome = request_context.validation_outcome.get()
+            self._spans.record(self._span_name, begin, "OK", outcome=outcome)
 
     def failed(self, trace: Trace, begin: float, code: str, reason: str = "") -> None:
         self._calls.failed(begin, code, reason)

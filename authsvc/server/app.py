@@ -126,7 +126,7 @@ async def run_app(
     Args:
         settings: All of them.
         clock: Returns the time of day.
-        monotonic: Monotonic clock in seconds, for the age of cached reads.
+        monotonic: Monotonic clock in seconds, for the age of cached reads and refusals.
         limits: Those of production, or a test's own.
         reload: Set to read the watched files at once, changed or not.
 
@@ -158,7 +158,9 @@ async def run_app(
             timedelta(seconds=limits.stale_fallback_seconds),
         )
         validations = Validations(store, tokens, cache, clock, staleness)
-        throttle = await stack.enter_async_context(contextlib.aclosing(LoginThrottle(store, _budgets(settings), clock)))
+        throttle = await stack.enter_async_context(
+            contextlib.aclosing(LoginThrottle(store, _budgets(settings), clock, monotonic))
+        )
         hash_queue = await stack.enter_async_context(
             contextlib.aclosing(HashQueue(settings.bcrypt_cost, limits.hash_queue_capacity))
         )

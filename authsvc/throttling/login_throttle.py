@@ -7,6 +7,7 @@ call.
 import asyncio
 import random
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -68,14 +69,22 @@ class LoginThrottle:
         store: Holds the counters.
         budgets: How many failures are admitted.
         clock: Returns the time of day.
+        monotonic: Monotonic clock in seconds, for the age of cached refusals.
         cache_capacity: Of the refusal cache.
     """
 
-    def __init__(self, store: Store, budgets: Budgets, clock: Clock, cache_capacity: int = CACHE_CAPACITY) -> None:
+    def __init__(
+        self,
+        store: Store,
+        budgets: Budgets,
+        clock: Clock,
+        monotonic: Callable[[], float] = time.monotonic,
+        cache_capacity: int = CACHE_CAPACITY,
+    ) -> None:
         self._store = store
         self._budgets = budgets
         self._clock = clock
-        self._refusal_cache: TLRUCache[str, Counter] = TLRUCache(cache_capacity, _cache_until, self._timer)
+        self._refusal_cache: TLRUCache[str, Counter] = TLRUCache(cache_capacity, self._cache_until, monotonic)
         self._settling: set[asyncio.Task[None]] = set()
 
     async def aclose(self) -> None:
@@ -126,8 +135,9 @@ class LoginThrottle:
         self._refusal_cache.pop(snapshot.keys.pair_key, None)
         return result
 
-    def _timer(self) -> float:
-        return self._clock().timestamp()
+    def _cache_until(self, _key: str, full: Counter, now: float) -> float:
+        window_seconds = (full.expire_time - self._clock()).total_seconds()
+        return now + min(window_seconds, _random.uniform(CACHE_SECONDS / 2, CACHE_SECONDS))
 
     async def _take_snapshot(self, keys: AttemptKeys) -> CounterSnapshot:
         now = self._clock()
@@ -169,10 +179,6 @@ class LoginThrottle:
             await self._store.settle_attempt(attempt_id, update)
         except StoreUnavailableError as error:  # the attempt stays counted until its counters expire
             _log.warning("attempt_not_settled", cause=error.cause)
-
-
-def _cache_until(_key: str, full: Counter, now: float) -> float:
-    return min(full.expire_time.timestamp(), now + _random.uniform(CACHE_SECONDS / 2, CACHE_SECONDS))
 
 
 def _refusal(full: Counter, now: datetime) -> TooManyAttemptsError:

@@ -163,12 +163,13 @@ class Logins:
         owner = await self._find_owner(email)
         user = None if owner is None else owner.user
         stored = None if user is None else parse_stored_hash(user.password_hash)
-        right = await self._hasher.verify(passwords, stored, is_backlog=slot.is_backlog)
+        reason = None if user is None else self._reason_to_refuse(user, stored)
+        # Whoever may not log in is verified against no hash: a right password of lower cost would be refused sooner.
+        right = await self._hasher.verify(passwords, None if reason else stored, is_backlog=slot.is_backlog)
         if owner is None or user is None:
             raise InvalidCredentialsError("unknown_email")
-        reason = self._reason_to_refuse(user, stored, is_right=right is not None)
-        if reason is not None:
-            raise InvalidCredentialsError(reason, user.user_id)
+        if right is None:
+            raise InvalidCredentialsError(reason or "wrong_password", user.user_id)
         if not owner.is_claimed and not await self._store.claim_email(user):
             raise InvalidCredentialsError("email_owned_by_another", user.user_id)
         if request_context.remaining_seconds() < 0:  # nobody waits for a session
@@ -188,7 +189,8 @@ class Logins:
         except (UserNotFoundError, CorruptItemError):
             return None
 
-    def _reason_to_refuse(self, user: User, stored: StoredHash | None, *, is_right: bool) -> str | None:
+    def _reason_to_refuse(self, user: User, stored: StoredHash | None) -> str | None:
+        """Return why a user may not log in, whatever the password; None where the password decides."""
         if user.password_hash is None:
             return "no_password"
         if stored is None:
@@ -196,8 +198,6 @@ class Logins:
             problem = hash_problem(user.password_hash)
             _log.error("row_broken", table="users", user_id=user.user_id, attribute="password_hash", problem=problem)
             return "unreadable_hash"
-        if not is_right:
-            return "wrong_password"
         if not user.is_active:
             return "user_disabled"
         expire_time = user.temporary_password_expire_time
@@ -208,13 +208,15 @@ class Logins:
     async def _rehash(self, user: User, password: str) -> None:
         """Replace a hash of lower cost than configured or of a password not in NFC, now that the password is known.
 
-        A rehash that loses a race is dropped, or it would restore an old password; so is one without enough time.
+        A rehash that loses a race is dropped, or it would restore an old password; so is one without enough time, or
+        that the store does not take: the login needs none.
         """
         try:
-            async with asyncio.timeout(request_context.remaining_seconds() / 2):
-                rehashed = replace(user, password_hash=await self._hasher.hash(password))
-            await self._store.update_user(user, rehashed)
-        except (UserChangedError, TimeoutError):
+            with request_context.time_limit(request_context.remaining_seconds() / 2):
+                async with asyncio.timeout_at(request_context.deadline()):
+                    rehashed = replace(user, password_hash=await self._hasher.hash(password))
+                await self._store.update_user(user, rehashed)
+        except (UserChangedError, StoreUnavailableError, TimeoutError):
             _log.info("rehash_dropped", user_id=user.user_id)
 
     async def _replace_password(self, verified: User, password_hash: str) -> User:

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from typing import Any
+from unicodedata import normalize
 
 import bcrypt
 import pytest
 
 from tests.rpc.conftest import Proxied
 from tests.rpc.test_foreign_rows import hash_of
-from tests.support import PASSWORD, TEST_COST, Client, Failure, failure
+from tests.support import PASSWORD, TEST_COST, Client, Failure, FakeClock, failure
 
 SOURCE = "192.0.2.7"
 FIND_USER = Counter({"BatchGetItem": 2, "Query": 1})
@@ -164,15 +165,30 @@ async def test_every_refused_login_costs_the_same(proxied: Proxied, rounds: list
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_the_right_password_of_a_disabled_user_costs_as_much_as_a_wrong_one(
-    client: Client, rounds: list[int], method: str
+@pytest.mark.parametrize("cost", [TEST_COST, TEST_COST + 2])
+@pytest.mark.parametrize("what", ["disabled", "expired"])
+async def test_a_right_password_that_is_refused_costs_as_much_as_a_wrong_one(
+    client: Client,
+    clock: FakeClock,
+    rounds: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    cost: int,
+    method: str,
 ) -> None:
-    alice = await client.create_user(password=f"{PASSWORD}\u015b")
-    await client.update_user(alice.user_id, is_active=False)
-    for password in (f"{PASSWORD}s\u0301", f"{PASSWORD}c\u0301"):
+    """Also where its stored hash is of a lower cost than the configured one: it would be refused sooner."""
+    if what == "disabled":
+        password = f"{PASSWORD}\u015b"
+        alice = await client.create_user(password=password)
+        await client.update_user(alice.user_id, is_active=False)
+    else:
+        password = (await client.create_with_temporary_password()).temporary_password
+        clock.advance(hours=24)
+    monkeypatch.setattr(client.service.logins._hasher, "cost", cost)  # noqa: SLF001 - the settings' minimum is 10
+    for typed in (password, normalize("NFD", password), f"{password}c\u0301"):
         rounds.clear()
-        assert (await refused_login(client, method, password)).reason == "INVALID_CREDENTIALS"
-        assert sum(rounds) == 2 * 2**TEST_COST
+        assert (await refused_login(client, method, typed)).reason == "INVALID_CREDENTIALS"
+        assert sum(rounds) == (1 if typed == normalize("NFC", typed) else 2) * 2**cost
 
 
 @pytest.mark.parametrize("typed", ["josef@exämple.de", "josef@xn--exmple-cua.de", "Josef@\uff45xämple.de"])

@@ -7,7 +7,8 @@ from typing import Any
 import bcrypt
 import pytest
 
-from authsvc.errors import UserChangedError
+from authsvc import request_context
+from authsvc.errors import StoreUnavailableError, UserChangedError
 from authsvc.models import User
 from authsvc.passwords import hashes, policy
 from authsvc.usecases.users import Users
@@ -406,6 +407,25 @@ async def test_a_login_does_not_fail_for_a_rehash(
     monkeypatch.setattr(hasher, "cost", TEST_COST + 1)
     monkeypatch.setattr(hasher, "hash", fail)
     assert await client.log_in()
+
+
+async def test_a_login_does_not_fail_for_a_rehash_that_the_store_does_not_take(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rehash has half of the remaining time: the session needs the store, too."""
+    await client.create_user()
+    logins = client.service.logins
+    seconds: list[float] = []
+
+    async def away(*_: object) -> None:
+        seconds.append(request_context.remaining_seconds())
+        raise StoreUnavailableError("the store is away")
+
+    monkeypatch.setattr(logins._hasher, "cost", TEST_COST + 1)  # noqa: SLF001 - the settings' minimum is 10
+    monkeypatch.setattr(logins._store, "update_user", away)  # noqa: SLF001 - one of its calls
+    assert await client.log_in()
+    assert len(seconds) == 1
+    assert seconds[0] < PATIENT_LIMITS.hashing_seconds / 2
 
 
 async def test_changes_of_passwords_leave_a_line(client: Client) -> None:

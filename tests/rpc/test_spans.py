@@ -20,6 +20,7 @@ from authsvc import __version__, request_context
 from authsvc.config import ServeSettings
 from authsvc.errors import ConfigError, StoreUnavailableError
 from authsvc.otel_variables import Sampling
+from authsvc.rpc import ext_authz_pb2
 from authsvc.rpc.callers import api_key_digest, new_api_key
 from authsvc.server import app
 from authsvc.server.app import Limits
@@ -39,6 +40,9 @@ PARENT_ID = "00f067aa0ba902b7"
 SAMPLED = (("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-01"),)
 UNSAMPLED = (("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-00"),)
 AUTH = "authsvc.v1.AuthService/"
+CHECK = "envoy.service.auth.v3.Authorization/Check"
+METHODS = (f"{AUTH}ValidateToken", CHECK)
+"""Those that validate one token."""
 OTHERS: Mapping[str, str] = {}
 """No variables of OpenTelemetry but the endpoint."""
 Code = grpc.StatusCode
@@ -105,6 +109,13 @@ async def validate(client: Client, metadata: Metadata = (), token: str = "") -> 
     return await client.auth.ValidateToken(auth_pb2.ValidateTokenRequest(token=token or "x"), metadata=metadata)
 
 
+async def check(client: Client, authorization: str) -> None:
+    http = ext_authz_pb2.AttributeContext.HttpRequest(headers={"authorization": authorization})
+    request = ext_authz_pb2.AttributeContext.Request(http=http)
+    body = ext_authz_pb2.CheckRequest(attributes=ext_authz_pb2.AttributeContext(request=request)).SerializeToString()
+    await client.channel.unary_unary(f"/{CHECK}")(body, metadata=SAMPLED)  # type: ignore[arg-type]
+
+
 def members(span: Span) -> Mapping[str, Any]:
     return attributes(span.attributes)
 
@@ -145,8 +156,10 @@ async def test_the_span_of_a_validation_has_its_outcome(
     async with exporting(known, receiver.endpoint, api_key) as client:
         await client.create_user(EMAIL)
         token = await client.access_token(EMAIL)
-        await validate(client, SAMPLED, token)
-        await validate(client, SAMPLED, "garbage")
+        for text in (token, "garbage"):
+            await validate(client, SAMPLED, text)
+            await check(client, f"Bearer {text}")
+        await check(client, "")
 
         async def away(*_: object) -> None:
             raise StoreUnavailableError("the store is away")
@@ -154,13 +167,14 @@ async def test_the_span_of_a_validation_has_its_outcome(
         monkeypatch.setattr(Validations, "validate", away)
         await failure(validate(client, SAMPLED))
     found = [span for span in receiver.spans if span.trace_id.hex() == TRACE_ID]
-    common = {"rpc.system.name": "grpc", "rpc.method": f"{AUTH}ValidateToken"}
+    done = [{"rpc.system.name": "grpc", "rpc.method": name, "rpc.response.status_code": "OK"} for name in METHODS]
     assert [(members(span), span.status.code) for span in found] == [
-        ({**common, "rpc.response.status_code": "OK", "authsvc.outcome": "ACTIVE"}, Status.STATUS_CODE_UNSET),
-        ({**common, "rpc.response.status_code": "OK", "authsvc.outcome": "MALFORMED"}, Status.STATUS_CODE_UNSET),
+        *(({**method, "authsvc.outcome": "ACTIVE"}, Status.STATUS_CODE_UNSET) for method in done),
+        *(({**method, "authsvc.outcome": "MALFORMED"}, Status.STATUS_CODE_UNSET) for method in done),
+        (done[1], Status.STATUS_CODE_UNSET),
         (
             {
-                **common,
+                **done[0],
                 "rpc.response.status_code": "UNAVAILABLE",
                 "error.type": "UNAVAILABLE",
                 "authsvc.reason": "STORE_UNAVAILABLE",
@@ -168,7 +182,7 @@ async def test_the_span_of_a_validation_has_its_outcome(
             Status.STATUS_CODE_ERROR,
         ),
     ]
-    assert len({span.span_id for span in found}) == 3
+    assert len({span.span_id for span in found}) == len(found)
 
 
 async def test_no_span_holds_an_address_or_a_secret(known: ServeSettings, receiver: Receiver, api_key: str) -> None:

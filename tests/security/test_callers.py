@@ -279,7 +279,7 @@ async def test_what_a_certificate_proves(
         (["bearer {validate}"], "+"),
         (["{validate}"], "?"),
         (["Basic {validate}"], "?"),
-        (["Bearer  {validate}"], "?"),
+        (["BEARER  {validate} "], "+"),
         (["Bearer {validate}x"], "?"),
         (["Bearer {validate}", "Bearer {validate}"], "?"),
         (["Bearer {validate}", "Bearer {login}"], "?"),
@@ -298,6 +298,18 @@ async def test_how_a_key_is_shown(
     metadata = tuple(("authorization", header.format(**keys.by_name)) for header in headers)
     async with served(replace(settings, callers=keys.path), clock) as serving, serving.connected() as channel:
         assert await outcome(channel, VALIDATE, metadata) == expected
+
+
+@pytest.mark.parametrize("header", ["Bearer {}", "Bearer  {}", "bearer   {} "])
+async def test_a_wrong_key_decides_however_it_is_spaced(
+    settings: ServeSettings, clock: FakeClock, keys: Keys, authority: Authority, header: str
+) -> None:
+    """The certificate would be accepted without it."""
+    secured = with_tls(replace(settings, callers=keys.path), authority.issue("server"), authority.certificate)
+    gateway = credentials(authority, "known", x509.UniformResourceIdentifier(GATEWAY))
+    async with served(secured, clock) as serving, serving.connected(gateway) as channel:
+        assert await outcome(channel, VALIDATE) == "+"
+        assert await outcome(channel, VALIDATE, (("authorization", header.format(new_api_key())),)) == "?"
 
 
 # Traces of callers in tokens and log

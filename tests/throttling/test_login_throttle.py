@@ -192,7 +192,7 @@ def fake() -> FakeStore:
 @pytest.fixture
 def throttle(fake: FakeStore, clock: FakeClock) -> LoginThrottle:
     store: Any = fake  # implements the methods that the throttle calls
-    return LoginThrottle(store, BUDGETS, clock)
+    return LoginThrottle(store, BUDGETS, clock, clock.monotonic)
 
 
 async def attempt(
@@ -270,6 +270,17 @@ async def test_a_refusal_is_dropped_after_ten_seconds_at_most(
     await attempt(throttle)
 
 
+async def test_a_clock_that_is_set_back_caches_no_refusal_for_longer(
+    throttle: LoginThrottle, fake: FakeStore, clock: FakeClock
+) -> None:
+    fill(fake, AttemptKeys.of(EMAIL, SOURCE).pair_key, clock)
+    await refusal(throttle)
+    fake.stored.clear()
+    clock.now -= timedelta(hours=1)
+    clock.advance(seconds=10)
+    await attempt(throttle)
+
+
 async def test_what_came_together_is_not_dropped_together(
     throttle: LoginThrottle, fake: FakeStore, clock: FakeClock
 ) -> None:
@@ -299,7 +310,7 @@ async def test_a_login_ends_what_is_cached(throttle: LoginThrottle, fake: FakeSt
 
 async def test_no_more_refusals_are_cached_than_there_is_room_for(fake: FakeStore, clock: FakeClock) -> None:
     store: Any = fake
-    throttle = LoginThrottle(store, BUDGETS, clock, cache_capacity=2)
+    throttle = LoginThrottle(store, BUDGETS, clock, clock.monotonic, cache_capacity=2)
     for source in (SOURCE, "192.0.2.8", "192.0.2.9"):
         fill(fake, AttemptKeys.of(EMAIL, source).pair_key, clock)
         await refusal(throttle, source)

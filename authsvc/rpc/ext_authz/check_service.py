@@ -8,7 +8,7 @@ from authsvc.rpc.ext_authz import answers
 from authsvc.rpc.ext_authz.credentials import NoToken, authorization_values, read_token
 from authsvc.rpc.ext_authz.route_rules import RouteRules, read_rules
 from authsvc.rpc.ext_authz_pb2 import AttributeContext, CheckRequest, CheckResponse
-from authsvc.rpc.outcomes import count_outcome
+from authsvc.rpc.outcomes import record_outcome
 from authsvc.tokens.verification import InactiveReason
 from authsvc.usecases.validation import Check, Validations
 
@@ -30,7 +30,7 @@ class CheckService:
             return _answer_without_token(token, rules, attributes)
         check = Check(token, rules.max_staleness, rules.stale_if_error)
         outcome = (await self._validations.validate(check)).outcome
-        count_outcome(outcome)
+        record_outcome(outcome)
         if isinstance(outcome, InactiveReason):
             return answers.BAD_TOKEN
         user = outcome.user

@@ -68,7 +68,7 @@ class UseCases:
             clock,
             StalenessLimits(timedelta(seconds=60), timedelta(minutes=15)),
         )
-        self.login_throttle = LoginThrottle(store, budgets, clock)
+        self.login_throttle = LoginThrottle(store, budgets, clock, clock.monotonic)
         self.logins = Logins(store, self.login_throttle, hash_queue, self.sessions, clock, 15)
         self.users = Users(store, hash_queue, clock, 15)
 
