@@ -5,6 +5,7 @@
 """
 
 import os
+import threading
 import weakref
 from typing import Protocol
 
@@ -27,6 +28,8 @@ _in_use: "weakref.WeakSet[_Abandonable]" = weakref.WeakSet()
 _forkable: "weakref.WeakSet[_Forkable]" = weakref.WeakSet()
 _forking: list[_Forkable] = []
 _kept: list[object] = []
+_lock = threading.RLock()
+"""Held during a fork: of two threads that fork, one must not call what the other has called."""
 
 
 def watch(client: _Abandonable) -> None:
@@ -50,6 +53,7 @@ def keep_for_ever(thing: object) -> None:
 
 
 def _before() -> None:
+    _lock.acquire()
     for client in list(_forkable):
         client.before_fork()
         _forking.append(client)
@@ -58,6 +62,7 @@ def _before() -> None:
 def _after() -> None:
     while _forking:
         _forking.pop().after_fork()
+    _lock.release()
 
 
 def _after_in_child() -> None:

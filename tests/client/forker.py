@@ -1,6 +1,6 @@
-"""A program that uses a client, forks, and uses it again on both sides: run by test_forks.
+"""A program that forks while clients are in use: run by test_forks.
 
-python -m tests.client.forker sync|async ADDRESS TOKEN
+python -m tests.client.forker sync|async|threads ADDRESS TOKEN
 """
 
 import asyncio
@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 
-from authsvc.client import AsyncClient, Client
+from authsvc.client import AsyncClient, Client, forks
 
 FORKS = 3
 
@@ -69,5 +69,39 @@ async def child(client: AsyncClient, token: str) -> None:
     await client.close()
 
 
+class Recorder:
+    """Is called before and after each fork, as a Client is; while the first thread forks, a second one wants to."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.second = threading.Thread(target=fork)
+        self.is_second_ready = threading.Event()
+
+    def before_fork(self) -> None:
+        self.calls.append("before")
+        if len(self.calls) > 1:
+            self.is_second_ready.set()
+        else:
+            self.second.start()
+            self.is_second_ready.wait(0.1)  # it must not come
+
+    def after_fork(self) -> None:
+        self.calls.append("after")
+
+
+def fork() -> None:
+    if os.fork() == 0:
+        os._exit(0)
+
+
+def use_threads(address: str, token: str) -> None:
+    """Fork in two threads at a time."""
+    recorder = Recorder()
+    forks.prepare(recorder)
+    fork()
+    recorder.second.join()
+    print(recorder.calls)  # noqa: T201 - what the test reads
+
+
 if __name__ == "__main__":
-    {"sync": use_sync, "async": use_async}[sys.argv[1]](*sys.argv[2:])
+    {"sync": use_sync, "async": use_async, "threads": use_threads}[sys.argv[1]](*sys.argv[2:])

@@ -40,3 +40,8 @@ async def test_an_async_client_names_post_fork(client: Client) -> None:
     assert len(reported) == 1
     assert "post_fork" in reported[0]
     assert lines[-2:] == ["7", "exit 0"], lines
+
+
+async def test_of_two_threads_that_fork_one_waits_for_the_other() -> None:
+    """Else one lets calls begin again that the other has stopped."""
+    assert await run("threads", "", "") == ["['before', 'after', 'before', 'after']", "exit 0"]
