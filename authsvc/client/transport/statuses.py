@@ -4,7 +4,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from authsvc.client.errors import AuthsvcError, CallerRefusedError, Failure, UnavailableError
+from authsvc.client.errors import DEFAULT_RETRY_DELAY, AuthsvcError, CallerRefusedError, Failure, UnavailableError
 
 DOMAIN = "authsvc"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -31,6 +31,7 @@ def to_error(error: grpc.aio.AioRpcError) -> AuthsvcError:
 def _failure(error: grpc.aio.AioRpcError) -> Failure | None:
     """Return what the service says in google.rpc details; None where it is not the service that failed the call."""
     status = status_pb2.Status()
+    delay = DEFAULT_RETRY_DELAY
     info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
     try:
         for key, value in error.trailing_metadata() or ():
@@ -39,16 +40,17 @@ def _failure(error: grpc.aio.AioRpcError) -> Failure | None:
         for detail in status.details:
             for kind in (info, bad, retry):
                 detail.Unpack(kind)
-    except DecodeError:
+        if retry.HasField("retry_delay"):
+            delay = retry.retry_delay.ToTimedelta()
+    except (DecodeError, OverflowError):
         return None
     if info.domain != DOMAIN:
         return None
     violation = bad.field_violations[0] if bad.field_violations else error_details_pb2.BadRequest.FieldViolation()
-    delay = {"retry_delay": retry.retry_delay.ToTimedelta()} if retry.HasField("retry_delay") else {}
     return Failure(
         reason=info.reason,
         trace_id=info.metadata["trace_id"],
         field=violation.field,
         problem=violation.description,
-        **delay,
+        retry_delay=delay,
     )
