@@ -23,6 +23,7 @@ No error's text holds a token, a password, a key or a digest.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import ClassVar
 
 DEFAULT_RETRY_DELAY = timedelta(seconds=1)
 
@@ -33,9 +34,15 @@ class AuthsvcError(Exception):
     Attributes:
         trace_id: Trace id of the request in the service's logs, 32 hexadecimal digits; empty where the service sent
             none.
+        summary: What its text says, unless it has more to say.
     """
 
+    summary: ClassVar[str] = "the call failed"
     trace_id: str = ""
+
+    def __str__(self) -> str:
+        """Return the summary, and where the service's logs have more."""
+        return f"{self.summary} (trace id {self.trace_id})" if self.trace_id else self.summary
 
 
 class InvalidTokenError(AuthsvcError):
@@ -131,29 +138,43 @@ class PasswordRejectedError(InvalidFieldError):
 class MalformedRequestError(AuthsvcError):
     """The service cannot decode the bytes of the request."""
 
+    summary = "the service cannot decode the request: it may be of another version"
+
 
 class InvalidCredentialsError(AuthsvcError):
     """The email or the password is wrong, or the user may not log in."""
+
+    summary = "the email or the password is wrong, or the user may not log in"
 
 
 class PasswordChangeRequiredError(AuthsvcError):
     """The temporary password is right, and must be changed before tokens are issued."""
 
+    summary = "the temporary password is right, and must be changed first, with ChangePassword"
+
 
 class InvalidRefreshTokenError(AuthsvcError):
     """The refresh token is unknown, expired, reused or revoked, or its user is disabled or deleted."""
+
+    summary = "the refresh token is invalid: the user must log in again"
 
 
 class EmailAlreadyExistsError(AuthsvcError):
     """Another user has the email."""
 
+    summary = "another user has the email"
+
 
 class UserNotFoundError(AuthsvcError):
     """There is no such user."""
 
+    summary = "there is no such user"
+
 
 class InternalError(AuthsvcError):
     """The service failed; its logs have the cause by the trace id."""
+
+    summary = "the service failed: its logs have the cause"
 
 
 ERROR_BY_REASON: Mapping[str, type[AuthsvcError]] = {

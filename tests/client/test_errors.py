@@ -10,7 +10,15 @@ import pytest
 
 import authsvc.client
 from authsvc.client import errors
-from authsvc.client.errors import ERROR_BY_REASON, AuthsvcError, Failure, InvalidTokenError, UnavailableError
+from authsvc.client.access.refusals import MissingRoleError, MissingTokenError
+from authsvc.client.errors import (
+    ERROR_BY_REASON,
+    AuthsvcError,
+    Failure,
+    InvalidFieldError,
+    InvalidTokenError,
+    UnavailableError,
+)
 from authsvc.v1.errors_pb2 import ErrorReason
 
 REASONS = {name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys()} - {"UNSPECIFIED"}  # noqa: SIM118 - an enum
@@ -75,6 +83,18 @@ def test_texts() -> None:
     refused = Failure(reason="CALLER_NOT_PERMITTED").to_error()
     assert str(refused).startswith("the service refuses this backend: CALLER_NOT_PERMITTED;")
     assert str(Failure(reason="INVALID_FIELD").to_error()) == "a field of the request: is invalid"
+
+
+@pytest.mark.parametrize("kind", [*dict.fromkeys(ERROR_BY_REASON.values()), MissingTokenError, MissingRoleError])
+def test_no_error_is_without_a_text(kind: type[AuthsvcError]) -> None:
+    arguments = ("email", "is empty") if issubclass(kind, InvalidFieldError) else ()
+    assert len(str(kind(*arguments))) > 10
+
+
+def test_the_text_of_a_failure_leads_to_the_services_logs() -> None:
+    error = Failure(reason="INTERNAL", trace_id="5f" * 16).to_error()
+    assert str(error) == f"the service failed: its logs have the cause (trace id {'5f' * 16})"
+    assert str(Failure(reason="USER_NOT_FOUND").to_error()) == "there is no such user"
 
 
 def test_a_reason_of_a_newer_service_says_nothing_about_a_token() -> None:

@@ -18,9 +18,13 @@ from authsvc.client.errors import (
 class MissingTokenError(AuthsvcError):
     """The request has no bearer token."""
 
+    summary = "the request has no bearer token"
+
 
 class MissingRoleError(AuthsvcError):
     """The token is valid, but its user does not have the role."""
+
+    summary = "the user does not have the role"
 
 
 @dataclass(frozen=True, slots=True)
