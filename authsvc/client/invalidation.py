@@ -49,7 +49,7 @@ def session_of(token: str) -> str:
     payload = token.split(".")[1] if token.count(".") == 2 else ""  # noqa: PLR2004 - header, payload, signature
     try:
         claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    except ValueError:
+    except (ValueError, RecursionError):  # a user wrote it
         return ""
     session_id = claims.get("sid") if isinstance(claims, dict) else None
     return session_id if isinstance(session_id, str) else ""

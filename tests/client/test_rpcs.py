@@ -1,6 +1,7 @@
 """Every RPC through the client: credentials, deadlines, errors, and what a call drops from the cache."""
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -207,7 +208,10 @@ async def test_the_end_of_one_session_leaves_the_answers_of_others(two: Two, adm
 
 
 @pytest.mark.parametrize(
-    "token", ["", "garbage", "a.b", "a.!.c", "a.bnVsbA.c", "a.eyJzaWQiOjF9.c", "a.e30.c", "rt_x", "rt_.y.z"]
+    "token",
+    ["", "garbage", "a.b", "a.!.c", "a.bnVsbA.c", "a.eyJzaWQiOjF9.c", "a.e30.c", "rt_x", "rt_.y.z"]
+    + [f"a.{base64.b64encode(payload * 99_999).decode()}.c" for payload in (b"[", b'{"sid":', b"9")],
+    ids=lambda token: token[:20],
 )
 def test_a_text_without_a_session(token: str) -> None:
     assert session_of(token) == ""
