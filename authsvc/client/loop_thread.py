@@ -29,12 +29,13 @@ class LoopThread:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop, and return its result or raise its error."""
-        with self._lock:
-            if self._is_closed:
-                coroutine.close()
-                raise RuntimeError("the client is closed")
-            call = asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
-            self._calls.add(call)
+        try:
+            with self._lock:
+                call = asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
+                self._calls.add(call)
+        except (OSError, RuntimeError):  # closed, or no thread can be started
+            coroutine.close()
+            raise
         call.add_done_callback(self._calls.discard)
         try:
             return call.result()
@@ -45,9 +46,10 @@ class LoopThread:
             del call  # it holds the error, which holds this frame
 
     def post(self, function: Callable[..., object], *arguments: object) -> None:
-        """Call a function on the loop, and do not wait for it."""
+        """Call a function on the loop, and do not wait for it; do nothing after close."""
         with self._lock:
-            self._running_loop().call_soon_threadsafe(function, *arguments)
+            if not self._is_closed:
+                self._running_loop().call_soon_threadsafe(function, *arguments)
 
     def close(self) -> None:
         """Let the calls in flight finish, run the closer, and end the thread for good."""
@@ -67,10 +69,17 @@ class LoopThread:
         self._lock.release()
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
+        if self._is_closed:
+            raise RuntimeError("the client is closed")
         if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._loop.run_forever, name="authsvc-client", daemon=True)
-            self._thread.start()
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=loop.run_forever, name="authsvc-client", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the system has no more: the next call tries again
+                loop.close()
+                raise
+            self._loop, self._thread = loop, thread
         return self._loop
 
     def _stop(self) -> None:

@@ -147,6 +147,32 @@ def test_a_fork_before_the_first_call() -> None:
     assert not threads()
 
 
+def test_a_thread_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing() -> None:
+        return
+
+    def refuse(self: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    thread = LoopThread(nothing)
+    with monkeypatch.context() as patch:
+        patch.setattr("threading.Thread.start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            thread.run(nothing())
+    thread.run(nothing())
+    thread.close()
+
+
+def test_a_renewal_after_close_starts_no_thread() -> None:
+    async def nothing() -> None:
+        return
+
+    thread = LoopThread(nothing)
+    thread.close()
+    thread.post(print)
+    assert not threads()
+
+
 def test_an_interrupted_call_is_cancelled() -> None:
     async def nothing() -> None:
         return
