@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from authsvc.client.clock import Clock
 from authsvc.client.transport.channel_options import CHANNEL_OPTIONS
 from authsvc.client.transport.methods import HASHING_TIMEOUT_SECONDS, Method
+from authsvc.client.transport.target import is_loopback
 from authsvc.client.transport.tls_files import TlsFiles
 
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
@@ -41,10 +42,14 @@ class _Channel:
     """A gRPC channel with the callables of its methods."""
 
     def __init__(self, endpoint: Endpoint, credentials: grpc.ChannelCredentials | None) -> None:
+        options = CHANNEL_OPTIONS
+        if is_loopback(endpoint.target):
+            # A proxy that the environment names does not lead back to this machine, and would read plain text.
+            options += (("grpc.enable_http_proxy", 0),)
         self.grpc = (
-            grpc.aio.insecure_channel(endpoint.target, CHANNEL_OPTIONS)
+            grpc.aio.insecure_channel(endpoint.target, options)
             if credentials is None
-            else grpc.aio.secure_channel(endpoint.target, credentials, CHANNEL_OPTIONS)
+            else grpc.aio.secure_channel(endpoint.target, credentials, options)
         )
         self._callables: dict[str, grpc.aio.UnaryUnaryMultiCallable[Any, Any]] = {}
 

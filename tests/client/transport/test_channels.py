@@ -44,6 +44,18 @@ async def test_connections(client: Client, connections: int) -> None:
         assert front.connections == connections
 
 
+@pytest.mark.parametrize("prefix", ["", "ipv4:", "dns:///"])
+@pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
+async def test_no_proxy_stands_between_this_machine_and_itself(
+    client: Client, monkeypatch: pytest.MonkeyPatch, variable: str, prefix: str
+) -> None:
+    """Plain text goes to loopback alone: a proxy would read the API key and the tokens."""
+    monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    async with AsyncClient(prefix + client.address) as backend:
+        with pytest.raises(InvalidTokenError):
+            await backend.validate("garbage")
+
+
 async def test_the_end_of_connections_fails_no_call(client: Client) -> None:
     await client.create_user()
     token = await client.access_token()
