@@ -121,14 +121,17 @@ class AsyncClient:
             CallerRefusedError: The service refuses this backend itself: answer 500.
             InternalError: The service failed: answer 503.
             InvalidFieldError: The token is empty.
+            TypeError: The token is no str.
+            ValueError: A budget or the timeout is negative or not a number.
         """
         budget = self._max_staleness if max_staleness is None else to_seconds("max_staleness", max_staleness)
         stale = self._stale_if_error if stale_if_error is None else to_seconds("stale_if_error", stale_if_error)
+        seconds = DEFAULT_TIMEOUT_SECONDS if timeout is None else to_seconds("timeout", timeout)
         try:
             digest = token_digest(token)
             identity = self._from_cache(token, digest, budget, stale)
             if identity is None:
-                identity = await self._ask(token, digest, budget, stale, timeout)
+                identity = await self._ask(token, digest, budget, stale, seconds)
         except AuthsvcError as error:
             self._note(error)
             raise
@@ -204,13 +207,10 @@ class AsyncClient:
     def _renew(self, question: Question, budget: float) -> None:
         self._sessions.current().validator.renew(question, budget)
 
-    async def _ask(
-        self, token: str, digest: bytes, budget: float, stale: float, span: timedelta | float | None
-    ) -> Identity:
+    async def _ask(self, token: str, digest: bytes, budget: float, stale: float, timeout: float) -> Identity:
         self._counts.misses += 1
-        seconds = DEFAULT_TIMEOUT_SECONDS if span is None else to_seconds("timeout", span)
         question = Question(token, digest, stale, copy_context())
-        return await self._sessions.current().validator.validate(question, budget, seconds)
+        return await self._sessions.current().validator.validate(question, budget, timeout)
 
     def _call(
         self,
@@ -253,13 +253,16 @@ class AsyncClient:
             _log.error("%s (trace id %s)", error, error.trace_id or "unknown")
 
 
-def token_digest(token: str) -> bytes:
+def token_digest(token: object) -> bytes:
     """Return the key of a token.
 
     Raises:
         InvalidFieldError: It is empty.
         InvalidTokenError: It cannot be a token, or cannot be sent.
+        TypeError: It is no str.
     """
+    if not isinstance(token, str):
+        raise TypeError(f"token: a str is needed, not {type(token).__name__}")
     if 0 < len(token) <= MAX_TOKEN_LENGTH:
         try:
             return sha256(token.encode()).digest()
@@ -267,7 +270,12 @@ def token_digest(token: str) -> bytes:
             pass
     if not token:
         raise InvalidFieldError("token", "is empty")
-    raise InvalidTokenError("WRONG_TYPE" if token.startswith("rt_") else "MALFORMED")
+    raise InvalidTokenError(garbage_reason(token))
+
+
+def garbage_reason(token: str) -> str:
+    """Return what the service says of a text that is no token of it."""
+    return "WRONG_TYPE" if token.startswith("rt_") else "MALFORMED"
 
 
 def _tls_files(

@@ -19,12 +19,16 @@ class Clock:
     wall: Callable[[], float] = time.time
 
 
+MAX_SECONDS = 100 * 365 * 86_400.0
+"""A longer span is cut: neither the API nor gRPC can hold every one."""
+
+
 def to_seconds(name: str, span: timedelta | float) -> float:
     """Return a span of time in seconds.
 
     Args:
         name: Of the argument, for the error.
-        span: A timedelta, or a number of seconds.
+        span: A timedelta, or a number of seconds; `timedelta.max` and infinity mean for ever.
 
     Raises:
         ValueError: It is negative or not a number.
@@ -32,4 +36,4 @@ def to_seconds(name: str, span: timedelta | float) -> float:
     seconds = span.total_seconds() if isinstance(span, timedelta) else float(span)
     if not seconds >= 0:
         raise ValueError(f"{name} must be zero or more")
-    return seconds
+    return min(seconds, MAX_SECONDS)

@@ -118,9 +118,17 @@ class LoopSessions:
         forks.keep_for_ever(self._by_loop)
         self._by_loop = {}
 
-    def _open(self, loop: asyncio.AbstractEventLoop) -> LoopSession:
+    def require_usable(self) -> None:
+        """Raise what `current` raises.
+
+        Raises:
+            RuntimeError: The client is closed, or was in use at a fork.
+        """
         if self._unusable:
             raise RuntimeError(self._unusable)
+
+    def _open(self, loop: asyncio.AbstractEventLoop) -> LoopSession:
+        self.require_usable()
         for closed in [other for other in self._by_loop if other.is_closed()]:
             del self._by_loop[closed]
         session = self._by_loop[loop] = LoopSession(*self._arguments)

@@ -14,7 +14,7 @@ from authsvc.client.errors import AuthsvcError
 from authsvc.client.identity import Identity
 from authsvc.client.loop_thread import LoopThread
 from authsvc.client.stats import Stats
-from authsvc.client.transport.methods import AUTH_METHODS, USER_METHODS, Method
+from authsvc.client.transport.methods import AUTH_METHODS, DEFAULT_TIMEOUT_SECONDS, USER_METHODS, Method
 from authsvc.client.transport.stubs import Stub
 from authsvc.client.validation.batches import Question
 from authsvc.v1 import user_service_pb2 as user_pb2
@@ -39,7 +39,7 @@ class ClientOptions(TypedDict, total=False):
     clock: Clock | None
 
 
-class _ThreadedClient(AsyncClient):
+class ThreadedClient(AsyncClient):
     """An AsyncClient on a background thread, called from others: what the cache answers needs no change of thread."""
 
     def __init__(self, target: str, **options: Unpack[ClientOptions]) -> None:
@@ -53,19 +53,23 @@ class _ThreadedClient(AsyncClient):
         stale_if_error: timedelta | float | None,
         timeout: timedelta | float | None,
     ) -> Identity:
+        """Validate an access token, as `validate` does."""
         budget = self._max_staleness if max_staleness is None else to_seconds("max_staleness", max_staleness)
         stale = self._stale_if_error if stale_if_error is None else to_seconds("stale_if_error", stale_if_error)
+        seconds = DEFAULT_TIMEOUT_SECONDS if timeout is None else to_seconds("timeout", timeout)
         try:
             digest = token_digest(token)
             identity = self._from_cache(token, digest, budget, stale)
             if identity is None:
-                identity = self.thread.run(self._ask(token, digest, budget, stale, timeout))
+                identity = self.thread.run(self._ask(token, digest, budget, stale, seconds))
         except AuthsvcError as error:
             self._note(error)
             raise
         return identity
 
     def call_from_thread(self, method: Method, request: Message, **options: Any) -> Message:
+        """Call an RPC and return its response."""
+
         async def call() -> Message:
             response: Message = await self._call(method, request, **options)
             return response
@@ -73,6 +77,7 @@ class _ThreadedClient(AsyncClient):
         return self.thread.run(call())
 
     def close_from_thread(self) -> None:
+        """Finish what is in flight, and end the thread."""
         self.thread.close()
         self._cache.clear()
 
@@ -94,12 +99,7 @@ class Client:
     """
 
     def __init__(self, target: str, **options: Unpack[ClientOptions]) -> None:
-        self._client = _ThreadedClient(target, **options)
-        self.auth: AuthServiceStub = cast("AuthServiceStub", Stub(AUTH_METHODS, self._client.call_from_thread))
-        self.users: UserServiceStub = cast("UserServiceStub", Stub(USER_METHODS, self._client.call_from_thread))
-        forks.prepare(self._client.thread)
-        # At the end of the interpreter too, while the thread still runs.
-        weakref.finalize(self, self._client.thread.close)
+        self._use(ThreadedClient(target, **options))
 
     def __enter__(self) -> Self:
         return self
@@ -151,3 +151,11 @@ class Client:
     def close(self) -> None:
         """Finish what is in flight, close the channels and end the thread; then the client cannot be used."""
         self._client.close_from_thread()
+
+    def _use(self, client: ThreadedClient) -> None:
+        self._client = client
+        self.auth: AuthServiceStub = cast("AuthServiceStub", Stub(AUTH_METHODS, self._client.call_from_thread))
+        self.users: UserServiceStub = cast("UserServiceStub", Stub(USER_METHODS, self._client.call_from_thread))
+        forks.prepare(self._client.thread)
+        # At the end of the interpreter too, while the thread still runs.
+        weakref.finalize(self, self._client.thread.close)

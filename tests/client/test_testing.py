@@ -1,9 +1,12 @@
 """What a backend's tests use instead of a service."""
 
+import inspect
 import os
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +25,43 @@ async def test_a_fake_knows_its_tokens_and_no_others() -> None:
         del fake.identities["token"]
         with pytest.raises(InvalidTokenError):
             await fake.validate("token", max_staleness=5, timeout=1)
+
+
+async def failure(validate: Callable[..., Any], *arguments: Any, **options: Any) -> str:
+    try:
+        answer = validate(*arguments, **options)
+        if inspect.isawaitable(answer):
+            await answer
+    except Exception as error:  # noqa: BLE001 - whatever it is
+        return repr(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    "token", ["other", "rt_other", "x" * 10_000, "rt_" + "x" * 10_000, "\ud800", "", b"token", None]
+)
+async def test_fakes_refuse_as_the_clients_do(backend: AsyncClient, token: Any) -> None:
+    fake = FakeClient({"token": ALICE})
+    refused = await failure(backend.validate, token)
+    assert await failure(fake.validate, token) == refused != ""
+    with SyncFakeClient({"token": ALICE}) as sync:
+        assert await failure(sync.validate, token) == refused
+        assert sync.stats().errors == fake.stats().errors == backend.stats().errors
+
+
+@pytest.mark.parametrize("option", ["max_staleness", "stale_if_error", "timeout"])
+async def test_fakes_check_their_arguments(option: str) -> None:
+    with SyncFakeClient({"token": ALICE}) as sync:
+        for fake in (FakeClient({"token": ALICE}), sync):
+            assert f"{option} must be zero or more" in await failure(fake.validate, "token", **{option: -1})
+
+
+async def test_a_fake_that_is_closed_cannot_be_used() -> None:
+    fake, sync = FakeClient({"token": ALICE}), SyncFakeClient({"token": ALICE})
+    await fake.close()
+    sync.close()
+    for each in (fake, sync):
+        assert await failure(each.validate, "token") == repr(RuntimeError("the client is closed"))
 
 
 async def test_an_outage_says_nothing_about_any_token() -> None:
@@ -54,6 +94,9 @@ def test_the_synchronous_fake_does_the_same() -> None:
                 fake.validate("token", stale_if_error=0)
         with pytest.raises(InvalidTokenError):
             fake.validate("other")
+        fake.identities["other"] = make_identity("bob")
+        assert fake.validate("other").user_id == "bob"
+        assert fake.stats().stale_answers == 1
         fake.forget("token")
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -169,6 +170,33 @@ async def test_an_empty_token_is_the_callers_bug(backend: AsyncClient) -> None:
 async def test_budgets_out_of_range(backend: AsyncClient, option: str, value: timedelta | float) -> None:
     with pytest.raises(ValueError, match=f"{option} must be zero or more"):
         await backend.validate("garbage", **{option: value})
+
+
+@pytest.mark.parametrize("for_ever", [timedelta.max, timedelta(days=365_000), float("inf"), 1e300])
+@pytest.mark.parametrize("option", ["max_staleness", "stale_if_error", "timeout"])
+async def test_for_ever_is_a_budget_too(
+    two: Two, backend: AsyncClient, option: str, for_ever: timedelta | float
+) -> None:
+    await two.first.create_user()
+    token = await two.first.access_token()
+    calls = [backend.validate(token, **{option: for_ever}), backend.validate(token), backend.validate("garbage")]
+    alone, _, refused = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(alone, Identity)
+    assert isinstance(refused, InvalidTokenError)
+
+
+async def test_arguments_are_checked_where_the_cache_answers_too(two: Two, backend: AsyncClient) -> None:
+    await two.first.create_user()
+    token = await two.first.access_token()
+    await backend.validate(token)
+    with pytest.raises(ValueError, match="timeout must be zero or more"):
+        await backend.validate(token, max_staleness=60, timeout=-1)
+
+
+@pytest.mark.parametrize("token", [None, b"token", 7, ["token"]])
+async def test_a_token_is_a_str(backend: AsyncClient, token: Any) -> None:
+    with pytest.raises(TypeError, match=f"token: a str is needed, not {type(token).__name__}"):
+        await backend.validate(token)
 
 
 async def test_forget(two: Two, within_5_s: AsyncClient) -> None:

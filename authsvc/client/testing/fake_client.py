@@ -1,15 +1,14 @@
 """Clients that answer from a dictionary: a backend's tests need no service."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from authsvc.client.async_client import AsyncClient
-from authsvc.client.clock import to_seconds
+from authsvc.client.async_client import AsyncClient, garbage_reason
 from authsvc.client.errors import DEFAULT_RETRY_DELAY, InvalidTokenError, UnavailableError
 from authsvc.client.identity import Identity
-from authsvc.client.sync_client import Client
+from authsvc.client.sync_client import Client, ThreadedClient
 
 _ISSUE_TIME = datetime(2030, 1, 1, tzinfo=UTC)
 _NOWHERE = "127.0.0.1:1"
@@ -36,18 +35,18 @@ def make_identity(user_id: str = "alice", *, role: str = "user", email: str = ""
     )
 
 
-class _Fake:
-    """What both fakes have in common.
+class FakeClient(AsyncClient):
+    """Stands in for AsyncClient: `FakeClient({"token": make_identity(role="admin")})`.
 
     Args:
-        identities: The valid tokens, and who each is from.
-        stale_if_error: In seconds.
+        identities: The valid tokens, and who each is from. Every other token is invalid.
+        stale_if_error: As for AsyncClient: in an outage, zero raises UnavailableError; else answers are `degraded`.
     """
 
-    def __init__(self, identities: Mapping[str, Identity], stale_if_error: float) -> None:
+    def __init__(self, identities: Mapping[str, Identity], *, stale_if_error: timedelta | float = 0.0) -> None:
+        super().__init__(_NOWHERE, stale_if_error=stale_if_error)
         self.identities = dict(identities)
         """The valid tokens, and who each is from. Change it to let users log in and out."""
-        self._default_stale_if_error = stale_if_error
         self._retry_delay: timedelta | None = None
 
     @contextmanager
@@ -63,50 +62,32 @@ class _Fake:
         finally:
             self._retry_delay = before
 
-    def _answer(self, token: str, stale_if_error: timedelta | float | None) -> Identity:
+    async def _ask(
+        self,
+        token: str,
+        digest: bytes,  # noqa: ARG002 - nothing is stored: every answer is new,
+        budget: float,  # noqa: ARG002
+        stale: float,
+        timeout: float,  # noqa: ARG002 - and comes at once
+    ) -> Identity:
+        self._counts.misses += 1
+        self._sessions.require_usable()
         identity = self.identities.get(token)
         if self._retry_delay is None:
             if identity is None:
-                raise InvalidTokenError("MALFORMED")
+                raise InvalidTokenError(garbage_reason(token))
             return identity
-        budget = self._default_stale_if_error
-        if stale_if_error is not None:
-            budget = to_seconds("stale_if_error", stale_if_error)
-        if identity is None or not budget:
+        if identity is None or not stale:
             raise UnavailableError(self._retry_delay)
+        self._counts.stale_answers += 1
         return replace(identity, degraded=True)
 
 
-class FakeClient(_Fake, AsyncClient):
-    """Stands in for AsyncClient: `FakeClient({"token": make_identity(role="admin")})`.
-
-    Args:
-        identities: The valid tokens, and who each is from. Every other token is invalid.
-        stale_if_error: As for AsyncClient: in an outage, zero raises UnavailableError; else answers are `degraded`.
-    """
-
-    def __init__(self, identities: Mapping[str, Identity], *, stale_if_error: timedelta | float = 0.0) -> None:
-        AsyncClient.__init__(self, _NOWHERE)
-        _Fake.__init__(self, identities, to_seconds("stale_if_error", stale_if_error))
-
-    async def validate(
-        self,
-        token: str,
-        *,
-        max_staleness: timedelta | float | None = None,  # noqa: ARG002 - every answer is new
-        stale_if_error: timedelta | float | None = None,
-        timeout: timedelta | float | None = None,  # noqa: ARG002 - and comes at once
-    ) -> Identity:
-        """Return who a token is from.
-
-        Raises:
-            InvalidTokenError: The token is not among the valid ones.
-            UnavailableError: There is an outage.
-        """
-        return self._answer(token, stale_if_error)
+class _ThreadedFake(FakeClient, ThreadedClient):
+    """A FakeClient on a background thread."""
 
 
-class SyncFakeClient(_Fake, Client):
+class SyncFakeClient(Client):
     """Stands in for Client, as FakeClient does for AsyncClient.
 
     Args:
@@ -115,21 +96,14 @@ class SyncFakeClient(_Fake, Client):
     """
 
     def __init__(self, identities: Mapping[str, Identity], *, stale_if_error: timedelta | float = 0.0) -> None:
-        Client.__init__(self, _NOWHERE)
-        _Fake.__init__(self, identities, to_seconds("stale_if_error", stale_if_error))
+        self._fake = _ThreadedFake(identities, stale_if_error=stale_if_error)
+        self._use(self._fake)
 
-    def validate(
-        self,
-        token: str,
-        *,
-        max_staleness: timedelta | float | None = None,  # noqa: ARG002 - every answer is new
-        stale_if_error: timedelta | float | None = None,
-        timeout: timedelta | float | None = None,  # noqa: ARG002 - and comes at once
-    ) -> Identity:
-        """Return who a token is from.
+    @property
+    def identities(self) -> dict[str, Identity]:
+        """The valid tokens, and who each is from. Change it to let users log in and out."""
+        return self._fake.identities
 
-        Raises:
-            InvalidTokenError: The token is not among the valid ones.
-            UnavailableError: There is an outage.
-        """
-        return self._answer(token, stale_if_error)
+    def outage(self, retry_delay: timedelta = DEFAULT_RETRY_DELAY) -> AbstractContextManager[None]:
+        """Let the service be down within a `with` block, as FakeClient.outage does."""
+        return self._fake.outage(retry_delay)
