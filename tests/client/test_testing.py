@@ -107,3 +107,17 @@ def test_a_service_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(sys, "executable", os.fspath(program))
     with pytest.raises(RuntimeError, match=r"did not start: error: pip install authsvc\[server\]"), run_dev_service():
         pass
+
+
+@pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_PROTOCOL", "AWS_ENDPOINT_URL", "AUTHSVC_STORE"])
+def test_the_backends_environment_does_not_configure_the_service(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nenv >&2; exit 1\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", os.fspath(program))
+    monkeypatch.setenv(name, "of the backend")
+    with pytest.raises(RuntimeError, match="AUTHSVC_LISTEN=") as caught, run_dev_service():
+        pass
+    assert "of the backend" not in str(caught.value)

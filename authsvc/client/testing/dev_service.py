@@ -122,8 +122,9 @@ def run_dev_service() -> Iterator[DevService]:
 
 
 def _environment() -> dict[str, str]:
-    """Return this process's environment, without settings of a service."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AUTHSVC_", "AWS_"))}
+    """Return this process's environment, without settings of a service: traces go to no collector of the backend."""
+    settings = ("AUTHSVC_", "AWS_", "OTEL_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
     return {**kept, **_SETTINGS}
 
 
