@@ -45,9 +45,13 @@ class TlsFiles:
             raise ValueError(f"ca: {self.ca}: {_reason(error)}") from None
         try:
             if self.cert is not None:
-                context.load_cert_chain(self.cert, self.key, password=lambda: b"")
+                context.load_cert_chain(self.cert, self.key, password=self._refuse_passphrase)
         except OSError as error:
             raise ValueError(f"cert, key: {self.cert}, {self.key}: {_reason(error)}") from None
+
+    def _refuse_passphrase(self) -> bytes:
+        """Refuse an encrypted key: OpenSSL asks for the passphrase of no other."""
+        raise ValueError(f"key: {self.key}: is encrypted: store it without a passphrase, readable by the backend alone")
 
 
 def _version(path: Path) -> tuple[int, ...]:

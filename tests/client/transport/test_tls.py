@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from authsvc.client import AsyncClient, InvalidTokenError, UnavailableError
 from authsvc.client.clock import Clock
@@ -115,6 +116,13 @@ def _no_pem(secured: Secured) -> None:
     (secured.folder / "client.pem").write_text("no certificate")
 
 
+def _encrypted(secured: Secured) -> None:
+    path = secured.folder / "client.key"
+    key = serialization.load_pem_private_key(path.read_bytes(), None)
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8)
+    path.write_bytes(key.private_bytes(*form, serialization.BestAvailableEncryption(b"passphrase")))
+
+
 def _missing(secured: Secured) -> None:
     (secured.folder / "client.key").unlink()
 
@@ -124,6 +132,7 @@ def _missing(secured: Secured) -> None:
     [
         (_wrong_key, "not PEM files that can be used together"),
         (_no_pem, "not PEM files that can be used together"),
+        (_encrypted, "client.key: is encrypted: store it without a passphrase"),
         (_missing, "No such file or directory"),
     ],
 )
