@@ -22,6 +22,7 @@ T = TypeVar("T")
 D = TypeVar("D")
 
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {"is_active": {"BOOL": True}, "token_generation": {"N": "0"}}
+_EPOCH = datetime.fromtimestamp(0, UTC)
 _MAX_DIGITS = 38  # of DynamoDB's numbers
 _LEAP_SECOND = re.compile(r"([T ][0-9]{2}:[0-9]{2}:)60")
 
@@ -324,7 +325,8 @@ def _texts(attribute: Mapping[str, Any]) -> frozenset[str]:
 
 def _second(attribute: Mapping[str, Any]) -> datetime:
     """Read a Unix time; a fraction of a second is dropped."""
-    return datetime.fromtimestamp(math.floor(_number(attribute)), UTC)
+    # Of a far second fromtimestamp raises OSError on some systems, the sum OverflowError on all.
+    return _EPOCH + timedelta(seconds=math.floor(_number(attribute)))
 
 
 def _time(attribute: Mapping[str, Any]) -> datetime:
