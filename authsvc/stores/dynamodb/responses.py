@@ -46,6 +46,8 @@ _WRONG_SIGNATURE = frozenset(
     }
 )
 _NOT_RETRYABLE = frozenset({"AccessDeniedException", BACKUPS_NOT_READY, "ResourceNotFoundException"})
+_TRANSIENT_STATUSES = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
+"""Beside those of a failing server: AWS has several codes for each, and a proxy has none."""
 _ITEMS = ("Item", "Items")
 _LISTING = frozenset({"Query", "Scan"})
 _MAPS = (*_ITEMS, "CancellationReasons", "ConsumedCapacity")
@@ -127,9 +129,11 @@ def _classify(code: str, status: int, reasons: Collection[str]) -> ConditionFail
     causes = [reason for reason in reasons if reason != "None"] or [code]
     if {"ConditionalCheckFailedException", "ConditionalCheckFailed"} & {*causes}:
         return ConditionFailedError()
-    if not _NOT_RETRYABLE.isdisjoint(causes):
+    if _TRANSIENT.issuperset(causes):
+        return RetryableStoreError(causes[0])
+    if not _NOT_RETRYABLE.isdisjoint(causes) or status == HTTPStatus.FORBIDDEN:
         return StoreUnavailableError(code)
-    if _TRANSIENT.issuperset(causes) or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if status in _TRANSIENT_STATUSES or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return RetryableStoreError(causes[0])
     return StoreSetupError(f"DynamoDB refuses a request: {', '.join(causes)}")
 
