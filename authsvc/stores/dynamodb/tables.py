@@ -194,7 +194,7 @@ async def _wait_until_active(client: DynamoDBClient, table: _Table) -> None:
         await _poll_until(is_done)
     except TimeoutError:
         raise StoreSetupError(
-            f"table {table.name} is still being created: run this command again in a minute"
+            f"table {table.name} is still being created or changed: run this command again in a minute"
         ) from None
 
 

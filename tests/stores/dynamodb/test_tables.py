@@ -81,7 +81,7 @@ async def test_what_cannot_be_created_is_reported(operation: str) -> None:
 
 async def test_waiting_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "_ACTIVE_WAIT_SECONDS", 0.05)
-    with pytest.raises(StoreSetupError, match="auth-users is still being created"):
+    with pytest.raises(StoreSetupError, match="auth-users is still being created or changed"):
         await create_tables(cast("DynamoDBClient", SlowDynamoDB(10**9)), Tables("auth-"))
 
 
@@ -89,7 +89,7 @@ async def test_a_second_run_waits_for_what_the_first_one_began(monkeypatch: pyte
     slow = cast("DynamoDBClient", SlowDynamoDB(5))
     with monkeypatch.context() as patch:
         patch.setattr(tables, "_ACTIVE_WAIT_SECONDS", 0.0)
-        with pytest.raises(StoreSetupError, match="auth-users is still being created"):
+        with pytest.raises(StoreSetupError, match="auth-users is still being created or changed"):
             await create_tables(slow, Tables("auth-"))
     [finding] = [finding for finding in await check_tables(slow, Tables("auth-")) if "CREATING" in finding.problem]
     assert str(finding) == (
