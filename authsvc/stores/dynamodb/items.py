@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, TypedDict, TypeVar
 
 import structlog
 
+from authsvc import fields
 from authsvc.errors import CorruptItemError
 from authsvc.models import AttemptCount, Session, User, UserState
 from authsvc.stores.interface import OPTIMISTIC_LOCK_FIELDS
@@ -161,7 +162,7 @@ def user_state_from_item(item: Item) -> UserState:
 
 def _user_state_values(read: "_Reader") -> dict[str, Any]:
     return {
-        "user_id": read.required("user_id", _text),
+        "user_id": read.required("user_id", _user_id),
         "email": read.required("email", _text),
         "role": read.required("role", _text),
         "is_active": read.optional("is_active", _flag, default=True),
@@ -285,6 +286,13 @@ def _text(attribute: Mapping[str, Any]) -> str:
     text = _any_text(attribute)
     if not text:
         raise ValueError("empty")
+    return text
+
+
+def _user_id(attribute: Mapping[str, Any]) -> str:
+    text = _text(attribute)
+    if len(text.encode()) > fields.USER_ID_MAX_BYTES:  # in no request, and in no token that is accepted
+        raise ValueError("too long")
     return text
 
 

@@ -90,6 +90,8 @@ def test_a_fraction_of_a_second_is_dropped(number: str, second: int) -> None:
             ("token_generation", {"N": number})
             for number in ("7.5", "7.0000001", "NaN", "Infinity", "1E999999999", "x", "")
         ),
+        ("user_id", {"S": "u" * 257}),
+        ("user_id", {"S": "ü" * 129}),
         ("token_generation", {"S": "7"}),
         ("is_active", {"N": "1"}),
         ("is_active", {"S": "true"}),
