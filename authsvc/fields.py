@@ -29,8 +29,8 @@ DURATION_MAX_NANOS = 999_999_999
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
-PAGE_KEY_MAX_BYTES = 1024
-"""Longest key in a page token: DynamoDB's limit for a session id."""
+PAGE_KEY_MAX_BYTES = 2048
+"""Longest key in a page token: DynamoDB's limit for a user id, which other programs' rows may reach."""
 
 _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _REQUEST_ID = re.compile(r"[ -~]{1,64}")
@@ -285,8 +285,12 @@ def encode_page_token(last_key: str | None) -> str:
     return "" if last_key is None else base64.urlsafe_b64encode(_PAGE_TOKEN_VERSION + last_key.encode()).decode()
 
 
-def decode_page_token(page_token: str) -> str | None:
+def decode_page_token(page_token: str, max_bytes: int = PAGE_KEY_MAX_BYTES) -> str | None:
     """Return the key after which a page begins; None for the first page.
+
+    Args:
+        page_token: As it arrived.
+        max_bytes: Of the key.
 
     Raises:
         InvalidFieldError: The text was not made by encode_page_token.
@@ -298,6 +302,6 @@ def decode_page_token(page_token: str) -> str | None:
         key = data.removeprefix(_PAGE_TOKEN_VERSION).decode()
     except ValueError:
         key = ""
-    if not 0 < len(key.encode()) <= PAGE_KEY_MAX_BYTES or encode_page_token(key) != page_token:
+    if not 0 < len(key.encode()) <= max_bytes or encode_page_token(key) != page_token:
         raise InvalidFieldError("page_token", "must be a next_page_token of this list")
     return key

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Protocol
 
 ADMIN_ROLE = "admin"
@@ -112,7 +113,7 @@ class User(UserState):
     def expired_revocations(self, now: datetime) -> frozenset[str]:
         """Return the entries of revoked_sessions that are no longer needed."""
         ends = {entry: entry.rpartition(":")[2] for entry in self.revoked_sessions}
-        return frozenset(entry for entry, end in ends.items() if end.isdecimal() and int(end) < now.timestamp())
+        return frozenset(entry for entry, end in ends.items() if end.isdecimal() and Decimal(end) < now.timestamp())
 
     def with_sessions_ended(self) -> "User":
         """Return the user in a new token generation, which revokes every session and token."""

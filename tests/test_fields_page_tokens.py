@@ -54,7 +54,7 @@ def encoded(data: bytes) -> str:
         encoded(b"2:user"),
         encoded(b"1:\xff"),
         encoded(b"1:\xed\xa0\x80"),
-        encoded(b"1:" + b"x" * 1025),
+        encoded(b"1:" + b"x" * 2049),
         encoded(b"1:\xfb\xff").replace("-", "+").replace("_", "/"),
         base64.b64encode("1:ûÿ~~~???".encode()).decode(),
     ],

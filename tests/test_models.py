@@ -24,6 +24,14 @@ def test_a_revoked_session_is_known_by_its_whole_id() -> None:
     assert not make_user().has_revoked("abc")
 
 
+def test_an_entry_is_needed_until_its_second() -> None:
+    """Also where another program wrote it, whatever follows the colon: it must not keep a session from being ended."""
+    second = int(NOW.timestamp())
+    past = {f"a:{second - 1}", "b:0", "c:٣"}
+    needed = {f"d:{second}", "e:" + "9" * 5000, "f:", "g:-1", "h:x", "i", ":", ""}
+    assert make_user(*past, *needed).expired_revocations(NOW) == past
+
+
 def test_a_user_hides_the_hash_in_reprs() -> None:
     assert "$2b$" not in repr(make_user())
 

@@ -249,7 +249,7 @@ class Sessions:
             UserNotFoundError: There is no such user.
         """
         limit = fields.page_size(page_size)
-        after = fields.decode_page_token(page_token)
+        after = fields.decode_page_token(page_token, fields.SESSION_ID_MAX_BYTES)
         user = await self._store.get_user(fields.user_id(user_id))
         page = await self._store.list_sessions(user.user_id, limit, after)
         now = self._clock()

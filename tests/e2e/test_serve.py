@@ -7,9 +7,11 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +254,57 @@ def test_a_table_that_is_not_what_it_must_be_is_waited_for(
         create_store(on_engine(settings, dynoxide))
         poll(lambda: health_of(channel) == SERVING, "served")
     assert serve.end() == 0
+
+
+@contextmanager
+def instance_metadata(is_there: threading.Event) -> Iterator[str]:
+    """An instance's source of credentials, which answers 404 until it is there."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self._answer("token-of-imds")
+
+        def do_GET(self) -> None:
+            keys = {"AccessKeyId": "test", "SecretAccessKey": "test", "Token": "token-of-role"}
+            credentials = {"Code": "Success", **keys, "Expiration": "2099-01-01T00:00:00Z"}
+            self._answer(json.dumps(credentials) if self.path.endswith("/auth-role") else "auth-role")
+
+        def _answer(self, text: str) -> None:
+            self.send_response(200 if is_there.is_set() else 404)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_it_serves_once_the_source_of_credentials_answers(
+    start: Start, settings: dict[str, str], dynoxide: Engine, table_prefix: str
+) -> None:
+    settings["AUTHSVC_TABLE_PREFIX"] = table_prefix
+    create_store(on_engine(settings, dynoxide))
+    environ = on_engine(settings, dynoxide)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        del environ[name]
+    is_there = threading.Event()
+    with instance_metadata(is_there) as url:
+        serve = start("serve", **environ, AWS_EC2_METADATA_SERVICE_ENDPOINT=url)
+        with grpc.insecure_channel(address_of(serve)) as channel:
+            serve.wait_for(lambda: "no AWS credentials are configured" in serve.log, "found no credentials")
+            assert health_of(channel) == NOT_SERVING
+        is_there.set()
+        with serving(serve) as channel:
+            assert log_in(channel).user.email == EMAIL
 
 
 # Reflection

@@ -109,19 +109,26 @@ def test_a_missing_index(tables: Tables) -> None:
     assert tables.is_good()
 
 
-def test_an_index_on_something_else(tables: Tables) -> None:
+@pytest.mark.parametrize(("attribute", "attribute_type"), [("user_id", "S"), ("email", "N")])
+def test_an_index_on_something_else(tables: Tables, attribute: str, attribute_type: str) -> None:
     tables.create()
     tables.dynamodb.delete_table(TableName=tables.users)
     index = {
         "IndexName": "email-index",
-        "KeySchema": [{"AttributeName": "user_id", "KeyType": "HASH"}],
+        "KeySchema": [{"AttributeName": attribute, "KeyType": "HASH"}],
         "Projection": {"ProjectionType": "ALL"},
     }
-    types = users_table(tables)["AttributeDefinitions"][:1]
+    types = [
+        {"AttributeName": name, "AttributeType": kind}
+        for name, kind in {"user_id": "S", attribute: attribute_type}.items()
+    ]
     tables.dynamodb.create_table(**users_table(tables, GlobalSecondaryIndexes=[index], AttributeDefinitions=types))
     _turn_on_pitr(tables)
     line = tables.wrong()
-    assert f"WRONG table {tables.users}: index email-index: its index email-index must have the key email. " in line
+    assert (
+        f"WRONG table {tables.users}: index email-index: its index email-index must have the key email, a string. "
+        in line
+    )
     tables.mend(line)
     assert tables.is_good()
 

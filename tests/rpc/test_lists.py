@@ -88,6 +88,7 @@ async def test_broken_rows_are_left_out(shared: Shared, engine: Engine) -> None:
         "role-5": {"email": "x@example.com", "role": {"N": "5"}},
         "active-text": {"email": "y@example.com", "is_active": {"S": "yes"}},
         "expires-soon": {"email": "z@example.com", "temporary_password_expires_at": {"S": "soon"}},
+        "nanoseconds": {"email": "w@example.com", "temporary_password_expires_at": {"N": "1795383174123456789"}},
     }
     for user_id, attributes in broken.items():
         shared.tables.put_user(user_id, **attributes)
@@ -96,6 +97,18 @@ async def test_broken_rows_are_left_out(shared: Shared, engine: Engine) -> None:
         admin = await shared.client.get_user(email=ADMIN_EMAIL)
         assert {user.user_id for user in users} == {"carol", "dave", admin.user_id}
         assert len(users) == 3
+
+
+@pytest.mark.parametrize("engine", ["dynoxide"], indirect=True)
+async def test_a_page_may_end_with_any_user_id(shared: Shared, engine: Engine) -> None:
+    """Other programs' ids are as long as DynamoDB allows; those that no request can name are left out."""
+    ids = {"\0", " ", "-", "a b/c#\U0001f600", "ü" * 128}
+    too_long = {"u" * 2048, "u" * 1025, "ü" * 1024, "u" * 257}
+    for number, user_id in enumerate(ids | too_long):
+        shared.tables.put_user(user_id, f"user{number}@example.com")
+    listed = {user.user_id for page in await pages(shared.client, 1) for user in page}
+    assert ids < listed
+    assert not too_long & listed
 
 
 async def test_a_wrong_field_is_named(anywhere: Client) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from authsvc.fields import encode_page_token
 from authsvc.stores.interface import MAX_REVOKED_SESSIONS
 from authsvc.tokens.access_tokens import AccessTokens
 from authsvc.usecases.sessions import Tokens
@@ -263,7 +264,10 @@ async def test_a_wrong_field_is_named(client: Client) -> None:
             client.revoke_sessions(alice.user_id, *map(str, range(101))),
         ),
         "page_size": (client.list_sessions(alice.user_id, -1),),
-        "page_token": (client.list_sessions(alice.user_id, 0, "x"),),
+        "page_token": (
+            client.list_sessions(alice.user_id, 0, "x"),
+            client.list_sessions(alice.user_id, 0, encode_page_token("x" * 129)),
+        ),
         "user_id": (
             client.list_sessions(""),
             client.list_sessions("x" * 257),

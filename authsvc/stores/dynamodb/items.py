@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, TypedDict, TypeVar
 
 import structlog
 
+from authsvc import fields
 from authsvc.errors import CorruptItemError
 from authsvc.models import AttemptCount, Session, User, UserState
 from authsvc.stores.interface import OPTIMISTIC_LOCK_FIELDS
@@ -22,6 +23,7 @@ T = TypeVar("T")
 D = TypeVar("D")
 
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {"is_active": {"BOOL": True}, "token_generation": {"N": "0"}}
+_EPOCH = datetime.fromtimestamp(0, UTC)
 _MAX_DIGITS = 38  # of DynamoDB's numbers
 _LEAP_SECOND = re.compile(r"([T ][0-9]{2}:[0-9]{2}:)60")
 
@@ -160,7 +162,7 @@ def user_state_from_item(item: Item) -> UserState:
 
 def _user_state_values(read: "_Reader") -> dict[str, Any]:
     return {
-        "user_id": read.required("user_id", _text),
+        "user_id": read.required("user_id", _user_id),
         "email": read.required("email", _text),
         "role": read.required("role", _text),
         "is_active": read.optional("is_active", _flag, default=True),
@@ -287,6 +289,13 @@ def _text(attribute: Mapping[str, Any]) -> str:
     return text
 
 
+def _user_id(attribute: Mapping[str, Any]) -> str:
+    text = _text(attribute)
+    if len(text.encode()) > fields.USER_ID_MAX_BYTES:  # in no request, and in no token that is accepted
+        raise ValueError("too long")
+    return text
+
+
 def _any_text(attribute: Mapping[str, Any]) -> str:
     text: str = attribute["S"]
     text.encode()  # fails for a lone surrogate, which could not be sent to a client
@@ -324,7 +333,8 @@ def _texts(attribute: Mapping[str, Any]) -> frozenset[str]:
 
 def _second(attribute: Mapping[str, Any]) -> datetime:
     """Read a Unix time; a fraction of a second is dropped."""
-    return datetime.fromtimestamp(math.floor(_number(attribute)), UTC)
+    # Of a far second fromtimestamp raises OSError on some systems, the sum OverflowError on all.
+    return _EPOCH + timedelta(seconds=math.floor(_number(attribute)))
 
 
 def _time(attribute: Mapping[str, Any]) -> datetime:

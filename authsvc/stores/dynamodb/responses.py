@@ -46,6 +46,8 @@ _WRONG_SIGNATURE = frozenset(
     }
 )
 _NOT_RETRYABLE = frozenset({"AccessDeniedException", BACKUPS_NOT_READY, "ResourceNotFoundException"})
+_TRANSIENT_STATUSES = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
+"""Beside those of a failing server: AWS has several codes for each."""
 _ITEMS = ("Item", "Items")
 _LISTING = frozenset({"Query", "Scan"})
 _MAPS = (*_ITEMS, "CancellationReasons", "ConsumedCapacity")
@@ -109,6 +111,8 @@ def read_response(operation: str, status: int, headers: Mapping[str, str], body:
         if operation in _LISTING and "Items" not in content:
             raise UnreadableResponseError("a page without items")
         return content
+    if status < HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(content.get("__type"), str):
+        raise UnreadableResponseError("an error without a code: not DynamoDB's")
     code = str(content.get("__type", status)).rpartition("#")[2]
     if code in _WRONG_SIGNATURE:
         raise StoreUnavailableError(aws.describe_refusal(code, headers))
@@ -127,9 +131,11 @@ def _classify(code: str, status: int, reasons: Collection[str]) -> ConditionFail
     causes = [reason for reason in reasons if reason != "None"] or [code]
     if {"ConditionalCheckFailedException", "ConditionalCheckFailed"} & {*causes}:
         return ConditionFailedError()
-    if not _NOT_RETRYABLE.isdisjoint(causes):
+    if _TRANSIENT.issuperset(causes):
+        return RetryableStoreError(causes[0])
+    if not _NOT_RETRYABLE.isdisjoint(causes) or status == HTTPStatus.FORBIDDEN:
         return StoreUnavailableError(code)
-    if _TRANSIENT.issuperset(causes) or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if status in _TRANSIENT_STATUSES or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return RetryableStoreError(causes[0])
     return StoreSetupError(f"DynamoDB refuses a request: {', '.join(causes)}")
 
@@ -141,7 +147,7 @@ def _parse_body(headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
         raise UnreadableResponseError("wrong checksum")
     try:
         content = _parse_json(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise UnreadableResponseError("not a JSON object")

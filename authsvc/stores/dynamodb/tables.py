@@ -2,7 +2,7 @@
 
 import asyncio
 import shlex
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -141,13 +141,15 @@ async def _create(client: DynamoDBClient, table: _Table) -> list[str]:
     found = await _describe(client, table)
     if found is None:
         await _create_or_find(client.call(client.api.create_table, **table.definition), _describe(client, table))
-        await _wait_until_active(client, table)
+    elif problem := _key_problem(table, found) or _index_problem(table, found):
+        raise StoreSetupError(f"table {table.name}: {problem}")
+    # Also for what exists: another process, or an earlier run that did not wait for its end, may be creating it.
+    await _wait_until_active(client, table)
+    if found is None:
         done.append(f"created table {table.name}")
         if await _enable_pitr(client, table):
             done.append(f"enabled point-in-time recovery on {table.name}")
-    elif problem := _key_problem(table, found) or _index_problem(table, found):
-        raise StoreSetupError(f"table {table.name}: {problem}")
-    elif _index(found) is None and table.has_email_index:
+    elif table.has_email_index and await _find_index(client, table) is None:
         await _create_index(client, table)
         done.append(f"created index {EMAIL_INDEX} on {table.name}")
     if table.has_ttl and await _ttl_attribute(client, table) is None:
@@ -192,7 +194,7 @@ async def _wait_until_active(client: DynamoDBClient, table: _Table) -> None:
         await _poll_until(is_done)
     except TimeoutError:
         raise StoreSetupError(
-            f"table {table.name} is still being created: run this command again in a minute"
+            f"table {table.name} is still being created or changed: run this command again in a minute"
         ) from None
 
 
@@ -261,9 +263,13 @@ def _index(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return next((index for index in indexes if index["IndexName"] == EMAIL_INDEX), None)
 
 
-def _key_problem(table: _Table, found: Mapping[str, Any]) -> str:
+def _are_strings(found: Mapping[str, Any], names: Iterable[str]) -> bool:
     types = {a["AttributeName"]: a["AttributeType"] for a in found["AttributeDefinitions"]}
-    if found["KeySchema"] == table.key_schema and all(types[key] == "S" for key in table.keys):
+    return all(types[name] == "S" for name in names)
+
+
+def _key_problem(table: _Table, found: Mapping[str, Any]) -> str:
+    if found["KeySchema"] == table.key_schema and _are_strings(found, table.keys):
         return ""
     return f"its keys must be {' and '.join(table.keys)}, strings"
 
@@ -273,7 +279,9 @@ def _index_problem(table: _Table, found: Mapping[str, Any]) -> str:
     if index is None or not table.has_email_index:
         return ""
     # Any projection is enough: only the user id is read from the index.
-    return "" if index["KeySchema"] == table.index["KeySchema"] else f"its index {EMAIL_INDEX} must have the key email"
+    if index["KeySchema"] == table.index["KeySchema"] and _are_strings(found, ["email"]):
+        return ""
+    return f"its index {EMAIL_INDEX} must have the key email, a string"
 
 
 async def _ttl_attribute(client: DynamoDBClient, table: _Table) -> str | None:
@@ -301,12 +309,22 @@ async def _check(client: DynamoDBClient, table: _Table) -> list[Finding]:
     if found is None:
         return [Finding(subject, "is missing", _CREATE_REMEDY)]
     return [
+        *_status_findings(subject, found),
         Finding(f"{subject}: keys", _key_problem(table, found), "use another AUTHSVC_TABLE_PREFIX"),
         *_index_findings(subject, table, found),
         _billing_finding(subject, found),
         *await _ttl_findings(client, subject, table),
         *await _pitr_findings(client, subject, table),
     ]
+
+
+def _status_findings(subject: str, found: Mapping[str, Any]) -> Iterator[Finding]:
+    """Report a table or an index that cannot be read yet, or no longer."""
+    index = _index(found) or {}
+    statuses = {subject: found["TableStatus"], f"{subject}: index {EMAIL_INDEX}": index.get("IndexStatus", "ACTIVE")}
+    for name, status in statuses.items():
+        if status not in ("ACTIVE", "UPDATING"):
+            yield Finding(name, f"is {status}", f"{_CREATE_REMEDY}, which waits until it is ACTIVE")
 
 
 def _index_findings(subject: str, table: _Table, found: Mapping[str, Any]) -> Iterator[Finding]:

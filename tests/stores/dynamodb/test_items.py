@@ -90,11 +90,16 @@ def test_a_fraction_of_a_second_is_dropped(number: str, second: int) -> None:
             ("token_generation", {"N": number})
             for number in ("7.5", "7.0000001", "NaN", "Infinity", "1E999999999", "x", "")
         ),
+        ("user_id", {"S": "u" * 257}),
+        ("user_id", {"S": "ü" * 129}),
         ("token_generation", {"S": "7"}),
         ("is_active", {"N": "1"}),
         ("is_active", {"S": "true"}),
-        # Milliseconds, and a number that no clock reaches: taken for seconds they would never expire.
-        *(("temporary_password_expires_at", {"N": number}) for number in ("1795383174123", "1E30", "-1E30", "NaN")),
+        # Milliseconds, nanoseconds, and a number that no clock reaches: taken for seconds they would never expire.
+        *(
+            ("temporary_password_expires_at", {"N": number})
+            for number in ("1795383174123", "1795383174123456789", "-1E17", "1E30", "-1E30", "NaN")
+        ),
         ("temporary_password_expires_at", {"S": "2026-11-22T21:32:54Z"}),
         ("temporary_password_expires_at", {"NULL": True}),
         ("password_change_required", {"NULL": True}),

@@ -8,7 +8,7 @@ from authsvc.errors import StoreSetupError, StoreUnavailableError
 from authsvc.stores.dynamodb import tables
 from authsvc.stores.dynamodb.client import DynamoDBClient
 from authsvc.stores.dynamodb.responses import BACKUPS_NOT_READY
-from authsvc.stores.dynamodb.tables import Tables, create_tables
+from authsvc.stores.dynamodb.tables import Tables, check_tables, create_tables
 
 
 class Names:
@@ -26,20 +26,25 @@ class SlowDynamoDB:
     def __init__(self, describe_calls: int) -> None:
         self._describe_calls = describe_calls
         self._left: dict[str, int] = {}
+        self._definitions: dict[str, dict[str, Any]] = {}
 
-    async def call(self, operation: str, *, TableName: str, **_: Any) -> Any:  # noqa: N803 - as AWS has it
+    async def call(self, operation: str, *, TableName: str, **request: Any) -> Any:  # noqa: N803 - as AWS has it
         match operation:
             case "create_table":
                 self._left[TableName] = self._describe_calls
+                self._definitions[TableName] = request
             case "describe_table" if TableName not in self._left:
                 raise StoreUnavailableError("ResourceNotFoundException")
             case "describe_table":
                 self._left[TableName] -= 1
                 if self._left[TableName] == self._describe_calls - 1:
                     raise StoreUnavailableError("ResourceNotFoundException")
-                return {"Table": {"TableStatus": "CREATING" if self._left[TableName] > 0 else "ACTIVE"}}
+                status = "CREATING" if self._left[TableName] > 0 else "ACTIVE"
+                return {"Table": {**self._definitions[TableName], "TableName": TableName, "TableStatus": status}}
             case "describe_time_to_live":
                 return {"TimeToLiveDescription": {"TimeToLiveStatus": "DISABLED"}}
+            case "describe_continuous_backups":
+                return {"ContinuousBackupsDescription": {}}
         return {}
 
 
@@ -76,8 +81,22 @@ async def test_what_cannot_be_created_is_reported(operation: str) -> None:
 
 async def test_waiting_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "_ACTIVE_WAIT_SECONDS", 0.05)
-    with pytest.raises(StoreSetupError, match="auth-users is still being created"):
+    with pytest.raises(StoreSetupError, match="auth-users is still being created or changed"):
         await create_tables(cast("DynamoDBClient", SlowDynamoDB(10**9)), Tables("auth-"))
+
+
+async def test_a_second_run_waits_for_what_the_first_one_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = cast("DynamoDBClient", SlowDynamoDB(5))
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "_ACTIVE_WAIT_SECONDS", 0.0)
+        with pytest.raises(StoreSetupError, match="auth-users is still being created or changed"):
+            await create_tables(slow, Tables("auth-"))
+    [finding] = [finding for finding in await check_tables(slow, Tables("auth-")) if "CREATING" in finding.problem]
+    assert str(finding) == (
+        "WRONG table auth-users: is CREATING. Remedy: authsvc tables create, which waits until it is ACTIVE"
+    )
+    assert "created table auth-users" not in await create_tables(slow, Tables("auth-"))
+    assert not any("CREATING" in finding.problem for finding in await check_tables(slow, Tables("auth-")))
 
 
 async def test_point_in_time_recovery_that_stays_off_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
