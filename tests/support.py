@@ -1,11 +1,12 @@
 """Fixtures and doubles of many tests: a settable clock, a running service with a client, and a check of its logs."""
 
+import asyncio
 import contextlib
 import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -419,3 +420,9 @@ async def failure(call: Awaitable[object]) -> Failure:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return failure_of(caught.value)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until a condition holds that no event announces; the test's time-out limits it."""
+    while not condition():  # noqa: ASYNC110 - there is no event
+        await asyncio.sleep(0.005)

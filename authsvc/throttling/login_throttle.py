@@ -5,6 +5,7 @@ call.
 """
 
 import asyncio
+import math
 import random
 import secrets
 import time
@@ -127,8 +128,8 @@ class LoginThrottle:
             result = await evaluate()
         except InvalidCredentialsError:
             raise
-        except BaseException:
-            await self._settle(attempt_id, budgets.update_after_refund(snapshot.counters))
+        except BaseException as error:
+            await self._refund(attempt_id, snapshot, error)
             raise
         update = budgets.update_after_login(snapshot.keys, snapshot.counters, snapshot.stored, self._clock())
         await self._settle(attempt_id, update)
@@ -162,16 +163,21 @@ class LoginThrottle:
     async def _try_reserve(self, attempt_id: str, snapshot: CounterSnapshot) -> bool:
         try:
             return await self._store.reserve_attempt(attempt_id, snapshot.counters, self._clock())
-        except BaseException:  # some counters may hold it
-            await self._settle(attempt_id, budgets.update_after_refund(snapshot.counters))
+        except BaseException as error:  # some counters may hold it
+            await self._refund(attempt_id, snapshot, error)
             raise
 
-    async def _settle(self, attempt_id: str, update: CounterUpdate) -> None:
-        """Settle an attempt, even if its deadline has passed: then in the background."""
+    async def _refund(self, attempt_id: str, snapshot: CounterSnapshot, error: BaseException) -> None:
+        """Settle an attempt that was not evaluated; in an outage the client does not wait for one more store call."""
+        max_seconds = 0.0 if isinstance(error, StoreUnavailableError) else math.inf
+        await self._settle(attempt_id, budgets.update_after_refund(snapshot.counters), max_seconds)
+
+    async def _settle(self, attempt_id: str, update: CounterUpdate, max_seconds: float = math.inf) -> None:
+        """Settle an attempt; in the background after so many seconds, or if the deadline has passed."""
         task = asyncio.create_task(self._write(attempt_id, update))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
-        await asyncio.wait({task}, timeout=max(0.0, request_context.remaining_seconds()))
+        await asyncio.wait({task}, timeout=max(0.0, min(max_seconds, request_context.remaining_seconds())))
 
     async def _write(self, attempt_id: str, update: CounterUpdate) -> None:
         request_context.start_deadline(None)

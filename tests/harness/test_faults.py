@@ -3,7 +3,7 @@ import json
 import socket
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, closing, suppress
 
 import aioboto3
@@ -34,6 +34,7 @@ from tests.faults import (
     Unprocessed,
     proxy_in_thread,
 )
+from tests.support import until
 
 ITEM = {"user_id": {"S": "u1"}, "role": {"S": "admin"}}
 KEY = {"user_id": {"S": "u1"}}
@@ -474,9 +475,3 @@ async def test_a_proxy_in_a_thread_is_switched_from_outside(upstream: Upstream) 
 
 def address(proxy: FaultyProxy) -> tuple[str, int]:
     return "127.0.0.1", int(proxy.endpoint_url.rpartition(":")[2])
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(GIVE_UP_SECONDS):
-        while not true():  # noqa: ASYNC110  # polls what another task changes
-            await asyncio.sleep(0.001)

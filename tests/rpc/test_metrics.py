@@ -28,7 +28,17 @@ from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from tests.engines import Engine
 from tests.faults import GARBAGE, Fault, FaultyProxy, Hang, Reset, Throttle
 from tests.rpc.conftest import Proxied
-from tests.support import PATIENT_LIMITS, Client, FakeClock, connected, failure, make_settings, served, use_engine
+from tests.support import (
+    PATIENT_LIMITS,
+    Client,
+    FakeClock,
+    connected,
+    failure,
+    make_settings,
+    served,
+    until,
+    use_engine,
+)
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "operations.md"
 AUTH = "authsvc.v1.AuthService."
@@ -49,11 +59,6 @@ class Since:
     @property
     def growth(self) -> float:
         return self._read() - self._before
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():  # noqa: ASYNC110 - a metric has no event to await
-        await asyncio.sleep(0.01)
 
 
 # Calls

@@ -28,7 +28,7 @@ from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from tests.faults import Garbage, Reply, ServerError, Unprocessed
 from tests.rpc.conftest import Pair, Proxied
-from tests.support import PASSWORD, WITNESS, Client, Failure, FakeClock, connected, failure, failure_of, served
+from tests.support import PASSWORD, WITNESS, Client, Failure, FakeClock, connected, failure, failure_of, served, until
 
 EMAIL = "alice@example.com"
 NOBODY = "nobody@example.com"
@@ -361,8 +361,7 @@ def shut(gate: Gate) -> None:
 async def until_pending(client: Client, number: int) -> None:
     """Wait until that many slots are in use."""
     hash_queue: Any = client.service.logins._hash_queue  # noqa: SLF001 - nothing else shows its length
-    while len(hash_queue) != number:  # noqa: ASYNC110 - no event tells
-        await asyncio.sleep(0.001)
+    await until(lambda: len(hash_queue) == number)
 
 
 @asynccontextmanager
@@ -442,6 +441,12 @@ async def test_without_all_counters_nobody_gets_in(proxied: Proxied, fault: Garb
     assert proxied.proxy.requests["UpdateItem"] == 0
 
 
+def counted(proxied: Proxied) -> list[list[str]]:
+    """Return the attempts of each counter that has any."""
+    rows = proxied.tables.rows(proxied.tables.login_attempts)
+    return [row["attempts"]["SS"] for row in rows if "attempts" in row]
+
+
 @pytest.mark.limits(PRODUCTION_LIMITS)
 async def test_an_attempt_that_the_store_prevented_is_refunded(proxied: Proxied) -> None:
     await proxied.client.create_user()
@@ -449,16 +454,15 @@ async def test_an_attempt_that_the_store_prevented_is_refunded(proxied: Proxied)
         with proxied.proxy.fault(ServerError(), operations={"Query"}):
             assert await guess(proxied.client) == "STORE_UNAVAILABLE"
     assert await guess(proxied.client) == "INVALID_CREDENTIALS"
-    rows = proxied.tables.rows(proxied.tables.login_attempts)
-    assert [len(row["attempts"]["SS"]) for row in rows if "attempts" in row] == [1, 1, 1]
+    await until(lambda: [len(attempts) for attempts in counted(proxied)] == [1, 1, 1])
 
 
 @pytest.mark.limits(PRODUCTION_LIMITS)
-async def test_a_reservation_that_fails_half_way_is_given_back(proxied: Proxied) -> None:
+async def test_a_reservation_that_fails_half_way_is_refunded(proxied: Proxied) -> None:
     await proxied.client.create_user()
     with proxied.proxy.fault(ServerError(), operations={"UpdateItem"}, skip=1, times=DynamoDBTimeouts().max_attempts):
         assert await guess(proxied.client) == "STORE_UNAVAILABLE"
-    assert not any("attempts" in row for row in proxied.tables.rows(proxied.tables.login_attempts))
+    await until(lambda: not counted(proxied))
 
 
 async def test_a_counter_that_cannot_be_read_lets_nobody_in(proxied: Proxied) -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from authsvc.errors import ConfigError, OperatorError
 from authsvc.server import workers
 from authsvc.server.workers import PRODUCTION_LIMITS, SupervisionLimits
 from tests.e2e.process import environment, invoke
-from tests.support import WITNESS
+from tests.support import WITNESS, until
 
 LISTEN = "0A"
 """The state of a listening socket in /proc/net/tcp."""
@@ -50,11 +50,6 @@ class Log:
     def events(self, event: str) -> list[dict[str, Any]]:
         lines = map(json.loads, WITNESS.lines.getvalue()[self._begin :].splitlines())
         return [line for line in lines if line["event"] == event]
-
-
-async def until(look: Callable[[], object]) -> None:
-    while not look():  # noqa: ASYNC110 - a log sets no asyncio.Event
-        await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

@@ -161,6 +161,7 @@ async def test_a_reservation_that_fails_half_way_is_refunded(
     monkeypatch.setattr(store, "reserve_attempt", reserve_and_fail)
     with pytest.raises(StoreUnavailableError):
         await guessing(use_cases)
+    await use_cases.login_throttle.aclose()
     assert await counts(store, clock) == [0, 0, 0]
 
 
@@ -332,6 +333,25 @@ async def test_a_store_that_fails_while_settling_is_logged(
     await attempt(throttle)
     await throttle.aclose()
     assert '"event": "attempt_not_settled"' in WITNESS.lines.getvalue()
+
+
+async def test_an_outage_is_reported_before_the_attempt_is_refunded(
+    throttle: LoginThrottle, fake: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store would be waited for twice."""
+    reported = asyncio.Event()
+
+    async def settle(_attempt_id: str, update: CounterUpdate) -> None:
+        await reported.wait()
+        fake.settled.append(update)
+
+    monkeypatch.setattr(fake, "settle_attempt", settle)
+    async with asyncio.timeout(10):
+        with pytest.raises(StoreUnavailableError):
+            await attempt(throttle, error=StoreUnavailableError("down"))
+    reported.set()
+    await throttle.aclose()
+    assert len(fake.settled) == 1
 
 
 @pytest.mark.parametrize(
