@@ -13,7 +13,7 @@ import click
 
 from authsvc import __version__, config
 from authsvc.cli.callers import callers
-from authsvc.cli.command import command, echo, log_line, report, serving_command
+from authsvc.cli.command import command, echo, log_line, output_errors, report, serving_command
 from authsvc.cli.keys import keys
 from authsvc.cli.tables import tables
 from authsvc.cli.tokens import token
@@ -22,11 +22,14 @@ from authsvc.config import ServeSettings
 from authsvc.errors import OperatorError
 from authsvc.models import utc_now
 
+_STDERR = 2
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="authsvc")
 def main() -> None:
     """Authentication as a gRPC service: users, passwords, sessions and access tokens."""
+    _occupy_standard_descriptors()
     # gRPC's own log lines are unstructured and repeat errors that are reported anyway.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # A path may hold bytes that are not UTF-8: show them escaped instead of failing.
@@ -137,7 +140,16 @@ async def write_descriptor() -> None:
         raise click.UsageError("the output is binary: write it to a file, authsvc descriptor > authsvc.binpb")
     from authsvc.cli.descriptor import descriptor_set
 
-    sys.stdout.buffer.write(descriptor_set())
+    with output_errors():
+        sys.stdout.buffer.write(descriptor_set())
+        sys.stdout.buffer.flush()
+
+
+def _occupy_standard_descriptors() -> None:
+    """Open /dev/null in place of closed standard files: a socket in their place could not be closed under uvloop."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        pass
+    os.close(descriptor)
 
 
 def _configure_logs(settings: ServeSettings, environ: Mapping[str, str]) -> None:
