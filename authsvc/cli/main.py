@@ -61,9 +61,7 @@ async def run_dev(data_dir: Path) -> None:
     from authsvc.cli import dev
 
     environ = dev.environment(data_dir, os.environ)
-    settings = config.load(environ, dev.DEFAULTS)
-    _configure_logs(settings, environ)
-    await dev.run(data_dir, settings)
+    await dev.run(data_dir, _prepare(environ, dev.DEFAULTS))
 
 
 @main.command(epilog="\b\nSettings, from the environment:\n" + config.describe())
@@ -73,8 +71,7 @@ async def serve() -> None:
 
     Every setting is explicit; all problems of the configuration are reported at once.
     """
-    settings = config.load(os.environ)
-    _configure_logs(settings, os.environ)
+    settings = _prepare(os.environ)
     if settings.workers > 1:
         from authsvc.server import workers
 
@@ -152,9 +149,13 @@ def _occupy_standard_descriptors() -> None:
     os.close(descriptor)
 
 
-def _configure_logs(settings: ServeSettings, environ: Mapping[str, str]) -> None:
+def _prepare(environ: Mapping[str, str], defaults: Mapping[str, str] | None = None) -> ServeSettings:
+    """Return the settings of a process that serves, and configure its log; name what is not a setting."""
     from authsvc.telemetry import logs
 
-    logs.configure_service(settings.log_format, settings.log_level, settings.log_digest_key or None)
+    # First: a misspelled variable is the reason why the setting that it means is missing.
     for line in config.unknown_settings(environ):
         log_line(f"warning: {line}")
+    settings = config.load(environ, defaults)
+    logs.configure_service(settings.log_format, settings.log_level, settings.log_digest_key or None)
+    return settings

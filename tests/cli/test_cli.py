@@ -184,6 +184,13 @@ def test_serve_refuses_to_be_open_by_mistake(
     assert all(text in line for text, line in zip(named, lines, strict=True))
 
 
+def test_a_setting_that_is_misspelled_is_said_beside_the_missing_one(complete: dict[str, str]) -> None:
+    result = invoke("serve", **{**complete, "AUTHSVC_AUDIENCE": "", "AUTHSVC_AUDIANCE": "backends"})
+    warning, error = result.stderr.splitlines()
+    assert warning == "warning: AUTHSVC_AUDIANCE is not a setting; AUTHSVC_AUDIENCE?"
+    assert error.startswith("error: AUTHSVC_AUDIENCE: must be set: ")
+
+
 def test_a_setting_that_is_none_is_said(complete: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

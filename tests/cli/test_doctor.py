@@ -118,6 +118,13 @@ def test_names_every_wrong_setting(settings: dict[str, str]) -> None:
     assert remedy(listen) == remedy(audience) == "see authsvc serve --help"
 
 
+def test_names_the_misspelled_setting_beside_the_missing_one(settings: dict[str, str]) -> None:
+    result = invoke("doctor", **{**settings, "AUTHSVC_AUDIENCE": "", "AUTHSVC_AUDIANCE": "backends"})
+    missing, misspelled = result.stdout.splitlines()
+    assert missing.startswith("WRONG setting AUTHSVC_AUDIENCE: must be set: ")
+    assert misspelled.endswith("AUTHSVC_AUDIANCE is not a setting. Remedy: write AUTHSVC_AUDIENCE")
+
+
 @pytest.mark.parametrize(
     ("name", "reported"),
     [
