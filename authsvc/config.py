@@ -38,6 +38,7 @@ _TABLE_PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 # What Kubernetes and Docker links put into the environment for a service that is called authsvc.
 _SERVICE_LINK = re.compile(r"AUTHSVC_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\w+)?)")
 _NOT_SETTINGS = ("AUTHSVC_ADMIN_", "AUTHSVC_TEST_")
+_WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 _LINE_CATEGORIES = frozenset({"Cc", "Zl", "Zp"})
 """Unicode's categories of control characters and line breaks."""
 _INVISIBLE_CATEGORIES = _LINE_CATEGORIES | {"Cf", "Zs"}
@@ -456,7 +457,7 @@ def _variable(name: str) -> str:
 
 def _combination_problems(values: Mapping[str, Any]) -> list[str]:
     """Return the problems of settings that are well-formed but contradict each other."""
-    checks = (_lifetime_problems, _tls_problems, _exposure_problems)
+    checks = (_lifetime_problems, _tls_problems, _exposure_problems, _port_problems)
     problems = []
     for check in checks:
         try:
@@ -506,3 +507,14 @@ def _exposure_problems(values: Mapping[str, Any]) -> list[str]:
             " AUTHSVC_TLS_KEY, or AUTHSVC_ALLOW_PLAINTEXT=true where a proxy or the network encrypts"
         )
     return problems
+
+
+def _port_problems(values: Mapping[str, Any]) -> list[str]:
+    listen, http_listen = values["listen"], values["http_listen"]
+    if http_listen is None or listen.port != http_listen.port or listen.port == 0:
+        return []
+    if listen.host != http_listen.host and _WILDCARDS.isdisjoint({listen.host, http_listen.host}):
+        return []
+    addresses = f"{listen} and {http_listen}"
+    remedy = "set another AUTHSVC_HTTP_LISTEN, or an empty value, which turns the side port off"
+    return [f"AUTHSVC_LISTEN, AUTHSVC_HTTP_LISTEN: {addresses} are the same port: {remedy}"]

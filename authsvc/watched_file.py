@@ -1,5 +1,8 @@
 """Files that are reloaded when they change: a broken new version leaves the last good content."""
 
+import errno
+import os
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -110,10 +113,27 @@ class WatchedFile(Generic[T]):
         return tuple(_version(path) for path in self._paths)
 
 
+def read_file(path: Path) -> bytes:
+    """Read a file that is watched.
+
+    Raises:
+        OSError: It cannot be read, or is a pipe or a device: reading one may never end, and neither would the service.
+    """
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        return file.read()
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe too before somebody writes to it."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _version(path: Path) -> tuple[int, ...]:
     try:
-        stat = path.stat()
+        status = path.stat()
     except OSError:
         return ()
     # A change of permissions changes st_ctime alone.
-    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

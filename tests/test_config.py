@@ -335,6 +335,30 @@ def test_lifetimes_may_be_equal() -> None:
     assert problems_with(access_token_ttl="1h", session_idle_ttl="1h", session_max_ttl="1h") == []
 
 
+@pytest.mark.parametrize(
+    ("listen", "http_listen"),
+    [
+        ("127.0.0.1:8080", "127.0.0.1:8080"),
+        ("127.0.0.1:8080", "[::]:8080"),
+        ("0.0.0.0:9000", "127.0.0.1:9000"),
+        ("localhost:65535", "localhost:65535"),
+    ],
+)
+def test_the_two_ports_must_differ(listen: str, http_listen: str) -> None:
+    consent = {"allow_open": "true", "allow_plaintext": "true"}
+    (problem,) = problems_with(listen=listen, http_listen=http_listen, **consent)
+    assert problem.startswith(f"AUTHSVC_LISTEN, AUTHSVC_HTTP_LISTEN: {listen} and {http_listen} are the same port: set")
+
+
+@pytest.mark.parametrize(
+    ("listen", "http_listen"),
+    [("127.0.0.1:8080", "[::1]:8080"), ("127.0.0.1:0", "127.0.0.1:0"), ("127.0.0.1:8080", "")],
+    ids=["on two addresses", "any free ones", "off"],
+)
+def test_ports_that_do_differ(listen: str, http_listen: str) -> None:
+    assert problems_with(listen=listen, http_listen=http_listen) == []
+
+
 def test_the_parts_of_tls_belong_together(pem: str) -> None:
     together = "AUTHSVC_TLS_CERT, AUTHSVC_TLS_KEY: must be set together"
     needs = "AUTHSVC_TLS_CLIENT_CA: needs AUTHSVC_TLS_CERT and AUTHSVC_TLS_KEY"

@@ -4,8 +4,8 @@ import asyncio
 import functools
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import click
@@ -29,7 +29,29 @@ def echo(*columns: object, err: bool = False) -> None:
         columns: Separated by tabs; what does not print is escaped.
         err: Print to stderr.
     """
-    click.echo("\t".join(escape(str(column)) for column in columns), err=err)  # noqa: TID251 - escaped here
+    with output_errors(err=err):
+        click.echo("\t".join(escape(str(column)) for column in columns), err=err)  # noqa: TID251 - escaped here
+
+
+@contextmanager
+def output_errors(*, err: bool = False) -> Iterator[None]:
+    """Turn a failing write, for instance to a full disk, into an error with its reason.
+
+    Args:
+        err: The write is to stderr: it is given up, because its reason could not be written either.
+
+    Raises:
+        OperatorError: A write to standard output fails.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # as under `head`: click ends the command without a word
+        raise
+    except OSError as error:
+        # What waits in the buffer would fail once more at the end of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), (sys.stderr if err else sys.stdout).fileno())
+        if not err:
+            raise OperatorError(f"standard output: cannot be written: {error.strerror}") from None
 
 
 def run_on_uvloop(main: Coroutine[Any, Any, None]) -> None:

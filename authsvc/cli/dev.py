@@ -137,7 +137,7 @@ async def _prepare_store(settings: ServeSettings, credentials: Path) -> None:
         async with open_store(settings) as store:
             await store.create_tables()
             users = Users(store, hash_queue, utc_now, settings.password_min_length)
-            password = secrets.token_urlsafe(18)
+            password = secrets.token_urlsafe(192)[: max(24, settings.password_min_length)]
             try:
                 admin = await users.get_user_by_email(ADMIN_EMAIL)
             except UserNotFoundError:
@@ -195,7 +195,7 @@ def _welcome(service: app.App, token: IssuedToken | None, credentials: Path, set
     if token is None:
         advice = "correct it, or remove the file to get a new one."
         return f"{greeting}\nThe admin cannot log in with the password in {credentials}: {advice}"
-    example = {"email": _EXAMPLE_EMAIL, "password": _EXAMPLE_PASSWORD}
+    example = {"email": _EXAMPLE_EMAIL, "password": _EXAMPLE_PASSWORD.ljust(settings.password_min_length, "!")}
     tool = _find_tool(address)
     admin = f"-H {shlex.quote(f'authorization: Bearer {token.text}')} "
     create = tool.call("UserService/CreateUser", {**example, "request_id": "first"}, admin)

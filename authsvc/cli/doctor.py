@@ -70,17 +70,19 @@ async def examine(environ: Mapping[str, str], clock: Clock) -> AsyncIterator[Fin
     Yields:
         A finding for each thing checked.
     """
+    settings = None
     try:
         settings = config.load(environ)
+        yield Finding("settings")
     except ConfigError as error:
         for problem in error.problems:
             name, _, text = problem.partition(": ")
             yield Finding(f"setting {name}", text, "see authsvc serve --help")
-        return
-    yield Finding("settings")
     for line in config.unknown_settings(environ):
         problem, _, meant = line.partition("; ")
         yield Finding("settings", problem, f"write {meant.removesuffix('?')}" if meant else "remove it")
+    if settings is None:
+        return
     yield await _examine_keys(settings.signing_keys, clock)
     for finding in _examine_callers(settings):
         yield finding

@@ -13,7 +13,7 @@ import click
 
 from authsvc import __version__, config
 from authsvc.cli.callers import callers
-from authsvc.cli.command import command, echo, log_line, report, serving_command
+from authsvc.cli.command import command, echo, log_line, output_errors, report, serving_command
 from authsvc.cli.keys import keys
 from authsvc.cli.tables import tables
 from authsvc.cli.tokens import token
@@ -22,11 +22,14 @@ from authsvc.config import ServeSettings
 from authsvc.errors import OperatorError
 from authsvc.models import utc_now
 
+_STDERR = 2
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="authsvc")
 def main() -> None:
     """Authentication as a gRPC service: users, passwords, sessions and access tokens."""
+    _occupy_standard_descriptors()
     # gRPC's own log lines are unstructured and repeat errors that are reported anyway.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # A path may hold bytes that are not UTF-8: show them escaped instead of failing.
@@ -58,9 +61,7 @@ async def run_dev(data_dir: Path) -> None:
     from authsvc.cli import dev
 
     environ = dev.environment(data_dir, os.environ)
-    settings = config.load(environ, dev.DEFAULTS)
-    _configure_logs(settings, environ)
-    await dev.run(data_dir, settings)
+    await dev.run(data_dir, _prepare(environ, dev.DEFAULTS))
 
 
 @main.command(epilog="\b\nSettings, from the environment:\n" + config.describe())
@@ -70,8 +71,7 @@ async def serve() -> None:
 
     Every setting is explicit; all problems of the configuration are reported at once.
     """
-    settings = config.load(os.environ)
-    _configure_logs(settings, os.environ)
+    settings = _prepare(os.environ)
     if settings.workers > 1:
         from authsvc.server import workers
 
@@ -137,12 +137,25 @@ async def write_descriptor() -> None:
         raise click.UsageError("the output is binary: write it to a file, authsvc descriptor > authsvc.binpb")
     from authsvc.cli.descriptor import descriptor_set
 
-    sys.stdout.buffer.write(descriptor_set())
+    with output_errors():
+        sys.stdout.buffer.write(descriptor_set())
+        sys.stdout.buffer.flush()
 
 
-def _configure_logs(settings: ServeSettings, environ: Mapping[str, str]) -> None:
+def _occupy_standard_descriptors() -> None:
+    """Open /dev/null in place of closed standard files: a socket in their place could not be closed under uvloop."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        pass
+    os.close(descriptor)
+
+
+def _prepare(environ: Mapping[str, str], defaults: Mapping[str, str] | None = None) -> ServeSettings:
+    """Return the settings of a process that serves, and configure its log; name what is not a setting."""
     from authsvc.telemetry import logs
 
-    logs.configure_service(settings.log_format, settings.log_level, settings.log_digest_key or None)
+    # First: a misspelled variable is the reason why the setting that it means is missing.
     for line in config.unknown_settings(environ):
         log_line(f"warning: {line}")
+    settings = config.load(environ, defaults)
+    logs.configure_service(settings.log_format, settings.log_level, settings.log_digest_key or None)
+    return settings

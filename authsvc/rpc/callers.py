@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from authsvc.errors import CallersFileError
-from authsvc.watched_file import WatchedFile
+from authsvc.watched_file import WatchedFile, read_file
 
 API_KEY_PREFIX = "ask_"
 API_KEY_BYTES = 32
@@ -119,7 +119,7 @@ def read_callers(path: Path) -> Callers:
         CallersFileError: The file cannot be read, or is invalid; the error lists every problem.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        document = tomllib.loads(read_file(path).decode("utf-8-sig"))
     except OSError as error:
         raise CallersFileError(path, [f"cannot be read: {error.strerror}"]) from None
     except (ValueError, RecursionError) as error:

@@ -19,7 +19,7 @@ from cryptography.x509.oid import PublicKeyAlgorithmOID
 from authsvc.config import ServeSettings
 from authsvc.errors import ConfigError
 from authsvc.telemetry import metrics
-from authsvc.watched_file import WatchedFile
+from authsvc.watched_file import WatchedFile, read_file
 
 _CERT, _KEY, _CLIENT_CA = "AUTHSVC_TLS_CERT", "AUTHSVC_TLS_KEY", "AUTHSVC_TLS_CLIENT_CA"
 _CURVES = (ec.SECP256R1, ec.SECP384R1)
@@ -133,7 +133,7 @@ def _load(setting: str, path: Path | None, parse: Callable[[bytes], T], problems
     if path is None:
         return None
     try:
-        pem = path.read_bytes()
+        pem = read_file(path)
         _check_form(pem)
         return _Loaded(pem, parse(pem))
     except OSError as error:
@@ -155,7 +155,7 @@ def _check_form(pem: bytes) -> None:
 def _parse_certificates(pem: bytes) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise ValueError("holds no certificate in PEM form, or one that cannot be read") from None
 
 

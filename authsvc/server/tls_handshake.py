@@ -35,8 +35,12 @@ def try_handshake(certificates: Certificates) -> str:
         certificates: The server's.
 
     Returns:
-        gRPC's reason why the handshake fails; empty where it does not fail, or fails for a date alone.
+        The reason why the handshake fails, mostly gRPC's own; empty where it does not fail, or fails for a date alone.
     """
+    try:
+        host = _host_name(certificates.chain)
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        return "the names in the certificate cannot be read"
     client = _new_client_certificate()
     served = certificates
     if certificates.client_ca is not None:
@@ -44,7 +48,7 @@ def try_handshake(certificates: Certificates) -> str:
         served = replace(certificates, client_ca=certificates.client_ca + b"\n" + client.chain)
     try:
         with _serve(served) as port:
-            return _connect(port, certificates.chain, client)
+            return _connect(port, host, certificates.chain, client)
     except RuntimeError:
         return "the server does not accept the files"
 
@@ -71,9 +75,9 @@ def _serve(certificates: Certificates) -> Iterator[int]:
             server.stop(None).wait()
 
 
-def _connect(port: int, chain: bytes, client: Certificates) -> str:
+def _connect(port: int, host: str, chain: bytes, client: Certificates) -> str:
     credentials = grpc.ssl_channel_credentials(chain, client.key, client.chain)
-    options = (("grpc.ssl_target_name_override", _host_name(chain)), ("grpc.enable_http_proxy", 0))
+    options = (("grpc.ssl_target_name_override", host), ("grpc.enable_http_proxy", 0))
     with closing(grpc.secure_channel(f"{_LOOPBACK}:{port}", credentials, options)) as channel:
         method: Any = channel.unary_unary("/authsvc/None")
         call = method.future(b"", timeout=HANDSHAKE_SECONDS)

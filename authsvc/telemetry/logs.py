@@ -39,13 +39,20 @@ class _Output(Protocol):
 
 
 class _Stream:
-    """Writes each line at once. Counts and drops a line that cannot be written, for instance to a full disk."""
+    """Writes each line at once. Counts and drops a line that cannot be written, for instance to a full disk.
 
-    def __init__(self, stream: TextIO) -> None:
+    Args:
+        stream: None where standard error was closed before the start.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
-        self.is_terminal = stream.isatty()
+        self.is_terminal = stream is not None and stream.isatty()
 
     def put(self, kind: Kind, line: str) -> None:
+        if self._stream is None:
+            COUNT_DROPPED[kind]()
+            return
         try:
             self._stream.write(line + "\n")
             self._stream.flush()

@@ -15,7 +15,7 @@ from authsvc.errors import KeyFileError
 from authsvc.models import Clock
 from authsvc.tokens.key_set import KeySet, StoredKeys, located, new_key_set, parse_key_set
 from authsvc.tokens.keys import Key, KeyRing, parse_keys
-from authsvc.watched_file import WatchedFile
+from authsvc.watched_file import WatchedFile, read_file
 
 
 def read_key_ring(path: Path, now: datetime) -> KeyRing:
@@ -95,7 +95,7 @@ class KeyFile:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_file(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise KeyFileError(f"{path}: no such file; create it: authsvc keys generate {shlex.quote(str(path))}") from None
     except PermissionError as error:

@@ -184,6 +184,13 @@ def test_serve_refuses_to_be_open_by_mistake(
     assert all(text in line for text, line in zip(named, lines, strict=True))
 
 
+def test_a_setting_that_is_misspelled_is_said_beside_the_missing_one(complete: dict[str, str]) -> None:
+    result = invoke("serve", **{**complete, "AUTHSVC_AUDIENCE": "", "AUTHSVC_AUDIANCE": "backends"})
+    warning, error = result.stderr.splitlines()
+    assert warning == "warning: AUTHSVC_AUDIANCE is not a setting; AUTHSVC_AUDIENCE?"
+    assert error.startswith("error: AUTHSVC_AUDIENCE: must be set: ")
+
+
 def test_a_setting_that_is_none_is_said(complete: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -792,6 +799,27 @@ def test_a_closed_standard_output_is_no_problem(store: dict[str, str]) -> None:
     assert invoke("users", "create", "--email", "alice@example.com", stdin=PASSWORD, **store).exit_code == 0
     done = run("/bin/bash", "-c", f"exec {AUTHSVC} users list >&-", environ=environment(**store))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_closed_standard_error_is_no_problem(store: dict[str, str]) -> None:
+    assert invoke("users", "create", "--email", "alice@example.com", stdin=PASSWORD, **store).exit_code == 0
+    done = run("/bin/bash", "-c", f"exec {AUTHSVC} users list 2>&-", environ=environment(**store))
+    assert done.returncode == 0
+    assert "alice@example.com" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /dev/full")
+@pytest.mark.parametrize("command", ["callers new-key", "descriptor"])
+def test_a_full_disk_is_said(command: str) -> None:
+    done = run("/bin/bash", "-c", f"exec {AUTHSVC} {command} > /dev/full", environ=environment())
+    assert done.returncode == 1
+    assert done.stderr == "error: standard output: cannot be written: No space left on device\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /dev/full")
+def test_a_reason_that_cannot_be_written_leaves_the_exit_code() -> None:
+    done = run("/bin/bash", "-c", f"exec {AUTHSVC} keys list /nowhere/keys.json 2> /dev/full", environ=environment())
+    assert (done.returncode, done.stdout) == (1, "")
 
 
 def test_a_terminal_is_asked_for_the_password_twice_and_does_not_show_it(store: dict[str, str], tmp_path: Path) -> None:

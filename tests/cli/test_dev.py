@@ -231,6 +231,14 @@ async def test_shows_three_commands(
     assert "brew" not in shown
 
 
+async def test_its_passwords_are_as_long_as_the_setting_asks(
+    folder: Path, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (path / "grpcurl").touch(mode=0o755)
+    shown = await started(folder, capsys, AUTHSVC_PASSWORD_MIN_LENGTH="256")
+    assert [len(password) for password in re.findall(r'"password": "([^"]*)"', shown)] == [256] * 3
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:0"])
 async def test_shows_them_for_the_buf_beside_python_where_grpcurl_is_missing(
     address: str, folder: Path, path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

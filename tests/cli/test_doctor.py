@@ -20,6 +20,7 @@ from authsvc.cli import doctor
 from authsvc.errors import WRONG_CLOCK, StoreUnavailableError
 from authsvc.models import Finding, utc_now
 from authsvc.stores.interface import UserPage
+from authsvc.tokens import key_file
 from authsvc.tokens.key_file import generate_key_file
 from tests.e2e.certificates import Authority, Pair
 from tests.e2e.process import invoke
@@ -117,6 +118,13 @@ def test_names_every_wrong_setting(settings: dict[str, str]) -> None:
     assert remedy(listen) == remedy(audience) == "see authsvc serve --help"
 
 
+def test_names_the_misspelled_setting_beside_the_missing_one(settings: dict[str, str]) -> None:
+    result = invoke("doctor", **{**settings, "AUTHSVC_AUDIENCE": "", "AUTHSVC_AUDIANCE": "backends"})
+    missing, misspelled = result.stdout.splitlines()
+    assert missing.startswith("WRONG setting AUTHSVC_AUDIENCE: must be set: ")
+    assert misspelled.endswith("AUTHSVC_AUDIANCE is not a setting. Remedy: write AUTHSVC_AUDIENCE")
+
+
 @pytest.mark.parametrize(
     ("name", "reported"),
     [
@@ -156,10 +164,10 @@ def test_keys_that_another_user_may_read_are_not_called_broken(
 ) -> None:
     """Root may read every file, so the test fakes the refusal."""
 
-    def refuse(*_: object, **__: object) -> str:
+    def refuse(*_: object, **__: object) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(key_file, "read_file", refuse)
     line = wrong(invoke("doctor", **settings))
     assert line == f"keys in {keys}: cannot be read: Permission denied. Remedy: run this as the file's owner"
 

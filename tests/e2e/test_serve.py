@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -25,7 +26,7 @@ from authsvc.v1 import auth_service_pb2 as auth_pb2
 from authsvc.v1 import auth_service_pb2_grpc as auth_grpc
 from tests.e2e.certificates import Authority, Pair
 from tests.e2e.conftest import Start
-from tests.e2e.process import GIVE_UP_SECONDS, Process, invoke, patiently, poll
+from tests.e2e.process import AUTHSVC, GIVE_UP_SECONDS, Process, environment, invoke, patiently, poll, started
 from tests.engines import Engine, require_or_skip
 from tests.faults import Hang, proxy_in_thread
 from tests.support import PASSWORD, WITNESS, failure_of
@@ -112,7 +113,27 @@ def is_refused(address: str) -> bool:
     return False
 
 
+def is_healthy(http_address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{http_address}/healthz", timeout=GIVE_UP_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
 # Start
+
+
+def test_standard_files_may_be_closed(store: dict[str, str], tmp_path: Path) -> None:
+    """As some daemons leave them; libuv aborts a process that closes a connection with one of their numbers."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environ = environment(**{**store, "AUTHSVC_HTTP_LISTEN": address})
+    command = f"exec {AUTHSVC} serve <&- >&- 2>&-"
+    with started("-c", command, program="/bin/bash", cwd=tmp_path, environ=environ) as serve:
+        for _ in range(3):
+            serve.wait_for(lambda: is_healthy(address), "served")
+        assert serve.end() == 0
 
 
 def test_names_every_problem_at_once_and_ends(start: Start) -> None:

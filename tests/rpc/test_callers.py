@@ -138,7 +138,12 @@ def test_a_file_that_is_no_text_is_refused(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "why"), [(lambda _: None, "No such file or directory"), (Path.mkdir, "Is a directory")]
+    ("make", "why"),
+    [
+        (lambda _: None, "No such file or directory"),
+        (Path.mkdir, "Is a directory"),
+        (os.mkfifo, "not a regular file"),
+    ],
 )
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, make: Callable[[Path], object], why: str) -> None:
     path = tmp_path / "none.toml"

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import os
 import shutil
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -105,7 +106,7 @@ def with_key(make: Callable[[], Any]) -> Callable[[Files, Authority], None]:
 
 
 def with_label(oid: bytes, other: bytes) -> Callable[[bytes], bytes]:
-    """Change an object identifier in a certificate."""
+    """Change an object identifier, or the version, in a certificate."""
 
     def change(pem: bytes) -> bytes:
         der = x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
@@ -148,6 +149,11 @@ def remove_key(files: Files, _: Authority) -> None:
     files.key.unlink()
 
 
+def make_pipe(files: Files, _: Authority) -> None:
+    files.key.unlink()
+    os.mkfifo(files.key)
+
+
 PREFIX = "something stands before -----BEGIN on its line, for instance a byte order mark: remove it"
 CUT = "is cut off: the last -----END is missing"
 NO_KEY = r"holds no private key in PEM form \(PKCS #8\), or one that cannot be read"
@@ -160,6 +166,7 @@ PKCS8, SEC1 = PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL
 
 BAD: dict[str, tuple[Callable[[Files, Authority], object], str]] = {
     "key removed": (remove_key, "TLS_KEY: .*tls.key: cannot be read: No such file or directory"),
+    "key a pipe": (make_pipe, "TLS_KEY: .*tls.key: cannot be read: not a regular file"),
     "key empty": (edit("key", lambda _: b""), NO_KEY),
     "key cut off": (edit("key", half), CUT),
     "key encrypted": (edit("key", key_as(PKCS8, BestAvailableEncryption(b"secret"))), ENCRYPTED),
@@ -186,6 +193,7 @@ BAD: dict[str, tuple[Callable[[Files, Authority], object], str]] = {
         edit("cert", with_label(bytes.fromhex("2a8648ce3d030107"), bytes.fromhex("2a8648ce3d030106"))),
         NO_CLIENT,
     ),
+    "unknown version": (edit("cert", with_label(bytes.fromhex("a003020102"), bytes.fromhex("a003020109"))), NO_CERT),
     "large RSA exponent": (with_key(rsa_with_a_large_exponent), TOGETHER),
     "client CA empty": (edit("client_ca", lambda _: b""), NO_CERT),
     "client CA cut off": (edit("client_ca", half_chain), CUT),

@@ -1,5 +1,6 @@
 """A handshake of gRPC with itself; tests/server/test_certificates.py has what is refused before it."""
 
+import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -77,6 +78,13 @@ def test_keys_that_the_server_or_clients_refuse(authority: Authority, new_key: C
 def test_whatever_a_certificate_names(authority: Authority, names: list[x509.GeneralName]) -> None:
     pair = authority.issue("server.example.com", names=names, loopback=False)
     assert try_handshake(certificates(pair)) == ""
+
+
+def test_names_that_cannot_be_read(authority: Authority) -> None:
+    pair = authority.issue("server", names=[x509.DNSName("name.example.com")])
+    der = ssl.PEM_cert_to_DER_cert(pair.certificate.read_text()).replace(b"name.", b"\xff\xff\xff\xff.")
+    pair.certificate.write_text(ssl.DER_cert_to_PEM_cert(der))
+    assert try_handshake(certificates(pair)) == "the names in the certificate cannot be read"
 
 
 def test_dates_are_not_its_subject(authority: Authority) -> None:

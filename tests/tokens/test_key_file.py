@@ -89,7 +89,7 @@ def test_of_rotations_at_once_none_drops_a_key_of_another(path: Path, clock: Fak
 
 
 def test_a_folder_that_cannot_be_read_is_said(path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "open", refuse(errno.EACCES))
+    monkeypatch.setattr(os, "open", only_files(os.open))
     for change_keys in CHANGES.values():
         with pytest.raises(KeyFileError, match=r"keys\.json: its folder cannot be read: Permission denied$"):
             change_keys(path, clock)
@@ -289,6 +289,15 @@ def test_a_folder_that_takes_no_lock_file_is_reported(
         rotate_keys(path, TTL, clock())
 
 
+def only_files(real: Callable[..., int]) -> Callable[..., int]:
+    def opened(path: Any, flags: int, *more: Any, **options: Any) -> int:
+        if Path(path).is_dir():
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, flags, *more, **options)
+
+    return opened
+
+
 def only_folders(real: Callable[..., int]) -> Callable[..., int]:
     def opened(path: Any, flags: int, *more: Any, **options: Any) -> int:
         if flags & os.O_CREAT:
@@ -370,7 +379,7 @@ def test_a_file_that_this_user_may_not_read_is_reported_with_a_remedy(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Root may read every file, so the test fakes the refusal."""
-    monkeypatch.setattr(Path, "read_text", refuse(errno.EACCES))
+    monkeypatch.setattr(key_file, "read_file", refuse(errno.EACCES))
     with pytest.raises(KeyFileError, match=r"cannot be read: Permission denied; run this as the file's owner$"):
         read_keys(path)
 
@@ -458,6 +467,16 @@ def loop(path: Path) -> None:
     path.symlink_to(path)
 
 
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def device(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
 BROKEN: dict[str, Callable[[Path], object]] = {
     "half-written": as_bytes(lambda text: text[: len(text) // 2]),
     "truncated": cut,
@@ -465,6 +484,8 @@ BROKEN: dict[str, Callable[[Path], object]] = {
     "removed": Path.unlink,
     "unreadable": unreadable,
     "a loop": loop,
+    "a pipe that nobody writes to": pipe,
+    "a device that never ends": device,
     "not UTF-8": lambda path: path.write_bytes(b"\xff"),
     "symmetric": as_bytes(lambda text: text.replace('"EC"', '"oct"')),
     "no key signs": as_bytes(lambda text: text.replace('"signing"', '"next"')),
