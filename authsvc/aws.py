@@ -277,7 +277,7 @@ def http_session(
         read_seconds: Between two packets of a response.
         max_connections: In its pool.
     """
-    ca_bundle = AioSession().get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
+    ca_bundle = _find_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
     # Typed too narrowly by the stubs.
     options: dict[str, Any] = {"timeout": (connect_seconds, read_seconds), "verify": ca_bundle or True}
     return CheckingHttpSession(
@@ -291,7 +291,13 @@ def region() -> str:
     Raises:
         ConfigError: No region is configured.
     """
-    name = os.environ.get("AWS_REGION") or AioSession().get_config_variable("region")
+    name = os.environ.get("AWS_REGION") or _find_variable("region")
     if not name:
         raise ConfigError(["AWS_REGION: must be set for what is kept in AWS: the DynamoDB store, signing keys"])
     return str(name)
+
+
+def _find_variable(name: str) -> Any:
+    """Return a setting as botocore finds it, in the environment and in AWS's files."""
+    # The handlers are for clients, and take most of a session's time.
+    return AioSession(include_builtin_handlers=False).get_config_variable(name)
