@@ -19,7 +19,7 @@ from tests.stores.contract.test_store import NOW, new_session, new_user, rotated
 WORKERS = 4
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def processes() -> Iterator[ProcessPoolExecutor]:
     with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield pool
