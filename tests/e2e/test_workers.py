@@ -76,6 +76,11 @@ def serving(serve: Process, times: int = 2) -> str:
     return address_of(serve)
 
 
+def ended(serve: Process, times: int) -> None:
+    """Wait until so many workers have ended; while callers are at work, the next one takes long to start."""
+    serve.wait_for(lambda: len(events(serve, "worker_ended")) >= times, f"lost {times} workers")
+
+
 def pid_of(serve: Process, worker: int) -> int:
     pid: int = [line["pid"] for line in events(serve, "worker_started") if line["worker"] == worker][-1]
     return pid
@@ -183,7 +188,7 @@ def test_a_killed_worker_takes_its_calls_in_flight_along_and_no_others(start: St
     address = serving(serve)
     with load(access_token(address), address) as callers:
         os.kill(pid_of(serve, 1), signal.SIGKILL)
-        serving(serve, 3)
+        ended(serve, 1)
         all_go_on(callers)
     failed = [caller.failures for caller in callers if caller.failures]
     assert len(failed) < CALLERS, "the other worker's callers noticed nothing"
@@ -191,6 +196,7 @@ def test_a_killed_worker_takes_its_calls_in_flight_along_and_no_others(start: St
     assert {failure.code() for (failure,) in failed} <= {grpc.StatusCode.UNAVAILABLE}
     assert [(line["worker"], line["exit_code"]) for line in events(serve, "worker_ended")] == [(1, -signal.SIGKILL)]
     # The new one has its share of new connections.
+    serving(serve, 3)
     born = len(serve.log)
     poll(lambda: access_token(address) and re.search(r'"login".*"worker": 1', serve.log[born:]), "got a call")
     assert serve.end() == 0
@@ -201,12 +207,14 @@ def test_workers_that_end_in_order_one_after_the_other_lose_no_call(start: Start
     """F12: clients try a call again, on a new connection, which may still get to a worker that ends."""
     serve = start("serve", **anywhere)
     address = serving(serve)
-    with load(access_token(address), address, address) as callers:
-        for worker in (1, 2):
+    token = access_token(address)
+    for worker in (1, 2):
+        with load(token, address, address) as callers:
             os.kill(pid_of(serve, worker), signal.SIGTERM)
-            serving(serve, 2 + worker)
+            ended(serve, worker)
             all_go_on(callers)
-    assert [caller.failures for caller in callers if caller.failures] == []
+        assert [caller.failures for caller in callers if caller.failures] == []
+        serving(serve, 2 + worker)
     assert [(line["worker"], line["exit_code"]) for line in events(serve, "worker_ended")] == [(1, 0), (2, 0)]
 
 
