@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST = $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --durations=30 $(PYTEST_OPTIONS)
 
-# Without bytecode every test worker compiles all tests and libraries, which takes ten seconds of a processor.
+# Without bytecode every test worker compiles all tests and libraries, which takes nine seconds of a processor.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
