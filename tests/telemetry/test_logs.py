@@ -11,6 +11,7 @@ import pytest
 import structlog
 from hypothesis import example, given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from authsvc import request_context
 from authsvc.telemetry import logs
@@ -221,6 +222,18 @@ def test_logs_go_to_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     logs.configure("json", "info")
     own_log().info("login")
     assert json.loads(only_line(stderr))["event"] == "login"
+
+
+def test_lines_are_dropped_where_standard_error_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    logs.configure("json", "info")
+    dropped = dropped_events()
+    own_log().info("login")
+    assert dropped_events() == dropped + 1
+
+
+def dropped_events() -> float:
+    return REGISTRY.get_sample_value("authsvc_log_lines_dropped_total", {"kind": "event"}) or 0.0
 
 
 def test_configuring_again_replaces_what_was() -> None:
