@@ -67,7 +67,12 @@ def prometheus(folder: Path, targets: Sequence[str]) -> Iterator[Prometheus]:
         rules = (FOLDER / name).read_text()
         (folder / name).write_text(re.sub(rf"(?:\[|for: ){_DURATION}", _faster, rules))
     port = free_port()
-    arguments = ["--config.file=prometheus.yaml", f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"]
+    arguments = [
+        "--config.file=prometheus.yaml",
+        "--storage.tsdb.path=data",  # Debian's default is one folder for all
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--log.level=warn",
+    ]
     with (
         (folder / "log").open("wb") as log,
         subprocess.Popen([program, *arguments], cwd=folder, env={}, stdout=log, stderr=log) as process,
