@@ -202,7 +202,7 @@ def test_a_killed_worker_takes_its_calls_in_flight_along_and_no_others(start: St
     assert serve.end() == 0
 
 
-@pytest.mark.long_on_dynoxide
+@pytest.mark.engines
 def test_workers_that_end_in_order_one_after_the_other_lose_no_call(start: Start, anywhere: dict[str, str]) -> None:
     """F12: clients try a call again, on a new connection, which may still get to a worker that ends."""
     serve = start("serve", **anywhere)
@@ -218,7 +218,7 @@ def test_workers_that_end_in_order_one_after_the_other_lose_no_call(start: Start
     assert [(line["worker"], line["exit_code"]) for line in events(serve, "worker_ended")] == [(1, 0), (2, 0)]
 
 
-@pytest.mark.long_on_dynoxide
+@pytest.mark.engines
 def test_a_deployment_of_two_loses_no_call_when_one_ends(start: Start, anywhere: dict[str, str]) -> None:
     """F12: clients try a call again once, with the other."""
     ending, staying = (start("serve", **anywhere) for _ in range(2))

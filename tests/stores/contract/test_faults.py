@@ -278,6 +278,7 @@ SCENARIOS = (
 Scenario = Callable[[Stage, Failing], Awaitable[None]]
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 async def test_each_write_of_a_use_case_fails_once(stage: Stage, scenario: Scenario) -> None:
     for fault in FAULTS:

@@ -247,6 +247,7 @@ async def check(scene: Scene, name: str, mine: object, interrupting: str, others
         assert name == "change password" or await scene.second.can_log_in(PASSWORD, scene.email)
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize("name", INTERRUPTED)
 async def test_at_every_step(
     name: str, dynoxide: Engine, table_prefix: str, signing_keys: Path, monkeypatch: pytest.MonkeyPatch
