@@ -39,8 +39,12 @@ logging.getLogger("asyncio").addFilter(lambda record: "PollerCompletionQueue" no
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 TESTS = Path(__file__).parent
-MOTO_IN_EVERY_RUN = {TESTS / "rpc" / "test_main_job.py", TESTS / "stores" / "contract" / "test_store.py"}
-"""The main job and the basic contract."""
+MOTO_IN_EVERY_RUN = {
+    TESTS / "rpc" / "test_main_job.py",
+    TESTS / "stores" / "contract" / "test_store.py",
+    TESTS / "stores" / "contract" / "test_lost_responses.py",
+}
+"""The main job, the basic contract, and what an engine with idempotency tokens cannot show."""
 OTHER_ENGINES = {*ENGINES, "failing"} - {QUICK_ENGINE}
 
 

@@ -1,6 +1,7 @@
 """Writes whose response is lost, on an engine without idempotency tokens: the store recognizes its own write."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -42,6 +43,14 @@ async def test_of_creating_a_user(store: DynamoDBStore, proxy: FaultyProxy) -> N
         assert await store.create_user(user, NOW) == user
     with pytest.raises(EmailAlreadyExistsError):
         await store.create_user(new_user(), NOW)
+
+
+async def test_of_updating_a_user(store: DynamoDBStore, proxy: FaultyProxy) -> None:
+    user = await store.create_user(new_user(), NOW)
+    disabled = replace(user, is_active=False)
+    with proxy.fault(LOST, operations={"TransactWriteItems"}, times=1):
+        await store.update_user(user, disabled)
+    assert await store.get_user(user.user_id) == disabled
 
 
 async def test_of_claiming_an_address(store: DynamoDBStore, proxy: FaultyProxy, tables: Tables) -> None:
