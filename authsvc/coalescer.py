@@ -5,7 +5,7 @@
 - Flush policy: at once with no batch in flight or MAX_KEYS keys waiting; else when a batch returns, at the latest after
   MAX_WAIT_SECONDS. At most MAX_IN_FLIGHT batches are in flight.
 - Gathering: when a batch of several keys returns, its callers often ask again, so the next one is sent once no key has
-  come for GATHER_SECONDS.
+  come for GATHER_SECONDS, at the latest after MAX_GATHER_SECONDS.
 - Cancellation: a caller that is cancelled or out of time leaves without harm to others; a key that no caller waits for
   is not sent.
 """
@@ -19,10 +19,11 @@ from typing import Generic, TypeAlias, TypeVar
 
 MAX_KEYS = 100  # BatchGetItem takes no more
 MAX_IN_FLIGHT = 8
-MAX_WAIT_SECONDS = 0.025
-"""Longer than a read takes on a busy core: with 5 ms many small batches overlapped there, at half as much CPU again."""
+MAX_WAIT_SECONDS = 0.005
 
 GATHER_SECONDS = 0.001
+MAX_GATHER_SECONDS = 0.002
+"""Callers that come at a steady rate would be gathered for MAX_WAIT_SECONDS each time."""
 
 V = TypeVar("V")
 Read: TypeAlias = Callable[[Sequence[str]], AsyncIterator[Mapping[str, V]]]
@@ -90,13 +91,14 @@ class Coalescer(Generic[V]):
         if size == 1 or self._is_gathering:
             self._flush()
         else:
-            self._gather(-1)
+            self._gather(-1, asyncio.get_running_loop().time() + MAX_GATHER_SECONDS)
 
-    def _gather(self, seen: int) -> None:
+    def _gather(self, seen: int, deadline: float) -> None:
         """Send the next batch, unless more keys wait than a moment ago."""
-        self._is_gathering = len(self._waiting) > seen
+        loop = asyncio.get_running_loop()
+        self._is_gathering = len(self._waiting) > seen and loop.time() < deadline
         if self._is_gathering:
-            asyncio.get_running_loop().call_later(GATHER_SECONDS, self._gather, len(self._waiting))
+            loop.call_later(GATHER_SECONDS, self._gather, len(self._waiting), deadline)
         self._flush()
 
     async def _run(self, batch: dict[str, list[asyncio.Future[V | Exception]]]) -> None:
