@@ -23,6 +23,7 @@ from authsvc.rpc.callers import (
     watch_callers_file,
 )
 from tests.support import WITNESS
+from tests.unreadable_files import UNREADABLE
 
 KEY = "ask_" + "Ab1_-" * 8 + "Ab1"
 OTHER_KEY = "ask_" + "Cd2_-" * 8 + "Cd2"
@@ -292,29 +293,14 @@ def test_a_key_that_is_taken_away_counts_no_longer(followed: Followed) -> None:
     assert followed.events() == []
 
 
-def replace_by_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def symlink_loop(path: Path) -> None:
-    path.unlink()
-    path.symlink_to(path)
-
-
 def dangling_symlink(path: Path) -> None:
     path.unlink()
     path.symlink_to("nowhere")
 
 
 BROKEN: dict[str, Callable[[Path], object]] = {
-    "half-written": lambda path: os.truncate(path, path.stat().st_size // 2),
-    "empty": lambda path: path.write_bytes(b""),
-    "removed": Path.unlink,
-    "unreadable": replace_by_folder,
-    "a symlink loop": symlink_loop,
+    **UNREADABLE,
     "a dangling symlink": dangling_symlink,
-    "not UTF-8": lambda path: path.write_bytes(b"\xff"),
     "an unknown permission": lambda path: path.write_text(GOOD.replace("login", "root")),
     "one caller broken": lambda path: path.write_text(without(KEY) + "\n[callers.other]\n"),
 }

@@ -23,6 +23,7 @@ from authsvc.tokens.key_file import KeyFile, generate_key_file, read_key_ring, r
 from authsvc.tokens.key_store import was_just_published
 from authsvc.tokens.keys import Key, KeyStatus
 from tests.support import WITNESS, FakeClock, Rotation, rotate
+from tests.unreadable_files import UNREADABLE
 
 TTL = timedelta(minutes=15)
 
@@ -453,40 +454,9 @@ def as_bytes(edit: Callable[[str], str]) -> Callable[[Path], object]:
     return lambda path: replace(path, edit(path.read_text()))
 
 
-def cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def unreadable(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def loop(path: Path) -> None:
-    path.unlink()
-    path.symlink_to(path)
-
-
-def pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def device(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("/dev/zero")
-
-
 BROKEN: dict[str, Callable[[Path], object]] = {
+    **UNREADABLE,
     "half-written": as_bytes(lambda text: text[: len(text) // 2]),
-    "truncated": cut,
-    "empty": lambda path: path.write_bytes(b""),
-    "removed": Path.unlink,
-    "unreadable": unreadable,
-    "a loop": loop,
-    "a pipe that nobody writes to": pipe,
-    "a device that never ends": device,
-    "not UTF-8": lambda path: path.write_bytes(b"\xff"),
     "symmetric": as_bytes(lambda text: text.replace('"EC"', '"oct"')),
     "no key signs": as_bytes(lambda text: text.replace('"signing"', '"next"')),
     "half a key": as_bytes(lambda text: re.sub(r'"d": "[^"]*"', '"d": "AA"', text, count=1)),
