@@ -20,7 +20,6 @@ from typing import Generic, TypeAlias, TypeVar
 MAX_KEYS = 100  # BatchGetItem takes no more
 MAX_IN_FLIGHT = 8
 MAX_WAIT_SECONDS = 0.005
-
 GATHER_SECONDS = 0.001
 MAX_GATHER_SECONDS = 0.002
 """Callers that come at a steady rate would be gathered for MAX_WAIT_SECONDS each time."""

@@ -126,7 +126,7 @@ def read_file(path: Path) -> bytes:
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    """Open a file; a pipe too before somebody writes to it."""
+    """Open a file without blocking: a pipe would block until a writer opens it."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 

@@ -73,11 +73,12 @@ async def examine(environ: Mapping[str, str], clock: Clock) -> AsyncIterator[Fin
     settings = None
     try:
         settings = config.load(environ)
-        yield Finding("settings")
     except ConfigError as error:
         for problem in error.problems:
             name, _, text = problem.partition(": ")
             yield Finding(f"setting {name}", text, "see authsvc serve --help")
+    else:
+        yield Finding("settings")
     for line in config.unknown_settings(environ):
         problem, _, meant = line.partition("; ")
         yield Finding("settings", problem, f"write {meant.removesuffix('?')}" if meant else "remove it")

@@ -17,7 +17,7 @@ from authsvc.v1.errors_pb2 import ErrorReason
 DOMAIN = "authsvc"
 """Domain of every google.rpc.ErrorInfo of this service."""
 RETRY_PUSHBACK = "grpc-retry-pushback-ms"
-"""Trailer that says to a gRPC client's retry policy when to retry (gRFC A6)."""
+"""Trailer with the delay after which a gRPC client's retry policy retries (gRFC A6)."""
 PUSHBACK_JITTER = 0.5
 """Largest deviation of a pushback from its delay, as a share: clients that failed together do not return together."""
 DO_NOT_RETRY = "-1"

@@ -164,7 +164,8 @@ class Logins:
         user = None if owner is None else owner.user
         stored = None if user is None else parse_stored_hash(user.password_hash)
         reason = None if user is None else self._reason_to_refuse(user, stored)
-        # Whoever may not log in is verified against no hash: a right password of lower cost would be refused sooner.
+        # A user who may not log in costs a dummy hash: with a stored hash of lower cost, the right password would be
+        # refused sooner than a wrong one.
         right = await self._hasher.verify(passwords, None if reason else stored, is_backlog=slot.is_backlog)
         if owner is None or user is None:
             raise InvalidCredentialsError("unknown_email")

@@ -65,10 +65,10 @@ class FakeClient(AsyncClient):
     async def _ask(
         self,
         token: str,
-        digest: bytes,  # noqa: ARG002 - nothing is stored: every answer is new,
-        budget: float,  # noqa: ARG002
+        digest: bytes,  # noqa: ARG002 - no answer is stored
+        budget: float,  # noqa: ARG002 - every answer is new
         stale: float,
-        timeout: float,  # noqa: ARG002 - and comes at once
+        timeout: float,  # noqa: ARG002 - every answer comes at once
     ) -> Identity:
         self._counts.misses += 1
         self._sessions.require_usable()

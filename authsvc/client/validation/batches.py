@@ -89,7 +89,7 @@ class Batcher:
     Args:
         send: Sends questions; an AuthsvcError that it raises is the answer to all of them.
         cache: Gets every answer.
-        clock: Its monotonic clock for the begin of requests.
+        clock: Its monotonic clock times the begin of requests.
         counts: Counts requests and joined calls.
     """
 
