@@ -106,6 +106,8 @@ def _bars() -> Iterator[Bar]:
     yield Bar("fresh, steady 300/s: CPU / empty RPC", 2.5, 2, _ratio("fresh 300/s", "empty 300/s"))
     yield Bar("fresh, one at a time: latency above GetItem + empty RPC", 0, None, _added_latency, "{:+.0%}")
     yield Bar("p99 at 300/s, login flood / without", 2, 1.3, _ratio("flood 300/s", "fresh 300/s", "p99"))
+    unpinned = _ratio("unpinned-flood 300/s", "unpinned 300/s", "p99")
+    yield Bar("the same, the server on all cores", 2, 1.3, unpinned)
     yield Bar("ext_authz, 64 in flight: CPU / ValidateToken", 1.2, None, _ratio("ext-authz 64", "fresh 64"))
     many, few = f"users-{MANY_USERS} 64", "users-100 64"
     yield Bar("CPU, 1,000,000 users / 100 users", 1.1, 1, _ratio(many, few))

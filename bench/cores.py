@@ -31,7 +31,7 @@ def describe() -> str:
         return "1 core: servers, engine and load generator share it"
     return (
         f"{len(ALL)} cores: servers of one process run on core {SERVER[0]}, "
-        f"engine and load generator on {REST}; two workers run on all"
+        f"engine and load generator on {REST}; `workers-2` and `unpinned` run on all"
     )
 
 

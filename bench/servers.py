@@ -42,6 +42,7 @@ class Target:
         store: The service's store.
         delay: Milliseconds by which a proxy delays the engine's answers; None: no proxy.
         workers: Number of the service's processes.
+        is_pinned: Whether one process runs on one core; several run on all.
     """
 
     what: Literal["empty", "naive", "service", "getitem"] = "service"
@@ -49,6 +50,7 @@ class Target:
     store: Literal["dynamodb", "sqlite"] = "dynamodb"
     delay: int | None = None
     workers: int = 1
+    is_pinned: bool = True
 
     @property
     def missing(self) -> str:
@@ -147,10 +149,10 @@ class Servers:
         self._stack.callback(_end, process)
         return process
 
-    def serve(self, environ: Mapping[str, str], workers: int = 1) -> Server:
+    def serve(self, environ: Mapping[str, str], workers: int = 1, *, is_pinned: bool = True) -> Server:
         """Start the service, and wait until each of its workers serves."""
         log = self._folder / f"serve-{time.monotonic_ns()}.log"
-        on = cores.SERVER if workers == 1 else cores.ALL
+        on = cores.SERVER if workers == 1 and is_pinned else cores.ALL
         process = self.spawn(AUTHSVC, "serve", environ={**environ, **_workers(workers)}, on=on, log=log)
         give_up = time.monotonic() + READY_SECONDS
         while len(_events(log, "serving")) < workers:
@@ -168,7 +170,7 @@ class Servers:
         environ = self.on_dynamodb(endpoint_url, target.users)
         if target.what == "naive":
             return self._listening("bench.naive", environ=environ, on=cores.SERVER)
-        return self.serve(environ, target.workers)
+        return self.serve(environ, target.workers, is_pinned=target.is_pinned)
 
     def _delayed(self, milliseconds: int) -> str:
         port = str(urlsplit(self.engine.endpoint_url).port)

@@ -16,6 +16,7 @@ LOADS = {
 EMPTY = Target("empty")
 NAIVE = Target("naive")
 FRESH = Target()
+UNPINNED = Target(is_pinned=False)
 MANY_USERS = 1_000_000
 HOT_TOKENS = 100
 """For `max_staleness`: few enough that each is validated again before its cached read is too old."""
@@ -84,6 +85,8 @@ def _variants() -> Iterator[Variant]:
             yield from _at_64(LOADS[name])
         if name == "300/s":
             yield Variant("flood", name, FRESH, replace(LOADS[name], flood=FLOOD))
+            yield Variant("unpinned", name, UNPINNED, LOADS[name])
+            yield Variant("unpinned-flood", name, UNPINNED, replace(LOADS[name], flood=FLOOD))
         if name == "512":
             yield from (Variant(f"delay-{ms}", name, Target(delay=ms), LOADS[name]) for ms in (0, 20))
         if name == "1000/s":

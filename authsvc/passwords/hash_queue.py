@@ -1,7 +1,8 @@
 """The queue for the hashing thread: bounded, known sources first, nothing that would miss its deadline.
 
-Unknown sources come last and never get all slots: a flood of guesses neither locks nor crowds out a user. While several
-of them queue up, their hashes have the still lower priority of a backlog.
+Unknown sources come last, run one at a time, and never get all slots: a flood of guesses neither locks nor crowds out a
+user. While several of them queue up, they are a backlog: their work pauses between its steps, and their hashes have a
+still lower priority.
 """
 
 import asyncio
@@ -24,6 +25,10 @@ UNKNOWN_SOURCE_CAPACITY = 12
 """How many of these slots unknown sources may use."""
 MAX_RUNNING = 2
 """One uses the hashing thread while the other uses the store."""
+MAX_UNKNOWN_SOURCES_RUNNING = 1
+"""With one core for the hash, validations share the other with the store calls of the next work."""
+BACKLOG_PAUSE_SECONDS = 0.02
+"""Between the steps of a backlog's work: its store calls in a row would hold validations up."""
 
 _log = structlog.get_logger(__name__)
 
@@ -45,6 +50,11 @@ class QueueSlot:
     hashes: int
     front: asyncio.Event = field(default_factory=asyncio.Event)
     is_backlog: bool = False
+
+    async def pause(self) -> None:
+        """Leave the event loop to validations before the next step of work of a backlog."""
+        if self.is_backlog:
+            await asyncio.sleep(BACKLOG_PAUSE_SECONDS)
 
 
 class HashQueue:
@@ -140,12 +150,19 @@ class HashQueue:
 
     def _advance(self) -> None:
         """Let the next work run: that of known sources first, in the order of arrival."""
-        while self._waiting and len(self._running) < MAX_RUNNING:
-            slot = min(self._waiting, key=lambda waiting: not waiting.is_known_source)
+        while (slot := self._next()) is not None:
             self._waiting.remove(slot)
             self._running.append(slot)
             slot.is_backlog = not slot.is_known_source and any(not other.is_known_source for other in self._waiting)
             slot.front.set()
+
+    def _next(self) -> QueueSlot | None:
+        """Return the slot whose work may run now; None where there is none."""
+        slot = min(self._waiting, key=lambda waiting: not waiting.is_known_source, default=None)
+        if slot is None or len(self._running) == MAX_RUNNING:
+            return None
+        unknown = sum(not running.is_known_source for running in self._running)
+        return slot if slot.is_known_source or unknown < MAX_UNKNOWN_SOURCES_RUNNING else None
 
     def _require_room(self, slot: QueueSlot) -> None:
         slots = [*self._running, *self._waiting]

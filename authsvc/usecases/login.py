@@ -138,6 +138,7 @@ class Logins:
 
         async def attempt() -> T:
             with _refusals_audited(email, client_address):
+                await slot.pause()
                 return await self._throttle.attempt(snapshot, lambda: evaluate(slot))
 
         try:
@@ -160,7 +161,9 @@ class Logins:
         Raises:
             InvalidCredentialsError: For whatever reason, at the same cost.
         """
+        await slot.pause()
         owner = await self._find_owner(email)
+        await slot.pause()
         user = None if owner is None else owner.user
         stored = None if user is None else parse_stored_hash(user.password_hash)
         reason = None if user is None else self._reason_to_refuse(user, stored)

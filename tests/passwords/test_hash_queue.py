@@ -7,7 +7,14 @@ import pytest
 from authsvc import request_context
 from authsvc.errors import OverloadedError
 from authsvc.passwords import hashes
-from authsvc.passwords.hash_queue import CAPACITY, MAX_RUNNING, UNKNOWN_SOURCE_CAPACITY, HashQueue, QueueSlot
+from authsvc.passwords.hash_queue import (
+    BACKLOG_PAUSE_SECONDS,
+    CAPACITY,
+    MAX_RUNNING,
+    UNKNOWN_SOURCE_CAPACITY,
+    HashQueue,
+    QueueSlot,
+)
 from tests.support import TEST_COST, WITNESS
 
 
@@ -93,37 +100,63 @@ async def test_unknown_sources_never_get_all_slots(queue: HashQueue, gate: Gate)
 
 
 async def test_known_sources_come_first(queue: HashQueue, gate: Gate) -> None:
-    running = [f"runs {number}" for number in range(MAX_RUNNING)]
-    tasks = await queued(queue, *running, "unknown 1", "unknown 2", is_known_source=False)
+    tasks = await queued(queue, "runs 1", "runs 2")
+    tasks += await queued(queue, "unknown 1", "unknown 2", is_known_source=False)
     tasks += await queued(queue, "known 1", "known 2")
     gate.opened.set()
     await asyncio.gather(*tasks)
-    assert gate.done == [*running, "known 1", "known 2", "unknown 1", "unknown 2"]
+    assert gate.done == ["runs 1", "runs 2", "known 1", "known 2", "unknown 1", "unknown 2"]
+
+
+async def entering(queue: HashQueue, *, is_known_source: bool) -> asyncio.Task[QueueSlot]:
+    task = asyncio.create_task(queue.enter(is_known_source=is_known_source))
+    await settled()
+    return task
+
+
+async def leave(queue: HashQueue, entered: asyncio.Task[QueueSlot]) -> None:
+    await queue.run(await entered, asyncio.sleep(0))
+    await settled()
+
+
+async def test_unknown_sources_run_one_at_a_time_beside_a_known_one(queue: HashQueue) -> None:
+    """Otherwise the store calls of a flood's next guess take the core that its hash leaves to validations."""
+    first, second, third = [await entering(queue, is_known_source=False) for _ in range(3)]
+    known = await entering(queue, is_known_source=True)
+    assert [task.done() for task in (first, second, third, known)] == [True, False, False, True]
+    await leave(queue, known)
+    assert not second.done()
+    await leave(queue, first)
+    assert second.done()
+    assert not third.done()
+    await leave(queue, second)
+    await leave(queue, third)
+    assert len(queue) == 0
 
 
 async def test_unknown_sources_are_a_backlog_while_others_of_them_wait(queue: HashQueue) -> None:
-    async def enter(*, is_known_source: bool) -> asyncio.Task[QueueSlot]:
-        entering = asyncio.create_task(queue.enter(is_known_source=is_known_source))
-        await settled()
-        return entering
-
-    async def leave(slot: QueueSlot) -> None:
-        await queue.run(slot, asyncio.sleep(0))
-        await settled()
-
-    lone = await (await enter(is_known_source=False))
-    second = await (await enter(is_known_source=False))
-    assert not lone.is_backlog
-    assert not second.is_backlog
-    third, fourth, known = [await enter(is_known_source=is_known) for is_known in (False, False, True)]
-    await leave(lone)
+    lone = await entering(queue, is_known_source=False)
+    assert not (await lone).is_backlog
+    second, third, known = [await entering(queue, is_known_source=is_known) for is_known in (False, False, True)]
     assert not (await known).is_backlog
-    await leave(second)
-    assert (await third).is_backlog
-    await leave(await known)
-    assert not (await fourth).is_backlog
-    await leave(await third)
-    await leave(await fourth)
+    await leave(queue, lone)
+    assert (await second).is_backlog
+    await leave(queue, second)
+    assert not (await third).is_backlog
+    await leave(queue, known)
+    await leave(queue, third)
+
+
+async def test_only_a_backlog_pauses() -> None:
+    loop = asyncio.get_running_loop()
+    slot = QueueSlot(is_known_source=False, hashes=1)
+    begin = loop.time()
+    pause = slot.pause()
+    with pytest.raises(StopIteration):  # ended without waiting
+        pause.send(None)
+    slot.is_backlog = True
+    await slot.pause()
+    assert loop.time() - begin >= BACKLOG_PAUSE_SECONDS
 
 
 async def test_few_slots_run_at_a_time(queue: HashQueue, gate: Gate) -> None:
@@ -166,7 +199,8 @@ async def test_work_of_unknown_sources_that_known_ones_overtake_does_not_delay_t
 ) -> None:
     queue.hasher.seconds_per_hash = 0.5
     with request_context.time_limit(1.9):
-        tasks = await queued(queue, "runs 1", "runs 2", "waits", is_known_source=False)
+        tasks = await queued(queue, "runs 1", "runs 2")
+        tasks += await queued(queue, "waits", is_known_source=False)
         with pytest.raises(OverloadedError):
             await queue.enter(is_known_source=False)
         tasks += await queued(queue, "overtakes")

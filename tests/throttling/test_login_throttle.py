@@ -20,7 +20,7 @@ from authsvc.errors import (
 )
 from authsvc.models import AttemptCount, Counter, CounterUpdate
 from authsvc.passwords import hashes
-from authsvc.passwords.hash_queue import MAX_RUNNING, HashQueue
+from authsvc.passwords.hash_queue import BACKLOG_PAUSE_SECONDS, HashQueue
 from authsvc.stores.sqlite import SQLiteStore, open_sqlite_store
 from authsvc.throttling import login_throttle
 from authsvc.throttling.budgets import AttemptKeys
@@ -93,42 +93,71 @@ async def test_a_guess_that_is_cancelled_while_it_is_evaluated_counts(
     assert await counts(store, clock) == [1, 1, 1]
 
 
-async def all_running(use_cases: UseCases) -> list[asyncio.Task[object]]:
-    """Return guesses that keep the queue from running another one."""
-    running = [guessing(use_cases) for _ in range(MAX_RUNNING)]
-    while len(use_cases.hash_queue) != MAX_RUNNING:  # noqa: ASYNC110 - no event tells
+async def running_guess(use_cases: UseCases) -> asyncio.Task[object]:
+    """Return a guess that keeps the queue from running another one."""
+    guess = guessing(use_cases)
+    while len(use_cases.hash_queue) != 1:  # noqa: ASYNC110 - no event tells
         await asyncio.sleep(0)
-    return running
+    return guess
 
 
 async def test_a_guess_that_is_cancelled_while_it_waits_does_not_count(
     use_cases: UseCases, store: SQLiteStore, clock: FakeClock, gate: Gate
 ) -> None:
-    running, waiting = await all_running(use_cases), guessing(use_cases)
-    while len(use_cases.hash_queue) != MAX_RUNNING + 1:  # noqa: ASYNC110 - no event tells
+    running, waiting = await running_guess(use_cases), guessing(use_cases)
+    while len(use_cases.hash_queue) != 2:  # noqa: ASYNC110 - no event tells
         await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
     gate.opened.set()
-    for guess in running:
-        with pytest.raises(InvalidCredentialsError):
-            await guess
-    assert await counts(store, clock) == [MAX_RUNNING] * 3
+    with pytest.raises(InvalidCredentialsError):
+        await running
+    assert await counts(store, clock) == [1] * 3
 
 
 async def test_a_guess_whose_time_is_up_counts_if_it_was_evaluated(
     use_cases: UseCases, store: SQLiteStore, clock: FakeClock, gate: Gate
 ) -> None:
     with request_context.time_limit(1.5):
-        evaluated = await all_running(use_cases)
-        waiting = guessing(use_cases)
-    for guess in (*evaluated, waiting):
+        evaluated, waiting = await running_guess(use_cases), guessing(use_cases)
+    for guess in (evaluated, waiting):
         with pytest.raises(OverloadedError):
             await guess
     gate.opened.set()
     await use_cases.hash_queue.aclose()
-    assert await counts(store, clock) == [MAX_RUNNING] * 3
+    assert await counts(store, clock) == [1] * 3
+
+
+async def test_the_store_calls_of_a_flood_of_guesses_are_apart(
+    use_cases: UseCases, store: SQLiteStore, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a row they hold validations up."""
+    loop = asyncio.get_running_loop()
+    times: list[float] = []
+
+    def record(name: str) -> None:
+        call = getattr(store, name)
+
+        async def recorded(*args: Any) -> Any:
+            times.append(loop.time())
+            return await call(*args)
+
+        monkeypatch.setattr(store, name, recorded)
+
+    first, *waiting = await running_guess(use_cases), guessing(use_cases), guessing(use_cases)
+    while len(use_cases.hash_queue) != 3:  # noqa: ASYNC110 - no event tells
+        await asyncio.sleep(0)
+    await asyncio.to_thread(gate.entered.wait)
+    record("reserve_attempt")
+    record("get_user_by_email")
+    begin = loop.time()
+    gate.opened.set()
+    results = await asyncio.gather(first, *waiting, return_exceptions=True)
+    assert all(isinstance(result, InvalidCredentialsError) for result in results)
+    reserved, found, *_ = times
+    assert reserved - begin >= BACKLOG_PAUSE_SECONDS
+    assert found - reserved >= BACKLOG_PAUSE_SECONDS
 
 
 async def test_a_login_whose_time_is_up_begins_no_session(

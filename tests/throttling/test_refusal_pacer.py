@@ -1,6 +1,7 @@
 import asyncio
 import heapq
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -103,12 +104,27 @@ async def test_clients_that_retry_without_pause_get_no_faster_answers(crowd: Cro
     assert len(crowd.waits) == pytest.approx(5.0 / INTERVAL_SECONDS, rel=0.01)
 
 
-async def test_no_refusal_waits_longer_than_a_second(crowd: Crowd, clock: Clock) -> None:
-    number = 2 * int(MAX_WAIT_SECONDS / INTERVAL_SECONDS)
-    crowd.gather(number)
+FULL = int(MAX_WAIT_SECONDS / INTERVAL_SECONDS)
+"""Refusals that arrive together and are all answered one by one."""
+
+
+async def test_no_refusal_waits_longer_than_the_longest_wait(crowd: Crowd, clock: Clock) -> None:
+    crowd.gather(2 * FULL)
     await clock.advance(MAX_WAIT_SECONDS)
-    assert len(crowd.waits) == number
+    assert len(crowd.waits) == 2 * FULL
     assert max(crowd.waits) <= MAX_WAIT_SECONDS
+
+
+async def test_what_the_bucket_does_not_hold_is_not_answered_at_once_or_together(crowd: Crowd, clock: Clock) -> None:
+    """Clients that are answered together retry together: then each second began with a burst of refusals."""
+    crowd.gather(2 * FULL)
+    await clock.advance(MAX_WAIT_SECONDS)
+    drawn = crowd.waits[:]
+    for number in range(FULL):
+        drawn.remove(min(drawn, key=lambda wait, due=number * INTERVAL_SECONDS: abs(wait - due)))
+    assert min(drawn) >= MAX_WAIT_SECONDS / 2
+    windows = Counter(int(wait / (MAX_WAIT_SECONDS / 10)) for wait in drawn)
+    assert max(windows.values()) < FULL / 2
 
 
 async def test_after_a_flood_a_lone_refusal_is_answered_at_once_again(crowd: Crowd, clock: Clock) -> None:
@@ -120,12 +136,21 @@ async def test_after_a_flood_a_lone_refusal_is_answered_at_once_again(crowd: Cro
     assert crowd.waits == pytest.approx([0.0])
 
 
-async def test_no_refusal_waits_beyond_its_deadline(crowd: Crowd, clock: Clock) -> None:
-    crowd.gather(100)
+async def test_a_refusal_is_answered_before_its_deadline(crowd: Crowd, clock: Clock) -> None:
+    """At the deadline the client would learn nothing of the refusal."""
+    crowd.gather(FULL)
     with request_context.time_limit(0.1):
-        late = crowd.gather(1)
-    await clock.advance(0.1)
-    assert late[0].done()
+        (late,) = crowd.gather(1)
+    await clock.advance(0.05)
+    assert late.done()
+
+
+async def test_a_refusal_whose_deadline_has_passed_is_answered_at_once(crowd: Crowd, clock: Clock) -> None:
+    crowd.gather(FULL)
+    with request_context.time_limit(-1.0):
+        (late,) = crowd.gather(1)
+    await clock.advance(0.0)
+    assert late.done()
 
 
 async def test_a_client_that_disconnects_harms_no_other(crowd: Crowd, clock: Clock) -> None:
