@@ -8,7 +8,7 @@ import random
 
 from authsvc import request_context
 
-INTERVAL_SECONDS = 0.025
+INTERVAL_SECONDS = 0.04
 """Between two answers: less left a core that also hashes too little for validations."""
 MAX_WAIT_SECONDS = 2.5
 """Longest wait: a connection has a limited number of concurrent calls."""
