@@ -191,7 +191,8 @@ def _copy_readers(path: Path, temporary: str) -> None:
 def _temporary_file(path: Path, text: str) -> Iterator[str]:
     """Write a text to a temporary file in the same folder and sync it to disk."""
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.")
+        # Unlike Path.resolve, realpath does not fail at a loop of symbolic links.
+        handle, temporary = tempfile.mkstemp(dir=Path(os.path.realpath(path)).parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text + "\n")

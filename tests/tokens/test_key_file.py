@@ -218,6 +218,15 @@ CHANGES: dict[str, Callable[[Path, FakeClock], object]] = {
 CHANGED = pytest.mark.parametrize("change_keys", CHANGES.values(), ids=CHANGES)
 
 
+def test_a_loop_of_symbolic_links_is_not_overwritten(tmp_path: Path, clock: FakeClock) -> None:
+    path, other = tmp_path / "keys.json", tmp_path / "other.json"
+    path.symlink_to(other)
+    other.symlink_to(path)
+    with pytest.raises(KeyFileError, match=r"keys\.json: exists; keys are never overwritten$"):
+        generate_key_file(path, "ES256", clock())
+    assert sorted(tmp_path.iterdir()) == [path, other]
+
+
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
 def test_no_hard_links_are_needed(
     tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, number: int

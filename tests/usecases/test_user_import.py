@@ -65,6 +65,7 @@ async def test_a_wrong_line_is_reported_and_the_others_are_imported(
         (b'"\xff"', no_object),
         (b"[" * 100_000, no_object),
         (line(name="Alice").encode(), "'name' is not one of email, role, password_hash"),
+        (b'{"role": "user", "role": "admin"}', "'role' is there twice"),
         (b"{}", "email: must be a string"),
         (line(email=1).encode(), "email: must be a string"),  # type: ignore[arg-type]
         (line(role=None).encode(), "role: must be a string"),
