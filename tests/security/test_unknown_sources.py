@@ -61,11 +61,12 @@ async def test_no_metadata_replaces_a_token(client: Client, metadata: tuple[str,
 
 # No other module may use them, and these modules only the listed names.
 NOT_FOR_SECRETS = {
-    # Backoff, pushback, cache lifetimes; which calls get a span.
+    # Backoff, pushback, cache lifetimes, waits of refusals; which calls get a span.
     "random": {
         "timeouts": {"SystemRandom"},
         "statuses": {"SystemRandom"},
         "login_throttle": {"SystemRandom"},
+        "refusal_pacer": {"SystemRandom"},
         "key_store": {"SystemRandom"},
         "spans": {"random"},
     },

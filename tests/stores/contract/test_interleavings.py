@@ -177,16 +177,17 @@ async def on_stage(
     timeouts = DynamoDBTimeouts(
         read_seconds=30.0, batch_seconds=60.0
     )  # the interruption takes longer than production's
-    hash_queue, stronger = HashQueue(TEST_COST), HashQueue(TEST_COST + 1)
+    of_first, of_second, stronger = HashQueue(TEST_COST), HashQueue(TEST_COST), HashQueue(TEST_COST + 1)
     clock = FakeClock()
     async with open_dynamodb_store(prefix, timeouts=timeouts) as store, open_client(timeouts) as client:
         await store.create_tables()
         interrupted = Interrupted(client)
         ring = key_ring(signing_keys, clock)
-        second = UseCases(store, ring, clock, hash_queue, tables_of(engine, prefix))
-        first = second.on(DynamoDBStore(interrupted.client, TableNames(prefix), ignore))
+        second = UseCases(store, ring, clock, of_second, tables_of(engine, prefix))
+        first = second.on(DynamoDBStore(interrupted.client, TableNames(prefix), ignore)).with_hash_queue(of_first)
         yield Scene(first, second, first.with_hash_queue(stronger), interrupted)
-    hash_queue.close()
+    of_first.close()
+    of_second.close()
     stronger.close()
 
 
