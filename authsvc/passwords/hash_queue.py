@@ -7,7 +7,7 @@ still lower priority.
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -153,7 +153,7 @@ class HashQueue:
         while (slot := self._next()) is not None:
             self._waiting.remove(slot)
             self._running.append(slot)
-            slot.is_backlog = not slot.is_known_source and any(not other.is_known_source for other in self._waiting)
+            slot.is_backlog = not slot.is_known_source and _count_unknown(self._waiting) > 0
             slot.front.set()
 
     def _next(self) -> QueueSlot | None:
@@ -161,13 +161,13 @@ class HashQueue:
         slot = min(self._waiting, key=lambda waiting: not waiting.is_known_source, default=None)
         if slot is None or len(self._running) == MAX_RUNNING:
             return None
-        unknown = sum(not running.is_known_source for running in self._running)
-        return slot if slot.is_known_source or unknown < MAX_UNKNOWN_SOURCES_RUNNING else None
+        has_place = slot.is_known_source or _count_unknown(self._running) < MAX_UNKNOWN_SOURCES_RUNNING
+        return slot if has_place else None
 
     def _require_room(self, slot: QueueSlot) -> None:
         slots = [*self._running, *self._waiting]
-        unknown = sum(not other.is_known_source for other in slots)
-        if len(slots) >= self._capacity or (not slot.is_known_source and unknown >= UNKNOWN_SOURCE_CAPACITY):
+        is_crowded = not slot.is_known_source and _count_unknown(slots) >= UNKNOWN_SOURCE_CAPACITY
+        if len(slots) >= self._capacity or is_crowded:
             raise self._overloaded()
         overtaken = [other for other in self._waiting if slot.is_known_source and not other.is_known_source]
         hashes_ahead = sum(other.hashes for other in slots if other not in overtaken)
@@ -188,3 +188,7 @@ class HashQueue:
         metrics.HASHES_REFUSED.inc()
         hashes = sum(slot.hashes for slot in [*self._running, *self._waiting])
         return OverloadedError(timedelta(seconds=max(1.0, hashes * self.hasher.seconds_per_hash)))
+
+
+def _count_unknown(slots: Iterable[QueueSlot]) -> int:
+    return sum(not slot.is_known_source for slot in slots)

@@ -26,7 +26,7 @@ from authsvc.throttling import login_throttle
 from authsvc.throttling.budgets import AttemptKeys
 from authsvc.throttling.login_throttle import LoginThrottle
 from tests.stores.contract.use_cases import EMAIL, UseCases, key_ring
-from tests.support import PASSWORD, TEST_COST, WITNESS, FakeClock
+from tests.support import PASSWORD, TEST_COST, WITNESS, FakeClock, until
 from tests.throttling.test_budgets import BUDGETS
 
 SOURCE = "192.0.2.7"
@@ -96,8 +96,7 @@ async def test_a_guess_that_is_cancelled_while_it_is_evaluated_counts(
 async def running_guess(use_cases: UseCases) -> asyncio.Task[object]:
     """Return a guess that keeps the queue from running another one."""
     guess = guessing(use_cases)
-    while len(use_cases.hash_queue) != 1:  # noqa: ASYNC110 - no event tells
-        await asyncio.sleep(0)
+    await until(lambda: len(use_cases.hash_queue) == 1)
     return guess
 
 
@@ -105,8 +104,7 @@ async def test_a_guess_that_is_cancelled_while_it_waits_does_not_count(
     use_cases: UseCases, store: SQLiteStore, clock: FakeClock, gate: Gate
 ) -> None:
     running, waiting = await running_guess(use_cases), guessing(use_cases)
-    while len(use_cases.hash_queue) != 2:  # noqa: ASYNC110 - no event tells
-        await asyncio.sleep(0)
+    await until(lambda: len(use_cases.hash_queue) == 2)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -146,8 +144,7 @@ async def test_the_store_calls_of_a_flood_of_guesses_are_apart(
         monkeypatch.setattr(store, name, recorded)
 
     first, *waiting = await running_guess(use_cases), guessing(use_cases), guessing(use_cases)
-    while len(use_cases.hash_queue) != 3:  # noqa: ASYNC110 - no event tells
-        await asyncio.sleep(0)
+    await until(lambda: len(use_cases.hash_queue) == 3)
     await asyncio.to_thread(gate.entered.wait)
     record("reserve_attempt")
     record("get_user_by_email")
