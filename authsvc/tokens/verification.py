@@ -16,6 +16,7 @@ from authsvc import fields
 from authsvc.errors import InvalidFieldError
 from authsvc.models import ACCESS_TOKEN_MAX_LIFETIME, LEEWAY
 from authsvc.tokens import base64url
+from authsvc.tokens.json_members import unique_members
 from authsvc.tokens.keys import Key, KeyRing
 from authsvc.tokens.refresh_tokens import REFRESH_TOKEN_PREFIX
 
@@ -222,20 +223,13 @@ def _claim(claims: Mapping[str, Any], name: str, expected: type[T]) -> T:
 def _parse_object(text: bytes, check: TokenCheck) -> Mapping[str, Any]:
     """Return a JSON object, refusing duplicate members, NaN, lone surrogates and deep nesting."""
     try:
-        value = json.loads(text.decode(), object_pairs_hook=_unique_members, parse_constant=_refuse_constant)
+        value = json.loads(text.decode(), object_pairs_hook=unique_members, parse_constant=_refuse_constant)
         json.dumps(value, ensure_ascii=False).encode()  # fails for an escaped lone surrogate
     except (ValueError, RecursionError):
         raise InactiveTokenError(check, NOT_AN_OBJECT) from None
     if not isinstance(value, dict):
         raise InactiveTokenError(check, NOT_AN_OBJECT)
     return value
-
-
-def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("duplicate member")
-    return members
 
 
 def _refuse_constant(name: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from authsvc import fields, request_context
 from authsvc.errors import EmailAlreadyExistsError, InvalidFieldError, OperatorError
+from authsvc.tokens.json_members import DuplicateMemberError, unique_members
 from authsvc.usecases.users import Users
 
 CONCURRENCY = 32
@@ -117,7 +118,9 @@ class _Import:
 def _parse(line: bytes) -> dict[str, str]:
     """Return a line's members, all of them strings."""
     try:
-        value = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_distinct)
+        value = json.loads(line.decode("utf-8-sig"), object_pairs_hook=unique_members)
+    except DuplicateMemberError as error:
+        raise _WrongLineError(str(error)) from None
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
@@ -129,14 +132,4 @@ def _parse(line: bytes) -> dict[str, str]:
     for name in _MEMBERS:
         if not isinstance(members.get(name), str):
             raise _WrongLineError(f"{name}: must be a string")
-    return members
-
-
-def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Return the members of an object; JSON does not say which of two with one name applies."""
-    members: dict[str, object] = {}
-    for name, value in pairs:
-        if name in members:
-            raise _WrongLineError(f"{name!r} is there twice")
-        members[name] = value
     return members
